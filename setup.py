@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""Packaging of solo-learn-sparse: `solo` (the method zoo) and `sparse_ext` (sparse encoders)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+EXTRAS = {
+    "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
+    "umap": ["umap-learn", "matplotlib", "seaborn", "pandas"],
+    "h5": ["h5py"],
+    "export": ["onnx", "onnxruntime"],
+    "tensorboard": ["tensorboard"],
+    "test": ["pytest>=8", "hypothesis", "ruff", "mypy", "h5py", "umap-learn", "seaborn", "pandas"],
+    "docs": ["mkdocs"],
+}
+EXTRAS["test"] += EXTRAS["dali"]
+EXTRAS["all"] = sorted({package for extra in EXTRAS.values() for package in extra})
+
+setup(
+    name="solo-learn-sparse",
+    version="0.1.0",
+    description="Self-supervised learning of sparse vision encoders, drop-in for solo-learn",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["solo", "solo.*", "sparse_ext", "sparse_ext.*"]),
+    py_modules=["main_pretrain", "main_linear", "main_knn", "main_umap"],
+    package_data={"solo": ["data/dataset_subset/*.txt"], "sparse_ext": ["report/*.html"]},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "lightning>=2.6",
+        "timm>=1.0.20",
+        "torchmetrics>=1.4",
+        "hydra-core>=1.3",
+        "omegaconf>=2.3",
+        "einops>=0.8",
+        "safetensors>=0.4",
+        "scikit-learn>=1.4",
+        "matplotlib>=3.8",
+        "wandb>=0.17",
+        "tqdm",
+    ],
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": [
+            "solo-pretrain=main_pretrain:main",
+            "solo-linear=main_linear:main",
+            "solo-knn=main_knn:main",
+            "solo-umap=main_umap:main",
+        ],
+        "solo.extensions": ["sparse_ext=sparse_ext.extension:register"],
+    },
+)

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: MIT
+"""sparse_ext: encoders that become sparse while they train, on top of `solo`."""
+
+from importlib import import_module
+
+_LAZY = {"enable": "sparse_ext.extension", "sparsify": "sparse_ext.extension"}
+__all__ = [*_LAZY]
+
+
+def __getattr__(name):
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    try:
+        return import_module(f"sparse_ext.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"sparse_ext.{name}":
+            raise
+        raise AttributeError(f"module 'sparse_ext' has no attribute '{name}'") from None
