@@ -170,7 +170,8 @@ def _check_k(k: int, available: int, names: list[str]) -> None:
     if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= available:
         where = ", ".join(names) or "nothing"
         raise ConfigError(
-            f"Cannot keep k={k!r} of {available} eligible entries of {where}: k must be an integer from 0 to {available}."
+            f"Cannot keep k={k!r} of {available} eligible entries of {where}: "
+            f"k must be an integer from 0 to {available}."
         )
 
 
