@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sparse_ext.config import CSIConfig
+from sparse_ext.distributed import share_value
 
 WARMUP_EPOCHS = 10
 WARMUP_SHARE = 0.05
@@ -48,6 +49,14 @@ class Comparison(NamedTuple):
         room = self.chance - self.gap
         above = self.inconsistency - self.gap
         return above / room if room > SLACK else 0.0
+
+    def agreed(self) -> Comparison:
+        """Rank 0's numbers, so that all ranks decide alike."""
+        return self._replace(
+            inconsistency=share_value(self.inconsistency),
+            gap=share_value(self.gap),
+            chance=share_value(self.chance),
+        )
 
 
 def compare(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Comparison:

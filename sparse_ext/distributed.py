@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Masks must be equal on all ranks: computed everywhere, compared, and shared by rank 0.
 
-All three functions do nothing in a run with one process.
+All functions do nothing in a run with one process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def check_equal(checksum: int, what: str, device: torch.device) -> None:
+def device() -> torch.device:
+    """Where tensors must be for the collectives of the current backend."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def check_equal(checksum: int, what: str) -> None:
     """Compare a signed 64-bit number between ranks.
 
     Raises:
@@ -32,7 +37,7 @@ def check_equal(checksum: int, what: str, device: torch.device) -> None:
     """
     if world_size() == 1:
         return
-    mine = torch.tensor([checksum], dtype=torch.int64, device=device)
+    mine = torch.tensor([checksum], dtype=torch.int64, device=device())
     everyone = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(everyone, mine)
     values = torch.cat(everyone).tolist()
@@ -50,17 +55,16 @@ def share(tensors: Iterable[Tensor]) -> None:
         return
     for tensor in tensors:
         plain = tensor.to(torch.uint8) if tensor.dtype is torch.bool else tensor
-        buffer = plain.detach().contiguous().clone()
+        buffer = plain.detach().to(device()).contiguous().clone()
         dist.broadcast(buffer, src=0)
         with torch.no_grad():
             tensor.copy_(buffer)
 
 
-def share_value(value: float, device: torch.device) -> float:
+def share_value(value: float) -> float:
     """Rank 0's number."""
     if world_size() == 1:
         return value
-    buffer = torch.tensor([value], dtype=torch.float32 if device.type == "mps" else torch.float64)
-    buffer = buffer.to(device)
+    buffer = torch.tensor([value], dtype=torch.float64, device=device())
     dist.broadcast(buffer, src=0)
     return buffer.item()

@@ -8,10 +8,12 @@ the *latents* (stored weight + shadow) keeps both on the same dense trajectory.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from solo.utils.momentum import MomentumUpdater
 from sparse_ext.encoder import masked_layers
@@ -47,24 +49,64 @@ class MaskedEMA(MomentumUpdater):
         """Advance the schedule of the rate."""
         self.inner.update_tau(*args, **kwargs)
 
-    @torch.no_grad()
     def update(self, online_net: nn.Module, momentum_net: nn.Module) -> None:
-        """Move `momentum_net` towards `online_net`; masked layers by the chosen mode.
+        """Move `momentum_net` towards `online_net`; masked layers by the chosen mode."""
+        with masks_respected(online_net, momentum_net, self.mode):
+            self.inner.update(online_net, momentum_net)
 
-        With disjoint supports of weight and shadow, the average of latents is the average of the
-        stored weights plus the average of the shadows.
-        """
-        online, momentum = masked_layers(online_net), masked_layers(momentum_net)
-        pairs = [(online[name], layer) for name, layer in momentum.items() if name in online]
-        held = [m.weight.clone() for _, m in pairs] if self.mode == "hold" else [None] * len(pairs)
-        self.inner.update(online_net, momentum_net)
-        for (student, teacher), before in zip(pairs, held, strict=True):
-            if self.mode == "latent":
-                teacher.shadow.lerp_(student.shadow, 1 - self.cur_tau)
-                latent = teacher.shadow.add_(teacher.weight)
-                teacher.weight.copy_(latent)
-                latent.masked_fill_(teacher.mask, 0)
-            elif before is not None:
-                both = student.mask & teacher.mask
-                teacher.weight.copy_(torch.where(both, teacher.weight, before))
-            teacher.weight.masked_fill_(~teacher.mask, 0)
+
+class MaskedHook:
+    """Stands in for a hook of a module that averages its momentum encoder by itself.
+
+    Args:
+        module: has a `backbone` and a `momentum_backbone`.
+        name: of its hook.
+        mode: as for `MaskedEMA`.
+    """
+
+    def __init__(self, module: Any, name: str, mode: str) -> None:
+        self.module = module
+        self.name = name
+        self.mode = mode
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.module
+        with masks_respected(module.backbone, module.momentum_backbone, self.mode):
+            return getattr(type(module), self.name)(module, *args, **kwargs)
+
+
+@contextmanager
+def masks_respected(online: nn.Module, momentum: nn.Module, mode: str) -> Iterator[None]:
+    """Whatever averages `momentum` towards `online` inside leaves the masks in force.
+
+    `latent`: inside, both networks show their latents (weight + shadow; their supports are
+    disjoint, so nothing is rounded). `hold`: weights move only where both masks are 1. `leaky`:
+    the stored weights move, zeros included.
+    """
+    students, teachers = masked_layers(online), masked_layers(momentum)
+    pairs = [(students[name], layer) for name, layer in teachers.items() if name in students]
+    before = [teacher.weight.detach().clone() for _, teacher in pairs] if mode == "hold" else []
+    if mode == "latent":
+        _show([layer for pair in pairs for layer in pair])
+    try:
+        yield
+    finally:
+        _hide(pairs, before, mode)
+
+
+@torch.no_grad()
+def _show(layers: list[Any]) -> None:
+    for layer in layers:
+        layer.weight.add_(layer.shadow)
+
+
+@torch.no_grad()
+def _hide(pairs: list[tuple[Any, Any]], before: list[Tensor], mode: str) -> None:
+    for i, (student, teacher) in enumerate(pairs):
+        if mode == "latent":
+            student.apply_mask()
+            torch.mul(teacher.weight, ~teacher.mask, out=teacher.shadow)
+        elif mode == "hold":
+            both = student.mask & teacher.mask
+            teacher.weight.copy_(torch.where(both, teacher.weight, before[i]))
+        teacher.apply_mask()

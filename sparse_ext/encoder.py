@@ -92,6 +92,23 @@ class Encoder:
                 layer.weight.grad.masked_fill_(~layer.mask, 0)
 
     @torch.no_grad()
+    def average_gradients(self, momentum: float, finite: Tensor) -> None:
+        """score <- momentum * score + (1 - momentum) * |gradient|, unless not `finite`.
+
+        Args:
+            finite: 0-dim bool. Off the CPU it is not waited for.
+        """
+        if finite.device.type == "cpu" and not finite:
+            return
+        for layer in self.layers.values():
+            if layer.weight.grad is None:
+                continue
+            magnitude = layer.weight.grad.abs().to(layer.score.dtype)
+            if finite.device.type != "cpu":
+                magnitude = torch.where(finite, magnitude, layer.score)
+            layer.score.lerp_(magnitude, 1 - momentum)
+
+    @torch.no_grad()
     def project(self, optimizer: Optimizer | None = None) -> None:
         """Pruned weights and their optimizer state become zero (I1, I3)."""
         for layer in self.layers.values():

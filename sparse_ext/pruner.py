@@ -71,6 +71,11 @@ class Pruner:
     scores_gradients: ClassVar[bool] = False
     regrow_init: str = "zero"
 
+    @classmethod
+    def keeps_latents(cls, config: Any, shared: bool) -> bool:
+        """Whether the last values of pruned weights are kept, in `shadow` buffers."""
+        return not shared and config.ema_mode == "latent"
+
     def __init__(
         self,
         config: Any,
@@ -127,6 +132,16 @@ class Pruner:
     def due(self) -> bool:
         """Whether masks change after the step under way."""
         return self.ramp is not None and self.ramp.due(self.t)
+
+    def observe(self, finite: Tensor) -> None:
+        """Look at the dense, averaged, unscaled gradients of the step under way.
+
+        Only called when `scores_gradients`.
+
+        Args:
+            finite: 0-dim bool on the gradients' device; False if any of them is NaN or infinite,
+                and then the step does not count.
+        """
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Called after epoch `epoch` (1-based); returns figures to log."""

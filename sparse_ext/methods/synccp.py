@@ -14,6 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+from torch.optim import Optimizer
+
 from sparse_ext import allocation, maskfile
 from sparse_ext.csi import CSI, compare
 from sparse_ext.encoder import Encoder
@@ -27,6 +30,11 @@ class SyncCP(Pruner):
     """SyncS, CSI and prune-and-regrow by the averaged gradient."""
 
     scores_gradients = True
+
+    @classmethod
+    def keeps_latents(cls, config: Any, shared: bool) -> bool:
+        """Always: CSI ranks latents, and regrown weights start from them."""
+        return True
 
     @property
     def regrow_init(self) -> str:  # type: ignore[override]
@@ -58,7 +66,7 @@ class SyncCP(Pruner):
         if epoch is None:
             return None
         step = epoch * self.clock.steps_per_epoch
-        if step + self.period <= self.t_end:
+        if epoch == 0 or step + self.period <= self.t_end:
             return step
         fixed = self.csi.config.fixed_epoch
         if fixed is None or fixed < 1:
@@ -77,7 +85,7 @@ class SyncCP(Pruner):
             other = MaskSet(self.smallest_out(self.momentum, self.config.momentum[1]))
         else:
             other, self.previous = self.previous, mine
-        seen = None if other is None else self.agreed(compare(mine, other))
+        seen = None if other is None else compare(mine, other).agreed()
         reason = self.csi.decide(epoch, seen)
         if reason:
             self._fire(reason)
@@ -97,12 +105,16 @@ class SyncCP(Pruner):
         if self.ramp.n < SHORT_RAMP:
             log.warning("Only %d updates: consider a longer run.", self.ramp.n)
 
+    def after_step(self, optimizer: Optimizer | None = None) -> bool:
+        """As the base class; in a run of so few epochs that none ends in time, fire in between."""
+        if self._ramps and self.ramp is None and self.t == self.fires_at:
+            self._fire("deadline")
+        return super().after_step(optimizer)
+
     # -- masks ------------------------------------------------------------------------------
 
     def due(self) -> bool:
         """From the start of the ramp on; after its end only with `regrow_after_ramp`."""
-        if self._ramps and self.ramp is None and self.t == self.fires_at:
-            self._fire("deadline")  # a run of so few epochs that none ends in time
         if not super().due() or self.ramp is None:
             return False
         return self.config.regrow_after_ramp or self.t <= self.ramp.end
@@ -124,6 +136,10 @@ class SyncCP(Pruner):
         """Magnitude only, every position eligible (section 5.5)."""
         pruned = self.smallest_out(encoder, sparsity)
         return self.regrow(encoder, pruned) if self.config.offline_regrow else pruned
+
+    def observe(self, finite: Tensor) -> None:
+        """score <- gamma * score + (1 - gamma) * |gradient| (Eq. 17)."""
+        self.online.average_gradients(self.config.score_momentum, finite)
 
     def regrow(self, encoder: Encoder, pruned: Masks) -> Masks:
         """Drop and regrow by the online encoder's averaged gradient; budgets stay as they are."""
