@@ -90,7 +90,8 @@ class PruningCallback(Callback):
             install_ema(pl_module, self.config.ema_mode)
         ignore_in_ddp(pl_module)
         # epoch ends are counted before anyone else's hook may write a checkpoint of that epoch
-        trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]
+        others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the pruner and, unless this is a resumed run, apply the initial masks."""
@@ -212,8 +213,7 @@ class _Callbacks:
 
     def __call__(self) -> list[Callback]:
         own = type(self.module).configure_callbacks(self.module)
-        own = list(own) if isinstance(own, (list, tuple)) else [own]
-        return [*own, self.callback]
+        return [*([own] if isinstance(own, Callback) else own), self.callback]
 
 
 def attach(module: LightningModule, config: SparseConfig) -> PruningCallback:
@@ -258,7 +258,7 @@ def install_ema(module: LightningModule, mode: str) -> None:
             hook = MaskedHook(module, "on_train_batch_end", mode)
             module.on_train_batch_end = hook  # type: ignore[method-assign]
     elif not isinstance(updater, MaskedEMA):
-        module.momentum_updater = MaskedEMA(updater, mode)
+        module.momentum_updater = MaskedEMA(updater, mode)  # type: ignore[assignment]
 
 
 def ignore_in_ddp(module: LightningModule) -> None:
@@ -266,7 +266,7 @@ def ignore_in_ddp(module: LightningModule) -> None:
     names = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
     for prefix, child in module.named_modules():
         if isinstance(child, Masked):
-            names |= {f"{prefix}.{name}" for name, _ in child.named_buffers(recurse=False)}
+            names |= {f"{prefix}.{name}" for name in child._buffers}  # type: ignore[attr-defined]
     module._ddp_params_and_buffers_to_ignore = sorted(names)  # type: ignore[assignment]
 
 

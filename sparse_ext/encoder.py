@@ -20,6 +20,7 @@ from sparse_ext import patch as patching
 from sparse_ext.config import SparseConfig
 from sparse_ext.layers import MASKED_TYPES, Masked
 from sparse_ext.masks import MaskSet, apply_new
+from sparse_ext.scorers import ema_gradient_
 from sparse_ext.select import select
 
 SIDE_BUFFERS = ("shadow", "score")
@@ -91,22 +92,11 @@ class Encoder:
             if layer.weight.grad is not None:
                 layer.weight.grad.masked_fill_(~layer.mask, 0)
 
-    @torch.no_grad()
     def average_gradients(self, momentum: float, finite: Tensor) -> None:
-        """score <- momentum * score + (1 - momentum) * |gradient|, unless not `finite`.
-
-        Args:
-            finite: 0-dim bool. Off the CPU it is not waited for.
-        """
-        if finite.device.type == "cpu" and not finite:
-            return
-        for layer in self.layers.values():
-            if layer.weight.grad is None:
-                continue
-            magnitude = layer.weight.grad.abs().to(layer.score.dtype)
-            if finite.device.type != "cpu":
-                magnitude = torch.where(finite, magnitude, layer.score)
-            layer.score.lerp_(magnitude, 1 - momentum)
+        """Move the scores towards |gradient| (see `scorers.ema_gradient_`)."""
+        graded = [m for m in self.layers.values() if m.weight.grad is not None]
+        scores, grads = [m.score for m in graded], [m.weight.grad for m in graded]
+        ema_gradient_(scores, grads, momentum, finite)
 
     @torch.no_grad()
     def project(self, optimizer: Optimizer | None = None) -> None:

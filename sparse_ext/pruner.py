@@ -159,8 +159,9 @@ class Pruner:
     def sparsities(self) -> list[float]:
         """Scheduled sparsity per encoder at this step: the same index for both (Eq. 10-12)."""
         index, n = (0, 1) if self.ramp is None else (self.ramp.index(self.t), self.ramp.n)
-        pairs = [(self.config.initial, self.config.final), self.config.momentum]
-        return [cubic(*pair, index, n) for pair in pairs[: len(self.encoders)]]
+        ends = [(self.config.initial, self.config.final), self.config.momentum]
+        chosen = ends[: len(self.encoders)]
+        return [cubic(first, last, index, n) for first, last in chosen]
 
     def smallest_out(
         self, encoder: Encoder, sparsity: float, eligible: Mapping[str, Tensor] | None = None

@@ -81,10 +81,11 @@ class SyncCP(Pruner):
         if not self._ramps or self.ramp is not None:
             return self._figures()
         mine = MaskSet(self.smallest_out(self.online, self.config.final))
+        other = self.previous
         if self.momentum is not None:
             other = MaskSet(self.smallest_out(self.momentum, self.config.momentum[1]))
         else:
-            other, self.previous = self.previous, mine
+            self.previous = mine
         seen = None if other is None else compare(mine, other).agreed()
         reason = self.csi.decide(epoch, seen)
         if reason:
