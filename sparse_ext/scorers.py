@@ -45,8 +45,8 @@ def ema_gradient_(scores: Sequence[Tensor], grads: Sequence[Tensor], history: fl
     if not scores:
         return
     new = torch._foreach_abs([_wide(grad) for grad in grads])
-    torch._foreach_mul_(scores, history)
-    torch._foreach_add_(scores, new, alpha=1 - history)
+    torch._foreach_mul_(list(scores), history)
+    torch._foreach_add_(list(scores), new, alpha=1 - history)
 
 
 def snip(weight: Tensor, grad: Tensor) -> Tensor:
