@@ -29,7 +29,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["solo", "solo.*", "sparse_ext", "sparse_ext.*"]),
     py_modules=["main_pretrain", "main_linear", "main_knn", "main_umap"],
-    package_data={"solo": ["data/dataset_subset/*.txt"], "sparse_ext": ["report/*.html"]},
+    package_data={"solo": ["recipes/**/*.yaml", "data/dataset_subset/*.txt"], "sparse_ext": ["report/*.html"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

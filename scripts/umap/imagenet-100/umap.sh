@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# bash scripts/umap/imagenet-100/umap.sh CHECKPOINT_DIR [--option value ...]     the folder that holds args.json
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
+exec "${PYTHON:-python3}" "$root/main_umap.py" \
+    --dataset imagenet100 \
+    --train_data_path ./datasets/imagenet-100/train \
+    --val_data_path ./datasets/imagenet-100/val \
+    --batch_size 256 \
+    --num_workers 4 \
+    --pretrained_checkpoint_dir "${1:?which checkpoint folder?}" "${@:2}"

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: MIT
+"""Views of unlabelled images for self-supervised pretraining (torchvision on the CPU).
+
+A batch is `[indexes, [view, ...], targets]`: views are (N, 3, crop_size, crop_size) floats, the
+targets -1 where an image has no label.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageFilter, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as T
+from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
+
+from solo.data.augmentations import STRENGTHS, checked_augmentation
+from solo.data.digits import DigitsDataset
+from solo.data.images import read_image
+from solo.data.loading import make_loader
+from solo.data.sources import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PRETRAIN_STATS,
+    default_data_path,
+    image_files,
+    image_folder,
+    named_torchvision,
+    require_dataset,
+    require_folder,
+    require_format,
+    take_fraction,
+)
+from solo.errors import ConfigError, DataError
+
+TRAIN_KEY = "data.train_path"
+
+
+@cache
+def dataset_with_index(DatasetClass: type[Dataset]) -> type[Dataset]:
+    """A subclass of `DatasetClass` whose items are `(index, *item)`."""
+
+    class DatasetWithIndex(DatasetClass):
+        def __getitem__(self, index):
+            return (index, *super().__getitem__(index))
+
+        def __reduce__(self):  # a local class cannot be pickled by name (spawned workers)
+            return _unpickle_with_index, (DatasetClass,), self.__dict__
+
+    return DatasetWithIndex
+
+
+def _unpickle_with_index(DatasetClass: type[Dataset]) -> Dataset:
+    cls = dataset_with_index(DatasetClass)
+    return cls.__new__(cls)
+
+
+class CustomDatasetWithoutLabels(Dataset):
+    """The images of one flat folder; items are `(image, -1)`.
+
+    Args:
+        root: folder with image files; other files in it are passed over.
+        transform: applied to the PIL image.
+
+    Attributes:
+        images: file names, sorted, so that all ranks agree on the indexes.
+
+    Raises:
+        DataError: the folder is missing or holds no images.
+    """
+
+    def __init__(self, root: str | Path, transform: Callable | None = None):
+        self.root = require_folder(root, TRAIN_KEY)
+        self.transform = transform
+        self.images = image_files(self.root)
+        if not self.images:
+            holds = "only folders" if any(self.root.iterdir()) else "nothing"
+            raise DataError(
+                f"{TRAIN_KEY}: '{root}' holds {holds}, no images. With data.no_labels=True the "
+                "images lie directly in the folder; with class folders leave no_labels out."
+            )
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = read_image(self.root / self.images[index])
+        return (self.transform(image) if self.transform else image), -1
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class GaussianBlur:
+    """Blur a PIL image with a radius drawn uniformly from `sigma` (SimCLR, appendix A).
+
+    Args:
+        sigma: smallest and largest radius in pixels; (0.1, 2.0) when None.
+    """
+
+    def __init__(self, sigma: Sequence[float] | None = None):
+        self.sigma = [0.1, 2.0] if sigma is None else sigma
+
+    def __call__(self, img: Image.Image) -> Image.Image:
+        return img.filter(ImageFilter.GaussianBlur(radius=random.uniform(*self.sigma)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(sigma={list(self.sigma)})"
+
+
+class Solarization:
+    """Invert all pixels from 128 up (BYOL, appendix B)."""
+
+    def __call__(self, img: Image.Image) -> Image.Image:
+        return ImageOps.solarize(img)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Equalization:
+    """Equalise the histogram of each channel."""
+
+    def __call__(self, img: Image.Image) -> Image.Image:
+        return ImageOps.equalize(img)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class NCropAugmentation:
+    """Draw `num_crops` views of an image from one pipeline.
+
+    Args:
+        transform: pipeline from a PIL image to a tensor.
+        num_crops: number of views.
+    """
+
+    def __init__(self, transform: Callable, num_crops: int):
+        self.transform = transform
+        self.num_crops = num_crops
+
+    def __call__(self, x: Image.Image) -> list[Tensor]:
+        return [self.transform(x) for _ in range(self.num_crops)]
+
+    def __repr__(self) -> str:
+        return f"{self.num_crops} x [{self.transform}]"
+
+
+class FullTransformPipeline:
+    """The views of several pipelines, one after the other, in one list."""
+
+    def __init__(self, transforms: Sequence[Callable]) -> None:
+        self.transforms = transforms
+
+    def __call__(self, x: Image.Image) -> list[Tensor]:
+        return [view for transform in self.transforms for view in transform(x)]
+
+    def __repr__(self) -> str:
+        return "\n".join(str(transform) for transform in self.transforms)
+
+
+def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
+    """The augmentation pipeline of one entry of `augmentations`.
+
+    Args:
+        dataset: its name decides mean and standard deviation; a dataset without its own uses the
+            entry's `mean` and `std`, or else those of ImageNet.
+        cfg: the entry, see `solo.data.augmentations`.
+
+    Returns:
+        Compose from a PIL image to a (3, crop_size, crop_size) tensor.
+
+    Raises:
+        ConfigError: the entry has an unknown key or a bad value.
+    """
+    entry = checked_augmentation(cfg)
+    mean, std = PRETRAIN_STATS.get(
+        dataset, (entry.get("mean", IMAGENET_MEAN), entry.get("std", IMAGENET_STD))
+    )
+    jitter = [entry["color_jitter"].get(strength) or 0 for strength in STRENGTHS]
+    optional = [
+        (T.RandomApply, [T.ColorJitter(*jitter)], "color_jitter"),
+        (T.RandomGrayscale, None, "grayscale"),
+        (T.RandomApply, [GaussianBlur()], "gaussian_blur"),
+        (T.RandomApply, [Solarization()], "solarization"),
+        (T.RandomApply, [Equalization()], "equalization"),
+        (T.RandomHorizontalFlip, None, "horizontal_flip"),
+    ]
+    steps: list[Callable] = [_crop(entry)]
+    for op, inner, section in optional:
+        prob = entry[section]["prob"]
+        if prob:
+            steps.append(op(inner, p=prob) if inner else op(p=prob))
+    return T.Compose([*steps, T.ToTensor(), T.Normalize(mean=tuple(mean), std=tuple(std))])
+
+
+def _crop(entry: Mapping[str, Any]) -> Callable:
+    size, rrc = entry["crop_size"], entry["rrc"]
+    bicubic = T.InterpolationMode.BICUBIC
+    if not rrc["enabled"]:
+        return T.Resize(size, interpolation=bicubic)
+    scale = (rrc["crop_min_scale"], rrc["crop_max_scale"])
+    return T.RandomResizedCrop(size, scale=scale, interpolation=bicubic)
+
+
+def prepare_n_crop_transform(
+    transforms: Sequence[Callable], num_crops_per_aug: Sequence[int]
+) -> FullTransformPipeline:
+    """All views of an image: `num_crops_per_aug[i]` from `transforms[i]`.
+
+    Raises:
+        ConfigError: the two lists differ in length.
+    """
+    if len(transforms) != len(num_crops_per_aug):
+        raise ConfigError(
+            f"{len(transforms)} augmentation pipelines but {len(num_crops_per_aug)} crop counts."
+        )
+    pairs = zip(transforms, num_crops_per_aug, strict=True)
+    return FullTransformPipeline([NCropAugmentation(t, n) for t, n in pairs])
+
+
+def prepare_datasets(
+    dataset: str,
+    transform: Callable,
+    train_data_path: str | Path | None = None,
+    data_format: str | None = "image_folder",
+    no_labels: bool | None = False,
+    download: bool = True,
+    data_fraction: float = -1.0,
+) -> Dataset:
+    """The training set of a dataset, items `(index, transform(image), target)`.
+
+    Args:
+        dataset: cifar10, cifar100, stl10 (train and unlabelled), imagenet, imagenet100, custom or
+            digits.
+        transform: from a PIL image to a list of views.
+        train_data_path: folder, or H5 file when `data_format` is `h5`; inside the package when
+            None.
+        data_format: `image_folder` or `h5` (imagenet, imagenet100 and custom).
+        no_labels: custom only: the images lie in one flat folder, targets are -1.
+        download: fetch cifar and stl10 when they are missing.
+        data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
+
+    Raises:
+        ConfigError: unknown dataset or format, or a fraction out of range.
+        DataError: the data is missing or unreadable.
+    """
+    require_dataset(dataset)
+    path = default_data_path() if train_data_path is None else Path(train_data_path)
+    if dataset in ("cifar10", "cifar100"):
+        cls = dataset_with_index(CIFAR10 if dataset == "cifar10" else CIFAR100)
+        kwargs = {"train": True, "transform": transform}
+        built = named_torchvision(dataset, path, download, TRAIN_KEY, cls, **kwargs)
+    elif dataset == "stl10":
+        cls = dataset_with_index(STL10)
+        kwargs = {"split": "train+unlabeled", "transform": transform}
+        built = named_torchvision(dataset, path, download, TRAIN_KEY, cls, **kwargs)
+    elif dataset == "digits":
+        built = dataset_with_index(DigitsDataset)(train=True, transform=transform)
+    elif require_format(data_format) == "h5":
+        from solo.data.h5_dataset import H5Dataset
+
+        built = dataset_with_index(H5Dataset)(dataset, path, transform)
+    elif dataset == "custom" and no_labels:
+        built = dataset_with_index(CustomDatasetWithoutLabels)(path, transform)
+    else:
+        built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder))
+    return take_fraction(built, data_fraction)
+
+
+def prepare_dataloader(
+    train_dataset: Dataset, batch_size: int = 64, num_workers: int = 4
+) -> DataLoader:
+    """A shuffling loader that drops the last, incomplete batch.
+
+    Args:
+        train_dataset: from `prepare_datasets`.
+        batch_size: images per batch and per process.
+        num_workers: loader processes; they stay alive between epochs.
+
+    Raises:
+        ConfigError: the dataset does not fill one batch, so that no step would ever run.
+    """
+    if len(train_dataset) < batch_size:
+        raise ConfigError(
+            f"optimizer.batch_size={batch_size} is larger than the training set "
+            f"({len(train_dataset)} images), so no batch would ever be full."
+        )
+    return make_loader(train_dataset, batch_size, num_workers, shuffle=True, drop_last=True)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+"""Where images come from: the named datasets, image folders, fractions of them, and their errors.
+
+Shared by `pretrain_dataloader` and `classification_dataloader`. Every error that depends on
+something the user typed names the configuration key that holds it (`key`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+from torchvision import datasets as tv
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from solo.data.digits import DIGITS_MEAN, DIGITS_STD
+from solo.data.images import read_image
+from solo.errors import ConfigError, DataError, did_you_mean
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom", "digits")
+DATA_FORMATS = ("image_folder", "h5", "dali")
+
+# Channel mean and standard deviation while pretraining, as solo-learn has them.
+PRETRAIN_STATS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "stl10": ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)),
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "imagenet100": (IMAGENET_MEAN, IMAGENET_STD),
+    "digits": (DIGITS_MEAN, DIGITS_STD),
+}
+
+
+def default_data_path() -> Path:
+    """`datasets` inside the package: where data goes when no path is given."""
+    return Path(__file__).resolve().parent.parent / "datasets"
+
+
+def require_dataset(dataset: str) -> str:
+    """`dataset` itself if it is supported.
+
+    Raises:
+        ConfigError: it is not; the message has the nearest name.
+    """
+    if dataset not in DATASETS:
+        raise ConfigError(
+            f"data.dataset: '{dataset}' is not supported. {did_you_mean(dataset, DATASETS)}"
+        )
+    return dataset
+
+
+def require_format(data_format: str | None) -> str:
+    """The data format, `image_folder` when none is given.
+
+    Raises:
+        ConfigError: it is unknown; the message has the nearest name.
+    """
+    data_format = data_format or "image_folder"
+    if data_format not in DATA_FORMATS:
+        raise ConfigError(
+            f"data.format: '{data_format}' is unknown. {did_you_mean(data_format, DATA_FORMATS)}"
+        )
+    return data_format
+
+
+def require_folder(path: str | os.PathLike, key: str) -> Path:
+    """`path` if it is a folder that can be listed.
+
+    Raises:
+        DataError: it is missing or a file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise DataError(f"{key}: '{path}' is a file, a folder is needed.")
+    parent = path.parent
+    names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    hint = did_you_mean(path.name, names) if names else f"'{parent}' does not exist either."
+    hint = hint.replace("Valid names:", f"Folders in '{parent}':")
+    raise DataError(f"{key}: there is no folder '{path}' (from {Path.cwd()}). {hint}")
+
+
+def image_files(folder: Path) -> list[str]:
+    """Names of the image files directly in `folder`, sorted; hidden files do not count."""
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(IMG_EXTENSIONS)
+            and not entry.name.startswith(".")
+            and entry.is_file()
+        )
+
+
+def image_folder(
+    path: str | os.PathLike,
+    transform: Callable | None,
+    key: str,
+    cls: type[tv.ImageFolder] = tv.ImageFolder,
+) -> tv.ImageFolder:
+    """A torchvision ImageFolder (`<path>/<class>/<image>`) whose reader names broken files.
+
+    Args:
+        path: the folder.
+        transform: applied to each PIL image.
+        key: configuration key that holds `path`, for messages.
+        cls: ImageFolder or a subclass.
+
+    Raises:
+        DataError: the folder is missing, has no class folders, or has an empty one.
+    """
+    folder = require_folder(path, key)
+    classes = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    if not classes:
+        raise DataError(f"{key}: {_why_no_classes(folder)}")
+    try:
+        return cls(str(folder), transform, loader=read_image)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{key}: some class folders of '{folder}' hold no images: {error}"
+        ) from None
+
+
+def _why_no_classes(folder: Path) -> str:
+    if image_files(folder):
+        return (
+            f"'{folder}' holds images but no class folders. For images without labels set "
+            "data.no_labels=True; otherwise sort them into one folder per class."
+        )
+    return f"'{folder}' is empty: expected <class>/<image> inside."
+
+
+def named_torchvision(
+    dataset: str, path: str | os.PathLike, download: bool, key: str, cls: type, **kwargs: Any
+) -> Dataset:
+    """Build a torchvision dataset (`cls`), downloading it if asked.
+
+    Raises:
+        DataError: it is not there and could not be downloaded.
+    """
+    try:
+        return cls(str(path), download=download, **kwargs)
+    except (RuntimeError, OSError) as error:
+        action = "and could not be downloaded" if download else "and downloading is off"
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{key}: {dataset} is not in '{path}' {action} ({reason}). Put torchvision's "
+            f"extracted files there, or choose a dataset that needs none (data.dataset=digits)."
+        ) from None
+
+
+def require_fraction(data_fraction: float | None) -> float | None:
+    """The fraction if one is asked for, None for the whole dataset (None or -1).
+
+    Raises:
+        ConfigError: it is neither -1 nor between 0 and 1.
+    """
+    if data_fraction is None or data_fraction == -1:
+        return None
+    if not 0 < data_fraction < 1:
+        raise ConfigError(
+            f"data.fraction={data_fraction} is out of range: use a number between 0 and 1 "
+            "(both excluded), or -1 for the whole dataset."
+        )
+    return float(data_fraction)
+
+
+def fraction_indices(n: int, labels: Sequence[int] | None, fraction: float) -> np.ndarray:
+    """Positions of a fixed random part of `n` items, stratified by `labels` when given.
+
+    Same draw as solo-learn: scikit-learn's `train_test_split` with `random_state=42`.
+
+    Raises:
+        ConfigError: the fraction cannot be drawn from so few items or classes.
+    """
+    from sklearn.model_selection import train_test_split
+
+    try:
+        kept, _ = train_test_split(
+            np.arange(n), train_size=fraction, stratify=labels, random_state=42
+        )
+    except ValueError as error:
+        raise ConfigError(f"data.fraction={fraction} cannot be drawn: {error}") from None
+    return kept
+
+
+def take_fraction(dataset: Dataset, data_fraction: float | None) -> Dataset:
+    """Keep a fixed random part of `dataset`, in place; see `fraction_indices`.
+
+    Understands `.samples` (image folders), `.images` (no labels), H5 files and the array datasets
+    of torchvision (`.data` with `.targets` or `.labels`).
+    """
+    fraction = require_fraction(data_fraction)
+    if fraction is None:
+        return dataset
+    labels = item_labels(dataset)
+    kept = fraction_indices(len(dataset), labels, fraction)
+    for name in ("samples", "imgs", "images", "targets", "labels", "data", "_data", "originals"):
+        value = getattr(dataset, name, None)
+        if isinstance(value, np.ndarray) and len(value) == len(labels or value):
+            setattr(dataset, name, value[kept])
+        elif isinstance(value, list):
+            setattr(dataset, name, [value[i] for i in kept])
+    return dataset
+
+
+def item_labels(dataset: Dataset) -> list[int] | None:
+    """Labels of all items without reading an image, or None if the dataset has none."""
+    for name in ("samples", "_data"):
+        if isinstance(getattr(dataset, name, None), list):
+            return [int(item[-1]) for item in getattr(dataset, name)]
+    for name in ("targets", "labels"):
+        if getattr(dataset, name, None) is not None:
+            return [int(label) for label in getattr(dataset, name)]
+    return None

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: MIT
+"""MoCo v3 (Chen et al. 2021, algorithm 1): InfoNCE within the batch of all processes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from solo.utils.misc import concat_all_gather_no_grad, get_rank
+
+
+def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:
+    """`2 T` times the cross entropy that picks each query's key; no gradient into the keys.
+
+    Args:
+        query: predictions of one view, (N, D).
+        key: momentum projections of the other view, (N, D).
+        temperature: T, divides the cosine similarities.
+    """
+    query = F.normalize(query, dim=-1)
+    keys = concat_all_gather_no_grad(F.normalize(key.detach(), dim=-1))
+    logits = query @ keys.T / temperature
+    labels = torch.arange(len(query), device=query.device) + len(query) * get_rank()
+    return F.cross_entropy(logits, labels) * (2 * temperature)

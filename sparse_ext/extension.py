@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""What makes `+sparse=NAME` work behind every configuration, and `sparsify` on any module.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from solo import extensions
+from solo.errors import ConfigError
+from sparse_ext import config as schema
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule
+    from omegaconf import DictConfig
+    from torch import Tensor, nn
+
+    from sparse_ext.callback import PruningCallback
+
+TRAINING_ONLY = ("shadow", "score")
+
+
+class SparseExtension(extensions.Extension):
+    """Masked encoders (`sparse:`) for every method of `solo`."""
+
+    sections = ("sparse", "gating")
+
+    def parse(self, cfg: DictConfig) -> None:
+        """Check `cfg.sparse` and fill in its defaults, in place; None or absent means dense.
+
+        Raises:
+            ConfigError: see `sparse_ext.config.build`.
+        """
+        from omegaconf import open_dict
+
+        if cfg.get("gating") is not None:
+            raise ConfigError("gating: this version has no gating method; remove the section.")
+        section = _section(cfg)
+        if section is not None:
+            with open_dict(cfg):
+                cfg.sparse = schema.to_dict(schema.build(section))
+
+    def patch_backbone(self, backbone: nn.Module, cfg: DictConfig) -> nn.Module:
+        """Put masks (all ones) on the prunable layers of an encoder; weights are untouched."""
+        section = _section(cfg)
+        if section is None:
+            return backbone
+        from sparse_ext.pruner import patch
+
+        return patch(backbone, schema.build(section))
+
+    def callbacks(self, module: LightningModule, cfg: DictConfig) -> list[Callback]:
+        """The pruning callback of `module`: one per module, however often it is asked for."""
+        section = _section(cfg)
+        if section is None:
+            return []
+        from sparse_ext.callback import callback_of
+
+        return [callback_of(module, schema.build(section), seed=cfg.get("seed"))]
+
+    def rebuild(
+        self, backbone: nn.Module, state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]
+    ) -> nn.Module:
+        """Put masks on exactly those layers whose `<name>.mask` is in `state`.
+
+        Raises:
+            CheckpointError: if `state` masks a layer that this encoder does not have.
+        """
+        from sparse_ext.pruner import patch_named
+
+        masked = [key.removesuffix(".mask") for key in state if key.endswith(".mask")]
+        return patch_named(backbone, masked)
+
+    def training_state(self, state: Mapping[str, Tensor]) -> set[str]:
+        """Shadows and scores: buffers beside a mask that only training reads."""
+        masked = {key.removesuffix("mask") for key in state if key.endswith(".mask")}
+        return {prefix + name for prefix in masked for name in TRAINING_ONLY} & set(state)
+
+    def describe(self, backbone: nn.Module) -> dict[str, float]:
+        """Measured sparsity of `backbone`: over its prunable set, and over all its weights.
+
+        Returns:
+            `sparsity`, `backbone_sparsity`, `prunable_weights`, `kept_weights`; nothing if dense.
+
+        Raises:
+            CheckpointError: if a weight under a zero of its mask is not zero.
+        """
+        from sparse_ext.pruner import measured
+
+        return measured(backbone)
+
+
+def register() -> None:
+    """Make the extension and its Hydra groups known; twice changes nothing."""
+    extensions.register(SparseExtension())
+    schema.store()
+
+
+def enable(cfg: DictConfig) -> DictConfig:
+    """Check the sparse sections of a run's configuration and register the extension.
+
+    Args:
+        cfg: a configuration with `sparse: synccp` or `sparse: {name: synccp, final: 0.9}`.
+
+    Returns:
+        The same object, its sections complete.
+    """
+    register()
+    SparseExtension().parse(cfg)
+    return cfg
+
+
+def sparsify(
+    module: LightningModule, config: str | Mapping[str, Any] | schema.SparseConfig
+) -> PruningCallback:
+    """Make a built LightningModule train sparse: `sparse_ext.sparsify(model, "synccp")`.
+
+    Masks go on `module.backbone` and, if there is one, `module.momentum_backbone`. The callback
+    joins the module's own `configure_callbacks`, so it acts whether or not the Trainer is given it.
+
+    Args:
+        module: any LightningModule with a `backbone`; for `ema_mode: latent` with a momentum
+            encoder it updates that through `module.momentum_updater`, as the methods of solo do.
+        config: a method's name, a mapping with `name`, or one of `sparse_ext.config`'s classes.
+    """
+    from sparse_ext.callback import attach
+
+    return attach(module, schema.build(config))
+
+
+def _section(cfg: DictConfig) -> Any:
+    from omegaconf import OmegaConf
+
+    section = cfg.get("sparse")
+    if OmegaConf.is_config(section):
+        return OmegaConf.to_container(section, resolve=True)
+    return section
