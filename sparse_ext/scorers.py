@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""What a weight is worth: pure functions of tensors. A larger score is kept.
+
+Ranking belongs to `sparse_ext.allocation.keep_topk`, reduction over ranks to the caller: gradients
+that come in are averaged over all ranks already, and unscaled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from solo.errors import ConfigError
+
+
+def magnitude(weight: Tensor, shadow: Tensor | None = None) -> Tensor:
+    """|W| in float32 or wider, with `shadow` of the latent |W + shadow|."""
+    latent = weight.detach() if shadow is None else weight.detach() + shadow
+    return _wide(latent).abs()
+
+
+def gradient(grad: Tensor) -> Tensor:
+    """|g|, the instant score of RigL and GraNet."""
+    return _wide(grad.detach()).abs()
+
+
+@torch.no_grad()
+def ema_gradient_(scores: Sequence[Tensor], grads: Sequence[Tensor], history: float) -> None:
+    """score <- history * score + (1 - history) * |g|, in place (SyncCP Eq. 17).
+
+    Args:
+        scores: float32, one per layer.
+        grads: dense gradients of the same shapes.
+        history: weight of the past (gamma_h), in [0, 1). The paper prints 0.1; see A6.
+
+    Raises:
+        ConfigError: for `history` outside [0, 1).
+    """
+    if not 0 <= history < 1:
+        raise ConfigError(f"history={history!r}: the weight of past gradients lies in [0, 1).")
+    if not scores:
+        return
+    new = torch._foreach_abs([_wide(grad) for grad in grads])
+    torch._foreach_mul_(scores, history)
+    torch._foreach_add_(scores, new, alpha=1 - history)
+
+
+def snip(weight: Tensor, grad: Tensor) -> Tensor:
+    """|g * W|, the effect of a multiplicative mask on the loss (Lee et al., 2019, SNIP)."""
+    return (_wide(weight.detach()) * _wide(grad.detach())).abs()
+
+
+def grasp(weight: Tensor, hessian_gradient: Tensor) -> Tensor:
+    """W * (H g) (Wang et al., 2020, GraSP).
+
+    The paper scores -W * (H g) and removes the largest; this is its negative, so that the largest
+    are kept, as everywhere here.
+    """
+    return _wide(weight.detach()) * _wide(hessian_gradient.detach())
+
+
+def hessian_gradient(
+    losses: Iterable[Callable[[], Tensor]], weights: Sequence[Tensor]
+) -> list[Tensor]:
+    """H g per weight, with g the mean gradient and H the mean Hessian of the losses.
+
+    Each loss is evaluated twice and its graph freed in between, so memory is that of one batch
+    under double backward.
+
+    Args:
+        losses: functions that compute a scalar loss from `weights`, one per (half) batch. Divide
+            logits by the temperature inside (200 for labels, 1 for self-supervised losses).
+        weights: the prunable weights.
+    """
+    losses = list(losses)
+    mean = [torch.zeros_like(w) for w in weights]
+    for loss in losses:
+        for total, grad in zip(mean, torch.autograd.grad(loss(), weights), strict=True):
+            total += grad / len(losses)
+    products = [torch.zeros_like(w) for w in weights]
+    for loss in losses:
+        grads = torch.autograd.grad(loss(), weights, create_graph=True)
+        inner = torch.stack([(m * g).sum() for m, g in zip(mean, grads, strict=True)]).sum()
+        for total, part in zip(products, torch.autograd.grad(inner, weights), strict=True):
+            total += part / len(losses)
+    return products
+
+
+def random(shape: tuple[int, ...], seed: int, name: str, purpose: str, t: int = 0) -> Tensor:
+    """Uniform scores that depend on nothing but the arguments: no global state, no rank.
+
+    The same scores at another k give nested masks, and scores of all layers can be ranked together.
+
+    Args:
+        shape: shape of the scores (of the weight, or of its groups).
+        seed: the run's seed.
+        name: fully qualified name of the layer.
+        purpose: what the draw is for, e.g. `initial_mask`.
+        t: optimizer step.
+
+    Returns:
+        float64 on the CPU, in [0, 1); with 53 random bits ties do not occur in practice.
+    """
+    generator = torch.Generator().manual_seed(hash64(seed, name, purpose, t))
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def hash64(*parts: int | str) -> int:
+    """Signed 64-bit hash of numbers and strings, equal on every machine and Python version."""
+    text = json.dumps(parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least float32: half precision ties at 2^-11 relative."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
