@@ -1,0 +1,500 @@
+# SPDX-License-Identifier: MIT
+"""What every self-supervised method shares: encoder, online classifier, steps, momentum copy.
+
+A method declares `KWARGS` (its method_kwargs) and `HEADS` (its projectors and predictors) and
+writes its forward pass and its loss; parameter groups, momentum pairs, views, metrics and
+checkpoints follow from them here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from solo import extensions
+from solo.backbones import BACKBONES, build_encoder, features_dim
+from solo.errors import ConfigError, did_you_mean
+from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
+from solo.utils.lr_scheduler import static_lr
+from solo.utils.metrics import accuracy_at_k, weighted_mean
+from solo.utils.misc import get_world_size, omegaconf_select, set_default
+from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
+from solo.utils.views import encoding
+
+__all__ = ["BaseMethod", "BaseMomentumMethod", "static_lr"]
+
+_METHOD_DEFAULTS = {
+    "backbone.kwargs": {},
+    **DEFAULTS,
+    "knn_eval.enabled": False,
+    "knn_eval.k": 20,
+    "knn_eval.distance_func": "euclidean",
+    "method_kwargs": {},
+}
+_METHOD_REQUIRED = (
+    "method",
+    "backbone.name",
+    "data.dataset",
+    "data.num_large_crops",
+    "data.num_small_crops",
+    "optimizer.classifier_lr",
+    *REQUIRED_KEYS,
+)
+_MOMENTUM_DEFAULTS = {
+    "momentum.base_tau": 0.99,
+    "momentum.final_tau": 1.0,
+    "momentum.classifier": False,
+}
+
+
+class BaseMethod(OptimizationMixin, pl.LightningModule):
+    """Encoder with an online linear classifier that does not reach it with its gradient.
+
+    Attributes:
+        KWARGS: method_kwargs; a type stands for a required value of that type, anything else
+            is the default. None leaves method_kwargs unchecked.
+        IGNORED_KWARGS: method_kwargs that published recipes carry without effect.
+        HEADS: attribute name of each trained head to the extra keys of its parameter group.
+
+    Raises:
+        ConfigError: for a key that is missing, unknown or of the wrong type.
+    """
+
+    KWARGS: Mapping[str, Any] | None = None
+    IGNORED_KWARGS: frozenset[str] | set[str] = frozenset()
+    HEADS: Mapping[str, Mapping[str, Any]] = {}
+
+    _BACKBONES = BACKBONES
+    _ACCEPTED_SCHEDULERS = ("warmup_cosine", "step", "none")
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__()
+        cfg = self.add_and_assert_specific_cfg(cfg)
+        self.cfg = cfg
+        self.backbone_args: DictConfig = cfg.backbone.kwargs
+        self.backbone_name: str = cfg.backbone.name
+        self.base_model = BACKBONES.get(self.backbone_name)
+        self.backbone: nn.Module = build_encoder(cfg)
+        self.features_dim: int = features_dim(self.backbone)
+        self.num_classes: int = cfg.data.num_classes
+        self.classifier = nn.Linear(self.features_dim, self.num_classes)
+        self._read_optimization(cfg)
+        self.classifier_lr: float = cfg.optimizer.classifier_lr
+        if self.accumulate_grad_batches:
+            self.lr *= self.accumulate_grad_batches
+            self.classifier_lr *= self.accumulate_grad_batches
+            self.min_lr *= self.accumulate_grad_batches
+            self.warmup_start_lr *= self.accumulate_grad_batches
+        self.num_large_crops: int = cfg.data.num_large_crops
+        self.num_small_crops: int = cfg.data.num_small_crops
+        self.num_crops: int = self.num_large_crops + self.num_small_crops
+        self.multicrop: bool = self.num_small_crops != 0
+        self.knn_eval: bool = cfg.knn_eval.enabled
+        self.knn_k: int = cfg.knn_eval.k
+        if self.knn_eval:
+            from solo.utils.knn import WeightedKNNClassifier
+
+            self.knn = WeightedKNNClassifier(
+                k=self.knn_k, distance_fx=cfg.knn_eval.distance_func
+            )
+        self.validation_step_outputs: list[dict[str, Any]] = []
+        self._labelled: bool = not omegaconf_select(cfg, "data.no_labels", False)
+
+    # ---- configuration ----
+
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        """Check the keys this method reads and fill in its defaults, in place; may be repeated."""
+        fill_defaults(cfg, _METHOD_REQUIRED, _METHOD_DEFAULTS)
+        if cls.KWARGS is not None:
+            _check_kwargs(cfg, cls.KWARGS, cls.IGNORED_KWARGS)
+        return cfg
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """Parameter groups: encoder, online classifier, then the heads."""
+        return [
+            {"name": "backbone", "params": self.backbone.parameters()},
+            self._classifier_group("classifier"),
+            *(
+                {"name": name, "params": getattr(self, name).parameters(), **extra}
+                for name, extra in self.HEADS.items()
+            ),
+        ]
+
+    def _classifier_group(self, name: str) -> dict[str, Any]:
+        params = getattr(self, name).parameters()
+        return {"name": name, "params": params, "lr": self.classifier_lr, "weight_decay": 0}
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer, or ([optimizer], [schedule])."""
+        return self._build_optimizers(self.learnable_params)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The callbacks of the extensions that the configuration turns on."""
+        return [cb for ext in extensions.active(self.cfg) for cb in ext.callbacks(self, self.cfg)]
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer, *_) -> None:
+        """Drop the gradients instead of filling them with zeros."""
+        optimizer.zero_grad(set_to_none=True)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make files of older solo-learn releases fit, in place.
+
+        Before 1.0.3 the encoder was called `encoder`; SimSiam files hold a bound method as a
+        schedule's `get_lr`, which would call itself for ever.
+        """
+        for schedule in checkpoint.get("lr_schedulers", []):
+            schedule.pop("get_lr", None)
+        state = checkpoint["state_dict"]
+        for prefix in ("encoder.", "momentum_encoder."):
+            for key in [key for key in state if key.startswith(prefix)]:
+                state[key.replace("encoder", "backbone", 1)] = state.pop(key)
+
+    # ---- forward passes ----
+
+    def _channels(self, X: Tensor) -> Tensor:
+        return X if self.no_channel_last else X.to(memory_format=torch.channels_last)
+
+    def forward(self, X: Tensor) -> dict[str, Tensor]:
+        """Images (N, 3, H, W) to `feats` (N, F) and `logits` (N, C)."""
+        feats = self.backbone(self._channels(X))
+        return {"logits": self.classifier(feats.detach()), "feats": feats}
+
+    def multicrop_forward(self, X: Tensor) -> dict[str, Tensor]:
+        """Small crops to `feats` (N, F)."""
+        return {"feats": self.backbone(self._channels(X))}
+
+    # ---- training ----
+
+    def _base_shared_step(self, X: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        out = self(X)
+        return {**out, **_class_metrics(out["logits"], targets)}
+
+    def base_training_step(self, X: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Forward pass and online classification of one large crop; made to be overridden."""
+        return self._base_shared_step(X, targets)
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Any:
+        """Encode every view and train the online classifier.
+
+        Args:
+            batch: `[indexes, views, targets]`; a view is (N, 3, H, W), large crops first;
+                target -1 means no label.
+            batch_idx: number of the batch.
+
+        Returns:
+            the lists, over the views, of what the forward passes return, and the means over the
+            large crops of `loss`, `acc1` and `acc5`. A method returns the scalar loss instead.
+        """
+        _, X, targets = batch
+        X = [X] if isinstance(X, Tensor) else X
+        if len(X) != self.num_crops:
+            raise ConfigError(
+                f"the batch has {len(X)} views, but data.num_large_crops + data.num_small_crops "
+                f"is {self.num_crops}: make the augmentations' num_crops agree"
+            )
+        views = []
+        for index, x in enumerate(X):
+            with encoding(index, "online"):
+                if index < self.num_large_crops:
+                    views.append(self.base_training_step(x, targets))
+                else:
+                    views.append(self.multicrop_forward(x))
+        outs = _by_key(views)
+        _average(outs, ("loss", "acc1", "acc5"))
+        if self._has_labels(targets):
+            self._log_train(
+                train_class_loss=outs["loss"], train_acc1=outs["acc1"], train_acc5=outs["acc5"]
+            )
+        if self.knn_eval:
+            self._feed_knn(outs["feats"][: self.num_large_crops], targets)
+        return outs
+
+    def _log_train(self, **metrics: Tensor) -> None:
+        """Log training metrics, per step and per epoch, averaged over the ranks."""
+        self.log_dict(metrics, on_epoch=True, sync_dist=True)
+
+    def _has_labels(self, targets: Tensor) -> bool:
+        """Whether classifier metrics mean anything here.
+
+        Several processes decide by `data.no_labels` alone, because they must all log the same.
+        A single one looks at the labels, while they are on the host (`on_before_batch_transfer`).
+        """
+        if get_world_size() == 1 and targets.device.type == "cpu":
+            return bool((targets != -1).any())
+        return self._labelled
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Look at the labels before they leave for the device: later it would cost a wait."""
+        if self._training_batch(batch) and get_world_size() == 1:
+            targets = batch[2]
+            if isinstance(targets, Tensor) and targets.device.type == "cpu":
+                self._labelled = bool((targets != -1).any())
+        return batch
+
+    def _training_batch(self, batch: Any) -> bool:
+        return self.training and isinstance(batch, (list, tuple)) and len(batch) == 3
+
+    def _feed_knn(self, feats: list[Tensor], targets: Tensor) -> None:
+        targets = targets.repeat(len(feats))
+        labelled = targets != -1
+        features = torch.cat(feats).detach()[labelled]
+        self.knn(train_features=features, train_targets=targets[labelled])
+
+    # ---- validation ----
+
+    def base_validation_step(self, X: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Forward pass and online classification; made to be overridden."""
+        return self._base_shared_step(X, targets)
+
+    def validation_step(
+        self,
+        batch: Sequence[Tensor],
+        batch_idx: int,
+        dataloader_idx: int | None = None,
+        update_validation_step_outputs: bool = True,
+    ) -> dict[str, Any]:
+        """Metrics of one batch `(images, targets)`: `batch_size`, `val_loss`, `val_acc1/5`."""
+        X, targets = batch
+        out = self.base_validation_step(X, targets)
+        if self.knn_eval and not self.trainer.sanity_checking:
+            self.knn(test_features=out["feats"].detach(), test_targets=targets)
+        metrics = {"batch_size": targets.size(0), **_val_metrics(out)}
+        if update_validation_step_outputs:
+            self.validation_step_outputs.append(metrics)
+        return metrics
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the epoch, and the kNN accuracies."""
+        log = self._epoch_means("val_loss", "val_acc1", "val_acc5")
+        if self.knn_eval and not self.trainer.sanity_checking:
+            log["val_knn_acc1"], log["val_knn_acc5"] = self.knn.compute()
+        self.log_dict(log, sync_dist=True)
+        self.validation_step_outputs.clear()
+
+    def _epoch_means(self, *keys: str) -> dict[str, Any]:
+        outputs = self.validation_step_outputs
+        return {key: weighted_mean(outputs, key, "batch_size") for key in keys}
+
+
+class BaseMomentumMethod(BaseMethod):
+    """A method with a momentum copy of the encoder, and of each head that has one.
+
+    A head `x` of `HEADS` with a `momentum_x` beside it is a momentum pair.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self.momentum_backbone: nn.Module = build_encoder(cfg)
+        initialize_momentum_params(self.backbone, self.momentum_backbone)
+        self.momentum_classifier: nn.Linear | None = None
+        if cfg.momentum.classifier:
+            self.momentum_classifier = nn.Linear(self.features_dim, self.num_classes)
+        self.momentum_updater = MomentumUpdater(cfg.momentum.base_tau, cfg.momentum.final_tau)
+        self.last_step = 0
+        self._resumed: dict[str, Any] | None = None
+
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        """As `BaseMethod`'s, with the `momentum` section."""
+        cfg = super().add_and_assert_specific_cfg(cfg)
+        for key, default in _MOMENTUM_DEFAULTS.items():
+            set_default(cfg, key, default)
+        return cfg
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """As `BaseMethod`'s, with the momentum classifier where there is one."""
+        groups = super().learnable_params
+        if self.momentum_classifier is not None:
+            groups.append(self._classifier_group("momentum_classifier"))
+        return groups
+
+    @property
+    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """(online, momentum) networks: the encoders, then the heads."""
+        paired = [name for name in ("backbone", *self.HEADS) if hasattr(self, f"momentum_{name}")]
+        return [(getattr(self, name), getattr(self, f"momentum_{name}")) for name in paired]
+
+    # ---- steps ----
+
+    @torch.no_grad()
+    def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
+        """Images to the momentum encoder's `feats` (N, F)."""
+        return {"feats": self.momentum_backbone(self._channels(X))}
+
+    def _shared_step_momentum(self, X: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        out = self.momentum_forward(X)
+        if self.momentum_classifier is None:
+            return out
+        logits = self.momentum_classifier(out["feats"])
+        return {**out, "logits": logits, **_class_metrics(logits, targets)}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Any:
+        """As `BaseMethod`'s; adds `momentum_<key>` lists over the large crops."""
+        outs = super().training_step(batch, batch_idx)
+        _, X, targets = batch
+        X = [X] if isinstance(X, Tensor) else X
+        views = []
+        for index, x in enumerate(X[: self.num_large_crops]):
+            with encoding(index, "momentum"):
+                views.append(self._shared_step_momentum(x, targets))
+        momentum = {f"momentum_{key}": values for key, values in _by_key(views).items()}
+        if self.momentum_classifier is not None:
+            _average(momentum, ("momentum_loss", "momentum_acc1", "momentum_acc5"))
+            outs["loss"] = outs["loss"] + momentum["momentum_loss"]
+            if self._has_labels(targets):
+                self._log_train(
+                    train_momentum_class_loss=momentum["momentum_loss"],
+                    train_momentum_acc1=momentum["momentum_acc1"],
+                    train_momentum_acc5=momentum["momentum_acc5"],
+                )
+        return {**outs, **momentum}
+
+    def validation_step(
+        self,
+        batch: Sequence[Tensor],
+        batch_idx: int,
+        dataloader_idx: int | None = None,
+        update_validation_step_outputs: bool = True,
+    ) -> dict[str, Any]:
+        """As `BaseMethod`'s, with `momentum_val_*` where there is a momentum classifier."""
+        metrics = super().validation_step(
+            batch, batch_idx, dataloader_idx, update_validation_step_outputs=False
+        )
+        if self.momentum_classifier is not None:
+            X, targets = batch
+            out = self._shared_step_momentum(X, targets)
+            metrics.update({f"momentum_{key}": v for key, v in _val_metrics(out).items()})
+        if update_validation_step_outputs:
+            self.validation_step_outputs.append(metrics)
+        return metrics
+
+    def on_validation_epoch_end(self) -> None:
+        """As `BaseMethod`'s, with the momentum classifier's means."""
+        if self.momentum_classifier is not None:
+            keys = ("momentum_val_loss", "momentum_val_acc1", "momentum_val_acc5")
+            self.log_dict(self._epoch_means(*keys), sync_dist=True)
+        super().on_validation_epoch_end()
+
+    # ---- the momentum update ----
+
+    def on_train_start(self) -> None:
+        """Take up the momentum schedule where the checkpoint, if any, left it."""
+        step = self.trainer.global_step if self._trainer is not None else 0
+        resumed, self._resumed = self._resumed, None
+        if resumed is None:
+            if step:  # a file without our record: tau follows from the step
+                self._update_tau(step)
+            self.last_step = step
+            return
+        self.momentum_updater.cur_tau = resumed["cur_tau"]
+        self.last_step = resumed["last_step"]
+        if step > self.last_step:  # saved between an optimizer step and its momentum update
+            self._update_momentum(step)
+
+    def on_train_batch_end(self, outputs: Any, batch: Sequence[Any], batch_idx: int) -> None:
+        """One momentum update per optimizer step (not per accumulated batch)."""
+        step = self.trainer.global_step
+        if step > self.last_step:
+            self.log("tau", self.momentum_updater.cur_tau)
+            self._update_momentum(step)
+        self.last_step = step
+
+    def _update_momentum(self, step: int) -> None:
+        for online, momentum in self.momentum_pairs:
+            self.momentum_updater.update(online, momentum)
+        self._update_tau(step)
+        self.last_step = step
+
+    def _update_tau(self, step: int) -> None:
+        max_steps = self.trainer.estimated_stepping_batches
+        self.momentum_updater.update_tau(cur_step=step, max_steps=max_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep tau and the step of the last update, so that a resumed run goes on exactly."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["momentum_state"] = {
+            "cur_tau": self.momentum_updater.cur_tau,
+            "last_step": self.last_step,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember tau and the step of the last update until training starts."""
+        super().on_load_checkpoint(checkpoint)
+        self._resumed = checkpoint.get("momentum_state")
+
+
+def _class_metrics(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy and accuracies over the labelled rows; 0, not NaN, where none is labelled."""
+    labelled = targets.ne(-1).sum().clamp(min=1)
+    loss = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum") / labelled
+    acc1, acc5 = accuracy_at_k(logits, targets, top_k=(1, 5), ignore_index=-1)
+    return {"loss": loss, "acc1": acc1, "acc5": acc5}
+
+
+def _val_metrics(out: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"val_loss": out["loss"], "val_acc1": out["acc1"], "val_acc5": out["acc5"]}
+
+
+def _by_key(views: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Dictionaries, one per view, to one dictionary of lists."""
+    lists: dict[str, Any] = {}
+    for view in views:
+        for key, value in view.items():
+            lists.setdefault(key, []).append(value)
+    return lists
+
+
+def _average(outs: dict[str, Any], keys: Iterable[str]) -> None:
+    for key in keys:
+        outs[key] = sum(outs[key]) / len(outs[key])
+
+
+def _check_kwargs(cfg: DictConfig, kwargs: Mapping[str, Any], ignored: Iterable[str]) -> None:
+    """Check `method_kwargs` against a method's `KWARGS` and fill in its defaults, in place."""
+    for name in cfg.method_kwargs:
+        if name in kwargs:
+            continue
+        if name in ignored or name in _kwargs_of_all_methods():
+            warnings.warn(f"method_kwargs.{name} has no effect on {cfg.method}", stacklevel=5)
+        else:
+            raise ConfigError(
+                f"method_kwargs.{name} does not exist for {cfg.method}. "
+                f"{did_you_mean(str(name), kwargs)}"
+            )
+    for name, default in kwargs.items():
+        key = f"method_kwargs.{name}"
+        required = isinstance(default, type)
+        if not required:
+            set_default(cfg, key, default)
+        value = omegaconf_select(cfg, key)
+        kind = default if required else type(default)
+        if not _is_a(value, kind):
+            wanted = "a list" if kind is list else f"of type {kind.__name__}"
+            problem = "is missing" if value is None else f"is {value!r}"
+            raise ConfigError(f"{key} {problem}: {cfg.method} needs a value {wanted}")
+
+
+def _kwargs_of_all_methods() -> set[str]:
+    from solo.methods import METHODS
+
+    return {name for method in METHODS.values() for name in getattr(method, "KWARGS", None) or ()}
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind is type(None):
+        return True
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is list:
+        return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, (int, float) if kind is float else kind)

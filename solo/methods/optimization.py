@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: MIT
+"""Optimizers, learning-rate schedules and training defaults, shared by every LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
+
+from solo.errors import ConfigError, did_you_mean
+from solo.utils.lars import LARS
+from solo.utils.lr_scheduler import MultiStep, WarmupCosine
+from solo.utils.misc import omegaconf_select, remove_bias_and_norm_from_weight_decay, set_default
+
+OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "lars": LARS,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+SCHEDULERS = ["reduce", "warmup_cosine", "step", "exponential", "none"]
+
+DEFAULTS: dict[str, Any] = {
+    "optimizer.exclude_bias_n_norm_wd": False,
+    "optimizer.kwargs": {},
+    "accumulate_grad_batches": 1,
+    "scheduler.lr_decay_steps": None,
+    "scheduler.min_lr": 0.0,
+    "scheduler.warmup_start_lr": 3e-5,
+    "scheduler.warmup_epochs": 10,
+    "scheduler.interval": "step",
+    "performance.disable_channel_last": False,
+}
+REQUIRED_KEYS = (
+    "data.num_classes",
+    "max_epochs",
+    "optimizer.name",
+    "optimizer.batch_size",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "scheduler.name",
+)
+
+
+def fill_defaults(
+    cfg: DictConfig, required: Iterable[str], defaults: Mapping[str, Any]
+) -> DictConfig:
+    """Check that `required` keys are there and fill in `defaults`, in place; may be repeated.
+
+    Raises:
+        ConfigError: for a required key that is absent, null or `???`.
+    """
+    for key in required:
+        if OmegaConf.is_missing(cfg, key) or omegaconf_select(cfg, key) is None:
+            raise ConfigError(f"{key} is missing: set it in the YAML or as {key}=VALUE")
+    for key, default in defaults.items():
+        set_default(cfg, key, default)
+    return cfg
+
+
+def _plain(value: Any) -> Any:
+    """Python lists and dicts, so that no OmegaConf object ends in a checkpoint."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+class OptimizationMixin:
+    """Reads `optimizer`, `scheduler`, ... of the configuration and builds what they ask for."""
+
+    _OPTIMIZERS = OPTIMIZERS
+    _SCHEDULERS = SCHEDULERS
+    # the names of _SCHEDULERS that this module's configure_optimizers accepts
+    _ACCEPTED_SCHEDULERS: Sequence[str] = SCHEDULERS
+
+    def _read_optimization(self, cfg: DictConfig) -> None:
+        self.max_epochs: int = cfg.max_epochs
+        self.accumulate_grad_batches: int | None = cfg.accumulate_grad_batches
+        optimizer, scheduler = cfg.optimizer, cfg.scheduler
+        self.optimizer: str = optimizer.name
+        self.batch_size: int = optimizer.batch_size
+        self.lr: float = optimizer.lr
+        self.weight_decay: float = optimizer.weight_decay
+        self.extra_optimizer_args: dict[str, Any] = _plain(optimizer.kwargs)
+        self.exclude_bias_n_norm_wd: bool = optimizer.exclude_bias_n_norm_wd
+        self.scheduler: str = scheduler.name
+        self.lr_decay_steps: list[int] | None = _plain(scheduler.lr_decay_steps)
+        self.min_lr: float = scheduler.min_lr
+        self.warmup_start_lr: float = scheduler.warmup_start_lr
+        self.warmup_epochs: float = scheduler.warmup_epochs
+        self.scheduler_interval: str = scheduler.interval
+        if self.scheduler_interval not in ("step", "epoch"):
+            raise ConfigError(
+                f"scheduler.interval must be 'step' or 'epoch', got '{self.scheduler_interval}'"
+            )
+        self.no_channel_last: bool = cfg.performance.disable_channel_last
+
+    def _build_optimizers(self, groups: Sequence[Mapping[str, Any]]) -> Any:
+        """What `configure_optimizers` returns for these parameter groups.
+
+        Besides torch's keys a group may have `static_lr: True` (its rate is not scheduled) and
+        `lr_scale` (its rate is multiplied by it).
+
+        Raises:
+            ConfigError: for an optimizer or a scheduler of another name.
+        """
+        if self.exclude_bias_n_norm_wd:
+            groups = remove_bias_and_norm_from_weight_decay(groups)
+        groups = [dict(group) for group in groups]
+        static = [i for i, group in enumerate(groups) if group.pop("static_lr", False)]
+        for group in groups:
+            if "lr_scale" in group:
+                group["lr"] = group.get("lr", self.lr) * group["lr_scale"]
+        if self.optimizer not in self._OPTIMIZERS:
+            raise ConfigError(
+                f"optimizer.name='{self.optimizer}' does not exist. "
+                f"{did_you_mean(self.optimizer, self._OPTIMIZERS)}"
+            )
+        optimizer = self._OPTIMIZERS[self.optimizer](
+            groups, lr=self.lr, weight_decay=self.weight_decay, **self.extra_optimizer_args
+        )
+        scheduler = self._build_scheduler(optimizer, static)
+        return optimizer if scheduler is None else ([optimizer], [scheduler])
+
+    def _build_scheduler(self, optimizer: Optimizer, static: list[int]) -> Any:
+        name = str(self.scheduler).lower()
+        if name not in self._ACCEPTED_SCHEDULERS:
+            raise ConfigError(
+                f"scheduler.name='{self.scheduler}' does not exist here. "
+                f"{did_you_mean(name, self._ACCEPTED_SCHEDULERS)}"
+            )
+        if name == "warmup_cosine":
+            return self._warmup_cosine(optimizer, static)
+        if name == "step":
+            return MultiStep(optimizer, self.lr_decay_steps or [], static_indexes=static)
+        if name == "reduce":
+            return {"scheduler": ReduceLROnPlateau(optimizer), "monitor": "val_loss"}
+        if name == "exponential":  # solo-learn takes the decay rate from the weight decay
+            return ExponentialLR(optimizer, self.weight_decay)
+        return None
+
+    def _warmup_cosine(self, optimizer: Optimizer, static: list[int]) -> dict[str, Any]:
+        warmup: float = self.warmup_epochs
+        total: float = self.max_epochs
+        if self.scheduler_interval == "step":
+            total = self.trainer.estimated_stepping_batches  # type: ignore[attr-defined]
+            warmup = self.warmup_epochs * (total / self.max_epochs)
+        schedule = WarmupCosine(
+            optimizer,
+            warmup_epochs=warmup,
+            max_epochs=total,
+            warmup_start_lr=self.warmup_start_lr if self.warmup_epochs > 0 else self.lr,
+            eta_min=self.min_lr,
+            static_indexes=static,
+        )
+        return {"scheduler": schedule, "interval": self.scheduler_interval, "frequency": 1}

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""First-in first-out memory of features, on the device.
+
+The buffers live on the method itself (`queue`, `queue_ptr`, `queue_y`, ...), as solo-learn's
+checkpoints have them, and no step reads the pointer on the host.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from solo.errors import ConfigError
+from solo.utils.misc import concat_all_gather_no_grad
+
+
+class QueueMixin(nn.Module):
+    """Adds a ring buffer to a method; `register_queue` in its `__init__`, after `super()`'s."""
+
+    def register_queue(self, shape: tuple[int, ...], slot_dim: int, unit_dim: int, **extra) -> None:
+        """Make the buffers.
+
+        Args:
+            shape: of `queue`, filled with random unit vectors.
+            slot_dim: the dimension that counts the slots.
+            unit_dim: the dimension along which vectors have norm 1.
+            extra: further per-slot buffers, name (without `queue_`) to the initial value of
+                each of its (slots,) int64 entries: `y=-1` makes `queue_y`.
+        """
+        self._slot_dim = slot_dim
+        self.register_buffer("queue", F.normalize(torch.randn(shape), dim=unit_dim))
+        for name, value in extra.items():
+            filled = torch.full((shape[slot_dim],), value, dtype=torch.long)
+            self.register_buffer(f"queue_{name}", filled)
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+    @torch.no_grad()
+    def enqueue(self, features: Tensor, **extra: Tensor) -> None:
+        """Overwrite the oldest slots by all ranks' `features`.
+
+        Args:
+            features: this rank's entries, of `queue`'s shape but for the slots.
+            extra: their values for the further buffers, (N,).
+
+        Raises:
+            ConfigError: when the slots are not a multiple of the global batch.
+        """
+        features = concat_all_gather_no_grad(features.detach(), self._slot_dim)
+        batch, slots = features.size(self._slot_dim), self.queue.size(self._slot_dim)
+        if slots % batch:
+            raise ConfigError(
+                f"method_kwargs.queue_size={slots} must be a multiple of the batch over all "
+                f"devices, {batch}: use {max(1, round(slots / batch)) * batch}"
+            )
+        where = torch.arange(batch, device=self.queue.device) + self.queue_ptr
+        self.queue.index_copy_(self._slot_dim, where, features.to(self.queue.dtype))
+        for name, values in extra.items():
+            buffer = getattr(self, f"queue_{name}")
+            buffer.index_copy_(0, where, concat_all_gather_no_grad(values).to(buffer.dtype))
+        self.queue_ptr.add_(batch).remainder_(slots)
+
+
+class NeighbourQueueMixin(QueueMixin):
+    """Queue of (slots, D) rows with labels, and the search for nearest neighbours in it."""
+
+    def register_neighbours(self, slots: int, dim: int, **extra: int) -> None:
+        """Make `queue` (slots, dim), `queue_y` (slots,) and `queue_ptr`; `extra` as above."""
+        self.register_queue((slots, dim), slot_dim=0, unit_dim=1, y=-1, **extra)
+
+    def dequeue_and_enqueue(self, z: Tensor, y: Tensor) -> None:
+        """Replace the oldest rows by all ranks' features `z` (N, D) and labels `y` (N,)."""
+        self.enqueue(z, y=y)
+
+    @torch.no_grad()
+    def find_nn(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """For rows `z` (N, D): slots (N,) and features (N, D) of the most similar rows."""
+        slots = (z @ self.queue.T).argmax(dim=1)
+        return slots, self.queue[slots]

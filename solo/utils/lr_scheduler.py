@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: MIT
+"""Linear warm-up followed by a cosine, and groups whose learning rate stays where it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+
+
+class LinearWarmupCosineAnnealingLR(LRScheduler):
+    """Warm-up from `warmup_start_lr` to the group's rate, then a cosine down to `eta_min`.
+
+    At step e: start + e (base - start) / (W - 1) while e < W, never above base; then
+    eta_min + (base - eta_min)(1 + cos(pi (e - W) / (T - W))) / 2.
+    A group's `lr_scale` (layer-wise decay) scales `warmup_start_lr` and `eta_min` with its rate.
+
+    Args:
+        optimizer: whose groups are driven.
+        warmup_epochs: W, in whatever unit `step` is called; need not be an integer.
+        max_epochs: T, in the same unit.
+        warmup_start_lr: rate at step 0.
+        eta_min: rate at step T.
+        last_epoch: step to continue after.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_epochs: float,
+        max_epochs: float,
+        warmup_start_lr: float = 0.0,
+        eta_min: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        self.warmup_epochs = warmup_epochs
+        self.max_epochs = max_epochs
+        self.warmup_start_lr = warmup_start_lr
+        self.eta_min = eta_min
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float]:
+        """The rates of the current step; a closed form, so that a resumed run meets them again."""
+        groups = zip(self.base_lrs, self.optimizer.param_groups, strict=True)
+        return [self._rate(base, group.get("lr_scale", 1.0)) for base, group in groups]
+
+    def _get_closed_form_lr(self) -> list[float]:
+        return self.get_lr()
+
+    def _rate(self, base: float, lr_scale: float) -> float:
+        start, floor = self.warmup_start_lr * lr_scale, self.eta_min * lr_scale
+        step, warmup = self.last_epoch, self.warmup_epochs
+        if step < warmup:
+            done = min(step / (warmup - 1), 1.0) if warmup > 1 else 0.0
+            return start + done * (base - start)
+        length = self.max_epochs - warmup
+        phase = math.pi * (step - warmup) / length if length > 0 else math.pi
+        return floor + 0.5 * (base - floor) * (1 + math.cos(phase))
+
+
+def static_lr(
+    get_lr: Callable[[], Sequence[float]],
+    param_group_indexes: Sequence[int],
+    lrs_to_replace: Sequence[float],
+) -> list[float]:
+    """What `get_lr` returns, with the rates of some groups replaced."""
+    rates = list(get_lr())
+    for index, rate in zip(param_group_indexes, lrs_to_replace, strict=True):
+        rates[index] = rate
+    return rates
+
+
+class _StaticGroups:
+    """Scheduler mixin: the groups at `static_indexes` keep their own rate for the whole run.
+
+    Plain data in the scheduler's state, where solo-learn stores a pickled bound method that
+    makes its SimSiam checkpoints unreadable.
+    """
+
+    def __init__(self, *args, static_indexes: Sequence[int] = (), **kwargs):
+        self.static_indexes = list(static_indexes)
+        super().__init__(*args, **kwargs)
+
+    def get_lr(self) -> list[float]:
+        own = [self.base_lrs[index] for index in self.static_indexes]
+        return static_lr(super().get_lr, self.static_indexes, own)
+
+
+class WarmupCosine(_StaticGroups, LinearWarmupCosineAnnealingLR):
+    """`LinearWarmupCosineAnnealingLR` with `static_indexes`."""
+
+
+class MultiStep(_StaticGroups, MultiStepLR):
+    """`MultiStepLR` with `static_indexes`."""
