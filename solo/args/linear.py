@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from solo.args import common, schema
 from solo.args.check import fill
@@ -64,6 +64,6 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
 
 
 def _check_backbone(cfg: DictConfig) -> None:
-    from solo.backbones import check_backbone_name
+    from solo.backbones import get_builder
 
-    check_backbone_name(common.required(cfg, "backbone.name"))
+    get_builder(common.required(cfg, "backbone.name"))

@@ -205,7 +205,7 @@ class Run:
     wandb: Wandb = field(default_factory=Wandb)
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
     performance: Performance = field(default_factory=Performance)
-    seed: int | None = 5
+    seed: int = 5
     resume_from_checkpoint: str | None = None
     wandb_run_id: str | None = None
     devices: Any = "auto"
