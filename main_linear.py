@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from solo.args.schema import Linear
-from solo.programs.app import hydra_program
+from solo.programs.app import hydra_program, run_program
 from sparse_ext.extension import register
 
 
@@ -18,7 +18,7 @@ def run(cfg: DictConfig) -> None:
     """Train a classifier on the encoder of `cfg`."""
     from solo.programs.linear import linear
 
-    linear(cfg)
+    run_program(lambda: linear(cfg))
 
 
 def main() -> None:

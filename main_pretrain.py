@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from solo.args.schema import Pretrain
-from solo.programs.app import hydra_program
+from solo.programs.app import hydra_program, run_program
 from sparse_ext.extension import register
 
 
@@ -18,7 +18,7 @@ def run(cfg: DictConfig) -> None:
     """Train the method of `cfg`."""
     from solo.programs.pretrain import pretrain
 
-    pretrain(cfg)
+    run_program(lambda: pretrain(cfg))
 
 
 def main() -> None:

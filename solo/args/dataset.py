@@ -34,7 +34,9 @@ def dataset_args(parser: ArgumentParser) -> None:
         "--train_data_path", type=Path, default=None, help="required, except for digits"
     )
     parser.add_argument("--val_data_path", type=Path, default=None)
-    parser.add_argument("--data_format", choices=["image_folder", "dali", "h5"], default="image_folder")
+    parser.add_argument(
+        "--data_format", choices=["image_folder", "dali", "h5"], default="image_folder"
+    )
     parser.add_argument("--data_fraction", type=float, default=-1.0)
 
 

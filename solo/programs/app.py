@@ -13,12 +13,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, get_type_hints
 
 from solo import extensions
 from solo.errors import ConfigError, SoloError, did_you_mean
 
 EXIT_CODE = 2
+TRACEBACK_WANTED = os.environ.get("HYDRA_FULL_ERROR") == "1"
+os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints and exits by itself
 _COMPOSE = ("hydra.errors", "hydra.core", "omegaconf.errors", "yaml.")
 
 
@@ -31,19 +33,14 @@ def run_program(task: Callable[[], Any], schema: type | None = None) -> None:
 
     A user who wants the whole traceback sets HYDRA_FULL_ERROR=1.
     """
-    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints and exits by itself
     try:
         task()
-    except SoloError as error:
-        if traceback_wanted:
-            raise
-        _stop(str(error))
     except Exception as error:
-        message = None if traceback_wanted else explain(error, schema)
-        if message is None:
+        message = str(error) if isinstance(error, SoloError) else explain(error, schema)
+        if message is None or TRACEBACK_WANTED:
             raise
-        _stop(message)
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_CODE)
 
 
 def hydra_program(task: Callable[[], Any], schema: type) -> None:
@@ -52,18 +49,15 @@ def hydra_program(task: Callable[[], Any], schema: type) -> None:
     run_program(lambda: (_prepare_arguments(sys.argv, Path(file).parent), task()), schema)
 
 
-def _stop(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_CODE)
-
-
 def _prepare_arguments(argv: list[str], program_dir: Path) -> None:
     """Accept --config-path relative to the program's file (Hydra's rule) or to the cwd, in place.
 
     Raises:
         ConfigError: no configuration is named, or its folder or file does not exist.
     """
-    if any(arg in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for arg in argv[1:]):
+    if any(
+        arg in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for arg in argv[1:]
+    ):
         return
     name = _option(argv, "--config-name", "-cn")
     folder = _option(argv, "--config-path", "-cp") or _option(argv, "--config-dir", "-cd")
@@ -121,7 +115,7 @@ def explain(error: BaseException, schema: type | None = None) -> str | None:
         return None
     text = str(error).strip()
     refused = re.search(r"Could not override '([^']+)'", text)
-    if refused and "not in struct" in text:
+    if refused and "To append to your config" in text:
         return _refused_key(refused.group(1), schema)
     group = re.search(r"Could not find '([^']+)'", text)
     if group:
@@ -129,9 +123,8 @@ def explain(error: BaseException, schema: type | None = None) -> str | None:
         folder, _, name = group.group(1).rpartition("/")
         hint = did_you_mean(name, [o.strip() for o in options if "=" not in o])
         return f"'{folder or name}' has no option '{name}'. {hint}"
-    overridden = re.search(r"Could not override '([^']+)'", text)
-    if overridden and "No match in the defaults list" in text:
-        return f"{text.splitlines()[0]} To add it write +{overridden.group(1)}."
+    if refused and "No match in the defaults list" in text:
+        return f"{text.splitlines()[0]} To add it write +{refused.group(1)}."
     if "No match in the defaults list" in text or "Multiple values for" in text:
         return text.splitlines()[0]
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
@@ -148,16 +141,13 @@ def _refused_key(key: str, schema: type | None) -> str:
     names = valid_keys(schema) if schema else set()
     parent, _, leaf = key.rpartition(".")
     here = {n.rpartition(".")[2] for n in names if n.rpartition(".")[0] == parent}
-    if leaf in here or not here:
-        return f"the YAML does not set '{key}': to add it write ++{key}=…"
-    hint = did_you_mean(leaf, here)
-    if "Did you mean" not in hint and not parent:
+    if not parent and leaf not in here:
         from solo.args.check import trainer_keys
 
-        if leaf in trainer_keys():
-            return f"the YAML does not set '{key}': to add it write ++{key}=…"
-        hint = did_you_mean(leaf, here | trainer_keys())
-    return f"unknown key '{key}'. {hint}"
+        here |= trainer_keys()
+    if leaf in here or not here:
+        return f"the YAML does not set '{key}': to add it write ++{key}=…"
+    return f"unknown key '{key}'. {did_you_mean(leaf, here)}"
 
 
 def valid_keys(schema: type, path: str = "") -> set[str]:

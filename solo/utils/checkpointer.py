@@ -102,7 +102,7 @@ class Checkpointer(Callback):
             return
         final = self.path / self.ckpt_placeholder.format(trainer.current_epoch)
         partial = final.with_name(final.name + ".partial")
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)  # with the optimizer
         self._taken = (partial, final)
 
     def _publish(self, trainer: Trainer) -> None:

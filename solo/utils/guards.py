@@ -96,6 +96,14 @@ class EpochSeeder(Callback):
         torch.manual_seed(seed)
 
 
+def _epoch(trainer: Trainer) -> int:
+    """The epoch whose batches are fetched next.
+
+    Not `current_epoch`, which is one behind while a resumed run sets up its first iterator.
+    """
+    return trainer.fit_loop.epoch_progress.current.processed
+
+
 class _EpochSampler(DistributedSampler):
     """Shuffles by (seed, epoch of the trainer), also in the first epoch after a resume."""
 
@@ -104,7 +112,7 @@ class _EpochSampler(DistributedSampler):
         self.trainer = trainer
 
     def __iter__(self):
-        self.set_epoch(self.trainer.current_epoch)
+        self.set_epoch(_epoch(self.trainer))
         return super().__iter__()
 
 
@@ -135,6 +143,5 @@ class EpochLoader(DataLoader):
         self._trainer, self._seed = trainer, seed
 
     def __iter__(self):
-        self.generator.manual_seed(epoch_seed(self._seed, self._trainer.current_epoch))
+        self.generator.manual_seed(epoch_seed(self._seed, _epoch(self._trainer)))
         return super().__iter__()
-

@@ -37,7 +37,9 @@ class CSVMetrics(Logger):
         start_from: metrics.csv of the run that is resumed; `keep_before` decides what is taken.
     """
 
-    def __init__(self, logdir: str | Path, version: str | None = None, start_from: Path | None = None):
+    def __init__(
+        self, logdir: str | Path, version: str | None = None, start_from: Path | None = None
+    ):
         super().__init__()
         self.logdir = Path(logdir)
         self.start_from = start_from
@@ -104,7 +106,9 @@ class CSVMetrics(Logger):
         if not self._pending:
             return
         rows, self._pending = self._pending, []
-        new = [key for key in dict.fromkeys(k for row in rows for k in row) if key not in self._columns]
+        new = [
+            key for key in dict.fromkeys(k for row in rows for k in row) if key not in self._columns
+        ]
         if new:
             old = self._read()
             self._columns += new
