@@ -48,7 +48,7 @@ class SparseExtension(extensions.Extension):
         section = _section(cfg)
         if section is None:
             return backbone
-        from sparse_ext.pruner import patch
+        from sparse_ext.encoder import patch
 
         return patch(backbone, schema.build(section))
 
@@ -69,7 +69,7 @@ class SparseExtension(extensions.Extension):
         Raises:
             CheckpointError: if `state` masks a layer that this encoder does not have.
         """
-        from sparse_ext.pruner import patch_named
+        from sparse_ext.encoder import patch_named
 
         masked = [key.removesuffix(".mask") for key in state if key.endswith(".mask")]
         return patch_named(backbone, masked)
@@ -88,7 +88,7 @@ class SparseExtension(extensions.Extension):
         Raises:
             CheckpointError: if a weight under a zero of its mask is not zero.
         """
-        from sparse_ext.pruner import measured
+        from sparse_ext.encoder import measured
 
         return measured(backbone)
 

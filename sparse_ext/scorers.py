@@ -29,24 +29,32 @@ def gradient(grad: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ema_gradient_(scores: Sequence[Tensor], grads: Sequence[Tensor], history: float) -> None:
+def ema_gradient_(
+    scores: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    history: float,
+    finite: Tensor | None = None,
+) -> None:
     """score <- history * score + (1 - history) * |g|, in place (SyncCP Eq. 17).
 
     Args:
         scores: float32, one per layer.
         grads: dense gradients of the same shapes.
         history: weight of the past (gamma_h), in [0, 1). The paper prints 0.1; see A6.
+        finite: 0-dim bool; scores stay exactly as they are where it is False. Off the CPU its
+            value is not waited for.
 
     Raises:
         ConfigError: for `history` outside [0, 1).
     """
     if not 0 <= history < 1:
         raise ConfigError(f"history={history!r}: the weight of past gradients lies in [0, 1).")
-    if not scores:
+    if not scores or (finite is not None and finite.device.type == "cpu" and not finite):
         return
-    new = torch._foreach_abs([_wide(grad) for grad in grads])
-    torch._foreach_mul_(scores, history)
-    torch._foreach_add_(scores, new, alpha=1 - history)
+    new = list(torch._foreach_abs([_wide(grad) for grad in grads]))
+    if finite is not None and finite.device.type != "cpu":
+        new = [torch.where(finite, n, s) for n, s in zip(new, scores, strict=True)]
+    torch._foreach_lerp_(list(scores), new, 1 - history)
 
 
 def snip(weight: Tensor, grad: Tensor) -> Tensor:

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: MIT
+"""The only Lightning glue: it owns the order of things within one optimizer step.
+
+    forward, backward (DDP averages)      Lightning and the method
+    score update, gradient *= mask        on_before_optimizer_step: unscaled, before clipping
+    clipping, optimizer step              Lightning
+    weight *= mask, state *= mask,        post hook of the optimizer: not called when the AMP
+    new masks if due, t += 1              scaler skips the step
+    momentum encoder on latents           the module's `momentum_updater`, a MaskedEMA
+
+(section 0.4 of the algorithms specification). All counts are optimizer steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from solo.errors import CheckpointError, ConfigError
+from sparse_ext import distributed
+from sparse_ext.config import SparseConfig
+from sparse_ext.ema import MaskedEMA, MaskedHook
+from sparse_ext.encoder import Encoder, patch
+from sparse_ext.layers import Masked
+from sparse_ext.pruner import Clock, Pruner, build_pruner, method_class
+
+log = logging.getLogger("sparse_ext")
+
+STATE_KEY = "sparse_state"
+UNSUPPORTED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
+
+
+class PruningCallback(Callback):
+    """Makes the encoders of one LightningModule sparse while it trains.
+
+    Get one from `sparse_ext.sparsify`, or from the configuration of a run of `solo`.
+
+    Args:
+        config: the pruning method and its settings.
+        seed: of random masks where `config.seed` is None.
+
+    Attributes:
+        pruner: the method at work; None before training.
+    """
+
+    def __init__(self, config: SparseConfig, seed: int | None = None) -> None:
+        self.config = config
+        self.seed = config.seed if config.seed is not None else (seed or 0)
+        self.pruner: Pruner | None = None
+        self._encoders: list[Encoder] = []
+        self._restored: dict[str, Any] | None = None
+        self._hook: Any = None
+        self._graded = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are not hooked into this optimizer."""
+        return {**self.__dict__, "_hook": None}
+
+    @property
+    def running(self) -> Pruner:
+        """The pruner, during training."""
+        if self.pruner is None:
+            raise RuntimeError("PruningCallback: training has not started.")
+        return self.pruner
+
+    # -- before training --------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that this run can be sparse and add the buffers that a checkpoint may fill."""
+        if stage != "fit":
+            return
+        check_strategy(trainer, pl_module)
+        self._encoders = encoders_of(pl_module)
+        self._restored = None
+        shared = len(self._encoders) == 1
+        check_encoders(self._encoders, self.config)
+        method = method_class(self.config)
+        if method.keeps_latents(self.config, shared):
+            for encoder in self._encoders:
+                encoder.add_buffer("shadow")
+        if method.scores_gradients:
+            self._encoders[0].add_buffer("score")
+        if not shared:
+            install_ema(pl_module, self.config.ema_mode)
+        ignore_in_ddp(pl_module)
+        # epoch ends are counted before anyone else's hook may write a checkpoint of that epoch
+        others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Build the pruner and, unless this is a resumed run, apply the initial masks."""
+        optimizer = only_optimizer(trainer)
+        online, *rest = self._encoders
+        momentum = rest[0] if rest else None
+        self.pruner = build_pruner(self.config, online, momentum, clock_of(trainer), self.seed)
+        for encoder in self._encoders:
+            distributed.share(encoder.buffers())
+        if self._restored is None:
+            self.pruner.start()
+        else:
+            self.pruner.load_state_dict(self._restored)
+        online.project(optimizer)
+        for encoder in rest:
+            encoder.project()
+        self._agree("Masks at the start")
+        self._detach()
+        self._hook = optimizer.register_step_post_hook(self._after_step)
+        log.info(
+            "%s: update period %d steps, sparsity now %s.",
+            *(self.config.name, self.pruner.period, [e.masks.sparsity for e in self._encoders]),
+        )
+
+    # -- one optimizer step -----------------------------------------------------------------
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Score from the dense, unscaled, unclipped gradient; then mask that gradient."""
+        grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        self._graded = bool(grads)
+        if not grads:
+            return
+        if self.running.scores_gradients:
+            self.running.observe(all_finite(grads))
+        self.running.online.mask_gradients()
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self._graded:
+            return
+        pruner = self.running
+        pruner.online.project(optimizer)
+        if pruner.after_step(optimizer):
+            self._agree(f"Masks after step {pruner.t}")
+        if self.config.debug:
+            pruner.online.check(optimizer)
+            for encoder in self._encoders[1:]:
+                encoder.check()
+
+    # -- epochs -----------------------------------------------------------------------------
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the method look at the epoch (CSI), and log."""
+        figures = self.running.end_epoch(trainer.current_epoch + 1) | self._figures()
+        named = {f"sparse/{name}": value for name, value in figures.items()}
+        pl_module.log_dict(named, rank_zero_only=True)  # equal on all ranks
+
+    def _figures(self) -> dict[str, float]:
+        sparsities = [encoder.masks.sparsity for encoder in self._encoders]
+        figures = {"online_sparsity": sparsities[0]}
+        if len(sparsities) > 1:
+            figures |= {"momentum_sparsity": sparsities[1], "gap": sparsities[0] - sparsities[1]}
+        total = sum(encoder.masks.n for encoder in self._encoders)
+        figures["mask_flips"], self.running.flips = self.running.flips / total, 0
+        densities = self._encoders[0].masks.layer_density()
+        return figures | {f"layer_density/{name}": d for name, d in densities.items()}
+
+    # -- state ------------------------------------------------------------------------------
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Masks, shadows and scores are buffers of the module; everything else goes here."""
+        if self.pruner is not None:
+            checkpoint[STATE_KEY] = self.pruner.state_dict()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember the state until training starts."""
+        if STATE_KEY not in checkpoint:
+            raise CheckpointError(
+                "This checkpoint holds no state of a sparse run, so training cannot go on from it "
+                "with `sparse` set. Leave out the sparse section, or start anew."
+            )
+        self._restored = checkpoint[STATE_KEY]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the optimizer as it was."""
+        self._detach()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the optimizer as it was."""
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = None
+
+    def _agree(self, what: str) -> None:
+        if distributed.world_size() > 1:
+            for encoder in self._encoders:
+                distributed.check_equal(encoder.masks.checksum(), what)
+
+
+# -- attaching ------------------------------------------------------------------------------
+
+
+class _Callbacks:
+    """Stands in for a module's `configure_callbacks`; copies and pickles with the module."""
+
+    def __init__(self, module: LightningModule, callback: PruningCallback) -> None:
+        self.module = module
+        self.callback = callback
+
+    def __call__(self) -> list[Callback]:
+        own = type(self.module).configure_callbacks(self.module)
+        return [*([own] if isinstance(own, Callback) else own), self.callback]
+
+
+def attach(module: LightningModule, config: SparseConfig) -> PruningCallback:
+    """Patch the encoders of a built module and make it bring its own callback."""
+    if not hasattr(module, "backbone"):
+        raise ConfigError(
+            f"{type(module).__name__} has no attribute 'backbone': that is the encoder which "
+            f"becomes sparse ('momentum_backbone' is its EMA copy, if there is one)."
+        )
+    for name in ("backbone", "momentum_backbone"):
+        if getattr(module, name, None) is not None:
+            patch(getattr(module, name), config)
+    callback = callback_of(module, config)
+    module.configure_callbacks = _Callbacks(module, callback)  # type: ignore[method-assign]
+    return callback
+
+
+def callback_of(
+    module: LightningModule, config: SparseConfig, seed: int | None = None
+) -> PruningCallback:
+    """The pruning callback of a module, made at the first call."""
+    callback = module.__dict__.get("_pruning")
+    if callback is None or callback.config != config:
+        callback = module.__dict__["_pruning"] = PruningCallback(config, seed)
+    return callback
+
+
+def encoders_of(module: LightningModule) -> list[Encoder]:
+    """The masked encoders of a module, online first."""
+    found = (getattr(module, name, None) for name in ("backbone", "momentum_backbone"))
+    return [Encoder(backbone) for backbone in found if backbone is not None]
+
+
+def install_ema(module: LightningModule, mode: str) -> None:
+    """Make the update of the momentum encoder respect masks, wherever the module does it.
+
+    That is `module.momentum_updater`, as in solo's methods, or else `on_train_batch_end`.
+    """
+    updater = getattr(module, "momentum_updater", None)
+    if updater is None:
+        if not isinstance(module.on_train_batch_end, MaskedHook):
+            hook = MaskedHook(module, "on_train_batch_end", mode)
+            module.on_train_batch_end = hook  # type: ignore[method-assign]
+    elif not isinstance(updater, MaskedEMA):
+        module.momentum_updater = MaskedEMA(updater, mode)  # type: ignore[assignment]
+
+
+def ignore_in_ddp(module: LightningModule) -> None:
+    """Keep DDP from broadcasting our buffers at every forward: that costs time and hides drift."""
+    names = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
+    for prefix, child in module.named_modules():
+        if isinstance(child, Masked):
+            names |= {f"{prefix}.{name}" for name in child._buffers}  # type: ignore[attr-defined]
+    module._ddp_params_and_buffers_to_ignore = sorted(names)  # type: ignore[assignment]
+
+
+# -- checks ---------------------------------------------------------------------------------
+
+
+def check_strategy(trainer: Trainer, module: LightningModule) -> None:
+    """Raise ConfigError for a way of training that masks cannot follow."""
+    strategy = type(trainer.strategy).__name__
+    if strategy in UNSUPPORTED:
+        raise ConfigError(
+            f"strategy={strategy} replaces or shards the weights, so masks would not follow them. "
+            f"Train a sparse encoder with strategy=ddp or on one device."
+        )
+    if not module.automatic_optimization:
+        raise ConfigError(
+            f"{type(module).__name__} optimizes by hand (automatic_optimization=False); sparse "
+            f"training needs Lightning's automatic optimization."
+        )
+
+
+def check_encoders(encoders: list[Encoder], config: SparseConfig) -> None:
+    """Raise ConfigError if the encoders do not fit each other or the configuration."""
+    if len(encoders) == 1:
+        if config.momentum_initial is not None or config.momentum_final is not None:
+            raise ConfigError(
+                "sparse.momentum_initial and sparse.momentum_final are for methods with a momentum "
+                "encoder; this one has none. Leave them out."
+            )
+    elif encoders[0].sizes != encoders[1].sizes:
+        raise ConfigError("The online and the momentum encoder have different prunable layers.")
+
+
+def only_optimizer(trainer: Trainer) -> Optimizer:
+    """The run's optimizer.
+
+    Raises:
+        ConfigError: for several, or one that scales gradients by itself.
+    """
+    if len(trainer.optimizers) != 1:
+        raise ConfigError(
+            f"Sparse training supports one optimizer, this run has {len(trainer.optimizers)}."
+        )
+    optimizer = trainer.optimizers[0]
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise ConfigError(
+            "A fused optimizer with fp16 loss scaling never shows its unscaled gradients. Use "
+            "precision=bf16-mixed, or the optimizer without fused=True."
+        )
+    return optimizer
+
+
+def clock_of(trainer: Trainer) -> Clock:
+    """Length of the run, from the trainer: the one place where batches become steps.
+
+    Raises:
+        ConfigError: for a run without end.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not math.isfinite(steps) or steps < 1:
+        raise ConfigError(
+            "A sparsity schedule needs to know the length of the run: set max_epochs or max_steps."
+        )
+    per_epoch = steps
+    if math.isfinite(trainer.num_training_batches):
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return Clock(int(steps), max(1, math.ceil(steps / per_epoch)), int(per_epoch))
+
+
+def all_finite(grads: list[Tensor]) -> Tensor:
+    """Whether no gradient is NaN or infinite, as a 0-dim tensor on their device."""
+    return torch.stack([grad.sum(dtype=torch.float32) for grad in grads]).isfinite().all()

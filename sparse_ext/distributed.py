@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""Masks must be equal on all ranks: computed everywhere, compared, and shared by rank 0.
+
+All functions do nothing in a run with one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from solo.errors import SoloError
+
+
+class MaskDriftError(SoloError, RuntimeError):
+    """Ranks hold different masks or weights."""
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def device() -> torch.device:
+    """Where tensors must be for the collectives of the current backend."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def check_equal(checksum: int, what: str) -> None:
+    """Compare a signed 64-bit number between ranks.
+
+    Raises:
+        MaskDriftError: on every rank, if any two differ.
+    """
+    if world_size() == 1:
+        return
+    mine = torch.tensor([checksum], dtype=torch.int64, device=device())
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(everyone, mine)
+    values = torch.cat(everyone).tolist()
+    if len(set(values)) > 1:
+        raise MaskDriftError(
+            f"{what} differ between ranks (checksums {values}). Every rank must see the same "
+            f"averaged gradients and weights: do not call the module inside DDP directly, and do "
+            f"not change weights or masks on one rank only."
+        )
+
+
+def share(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors (any dtype and memory format) by those of rank 0, in place."""
+    if world_size() == 1:
+        return
+    for tensor in tensors:
+        plain = tensor.to(torch.uint8) if tensor.dtype is torch.bool else tensor
+        buffer = plain.detach().to(device()).contiguous().clone()
+        dist.broadcast(buffer, src=0)
+        with torch.no_grad():
+            tensor.copy_(buffer)
+
+
+def share_value(value: float) -> float:
+    """Rank 0's number."""
+    if world_size() == 1:
+        return value
+    buffer = torch.tensor([value], dtype=torch.float64, device=device())
+    dist.broadcast(buffer, src=0)
+    return buffer.item()

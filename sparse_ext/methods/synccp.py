@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: MIT
+"""Synchronized contrastive pruning (SyncCP, "Synchronized Pruning for Efficient Contrastive
+Self-Supervised Learning").
+
+Both encoders become sparse along one cubic ramp with a constant gap (SyncS, Eq. 10-12). The ramp
+starts when the pseudo-masks of both differ by little more than that gap (CSI, Eq. 13-16). Each
+update prunes by magnitude, prunes some more, and regrows that many weights by the running mean of
+the gradient's magnitude (Eq. 3, 4, 17). With one shared encoder there is one mask, and CSI compares
+it with that of the epoch before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparse_ext import allocation, maskfile
+from sparse_ext.csi import CSI, compare
+from sparse_ext.encoder import Encoder
+from sparse_ext.grow import drop_and_regrow
+from sparse_ext.masks import MaskSet
+from sparse_ext.pruner import SHORT_RAMP, Masks, Pruner, log, random_masks
+from sparse_ext.schedules import Ramp, cosine_fraction
+
+
+class SyncCP(Pruner):
+    """SyncS, CSI and prune-and-regrow by the averaged gradient."""
+
+    scores_gradients = True
+
+    @classmethod
+    def keeps_latents(cls, config: Any, shared: bool) -> bool:
+        """Always: CSI ranks latents, and regrown weights start from them."""
+        return True
+
+    @property
+    def regrow_init(self) -> str:  # type: ignore[override]
+        """Value of a regrown weight."""
+        return self.config.regrow_init
+
+    # -- Contrastive Sparsification Indicator -----------------------------------------------
+
+    def plan(self) -> Ramp | None:
+        """Unknown until CSI fires."""
+        self.csi = CSI(
+            self.config.csi, self.clock.epochs, self.config.final, shared=self.momentum is None
+        )
+        self.previous: MaskSet | None = None
+        self.oscillation: dict[str, float] = {}
+        self.fires_at = self._step_of(self.csi.last_epoch)
+        return Ramp.plan(0, self.t_end, self.period) if self._ramps and self.fires_at == 0 else None
+
+    @property
+    def _ramps(self) -> bool:
+        return self.config.final > self.config.initial
+
+    def latest_start(self) -> int | None:
+        """The deadline, in steps."""
+        return self.fires_at
+
+    def _step_of(self, epoch: int | None) -> int | None:
+        """The deadline: the end of `epoch`; in a run of few epochs the same share of its steps."""
+        if epoch is None:
+            return None
+        step = epoch * self.clock.steps_per_epoch
+        if epoch == 0 or step + self.period <= self.t_end:
+            return step
+        fixed = self.csi.config.fixed_epoch
+        if fixed is None or fixed < 1:
+            return round((self.csi.config.deadline if fixed is None else fixed) * self.clock.steps)
+        return step
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """Compare pseudo-masks at the final sparsities (Eq. 13-16); start the ramp if it is time.
+
+        The pseudo-masks rank latents and are never applied.
+        """
+        if not self._ramps or self.ramp is not None:
+            return self._figures()
+        mine = MaskSet(self.smallest_out(self.online, self.config.final))
+        other = self.previous
+        if self.momentum is not None:
+            other = MaskSet(self.smallest_out(self.momentum, self.config.momentum[1]))
+        else:
+            self.previous = mine
+        seen = None if other is None else compare(mine, other).agreed()
+        reason = self.csi.decide(epoch, seen)
+        if reason:
+            self._fire(reason)
+        figures = self._figures()
+        if seen is not None:
+            figures |= {"inconsistency": seen.inconsistency, "excess": seen.excess}
+            figures |= {f"layer_inconsistency/{name}": v for name, v in seen.layers.items()}
+        return figures
+
+    def _fire(self, reason: str) -> None:
+        self.previous = None
+        self.ramp = Ramp.plan(self.t, self.t_end, self.period)
+        log.info(
+            "CSI (%s) after %d steps: sparsity grows from step %d to %d in %d updates.",
+            *(reason, self.t, self.ramp.t0, self.ramp.end, self.ramp.n),
+        )
+        if self.ramp.n < SHORT_RAMP:
+            log.warning("Only %d updates: consider a longer run.", self.ramp.n)
+
+    def after_step(self, optimizer: Optimizer | None = None) -> bool:
+        """As the base class; in a run of so few epochs that none ends in time, fire in between."""
+        if self._ramps and self.ramp is None and self.t == self.fires_at:
+            self._fire("deadline")
+        return super().after_step(optimizer)
+
+    # -- masks ------------------------------------------------------------------------------
+
+    def due(self) -> bool:
+        """From the start of the ramp on; after its end only with `regrow_after_ramp`."""
+        if not super().due() or self.ramp is None:
+            return False
+        return self.config.regrow_after_ramp or self.t <= self.ramp.end
+
+    def initial_masks(self, encoder: Encoder, sparsity: float) -> Masks:
+        """Random; the denser encoder's masks contain the sparser one's."""
+        rule = getattr(allocation, self.config.initial_allocation)
+        return random_masks(encoder, rule(encoder.masks.shapes, 1 - sparsity), self.seed)
+
+    def online_masks(self, sparsity: float) -> Masks:
+        """Magnitude prune to the budget, then swap the weakest for the most wanted (Eq. 3-4)."""
+        eligible = self.online.masks if self.config.mp_on == "masked" else None
+        pruned = self.smallest_out(self.online, sparsity, eligible)
+        new = self.regrow(self.online, pruned)
+        self.oscillation = MaskSet(pruned).layer_xor_fraction(new)  # Eq. 7
+        return new
+
+    def momentum_masks(self, encoder: Encoder, sparsity: float) -> Masks:
+        """Magnitude only, every position eligible (section 5.5)."""
+        pruned = self.smallest_out(encoder, sparsity)
+        return self.regrow(encoder, pruned) if self.config.offline_regrow else pruned
+
+    def observe(self, finite: Tensor) -> None:
+        """score <- gamma * score + (1 - gamma) * |gradient| (Eq. 17)."""
+        self.online.average_gradients(self.config.score_momentum, finite)
+
+    def regrow(self, encoder: Encoder, pruned: Masks) -> Masks:
+        """Drop and regrow by the online encoder's averaged gradient; budgets stay as they are."""
+        magnitude = {name: value.abs() for name, value in encoder.latents.items()}
+        return drop_and_regrow(pruned, magnitude, self.online.scores, self.drop_fraction)
+
+    @property
+    def drop_fraction(self) -> float:
+        """Share of a layer's kept weights that is swapped at this step (section 1.6)."""
+        ends = self.config.drop_start, self.config.drop_end
+        return cosine_fraction(self.t, self.clock.steps, *ends)
+
+    # -- figures and state ------------------------------------------------------------------
+
+    def _figures(self) -> dict[str, float]:
+        figures = {"triggered": float(self.ramp is not None), "drop_fraction": self.drop_fraction}
+        return figures | {f"layer_oscillation/{name}": v for name, v in self.oscillation.items()}
+
+    def extra_state(self) -> dict[str, Any]:
+        """What CSI has seen; the last pseudo-masks, eight to a byte, with one encoder."""
+        packed = {name: maskfile.pack(mask) for name, mask in (self.previous or {}).items()}
+        return {"csi": self.csi.state_dict(), "previous": packed, "oscillation": self.oscillation}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take over `extra_state`."""
+        self.csi.load_state_dict(state["csi"])
+        self.oscillation = dict(state["oscillation"])
+        masks = self.online.masks
+        unpacked = {
+            name: maskfile.unpack(bits, masks[name].shape).to(masks[name].device)
+            for name, bits in state["previous"].items()
+        }
+        self.previous = MaskSet(unpacked) if unpacked else None
+
+
+PRUNER = SyncCP
