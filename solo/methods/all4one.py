@@ -99,7 +99,9 @@ class All4One(NeighbourQueueMixin, BaseMomentumMethod):
             torch.cat((self.predictor2(view)[:, None], nn), dim=1)[:, :NEIGHBOURS]
             for view, nn in zip(z, neighbours, strict=True)
         ]
-        summaries = [(self._attend(nn), self._attend(s)) for nn, s in zip(neighbours, own, strict=True)]
+        summaries = [
+            (self._attend(nn), self._attend(s)) for nn, s in zip(neighbours, own, strict=True)
+        ]
         (a1, b1), (a2, b2) = summaries
         return (nnclr_loss_func(a1, b2) + nnclr_loss_func(a2, b1)) / 2
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""DeepCluster v2 (Caron et al. 2020, appendix A): learn the clusters of the last epoch's features."""
+"""DeepCluster v2 (Caron et al. 2020, appendix A): learn the clusters of last epoch's features."""
 
 from __future__ import annotations
 

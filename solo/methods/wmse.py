@@ -49,8 +49,7 @@ class WMSE(BaseMethod):
         size, batch = cfg.method_kwargs.whitening_size, cfg.optimizer.batch_size
         if size > batch:
             raise ConfigError(
-                f"method_kwargs.whitening_size={size} must not exceed "
-                f"optimizer.batch_size={batch}"
+                f"method_kwargs.whitening_size={size} must not exceed optimizer.batch_size={batch}"
             )
         return cfg
 
