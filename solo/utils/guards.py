@@ -85,8 +85,19 @@ class EpochSeeder(Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed all generators of this process."""
-        seed = mix(self.seed, trainer.current_epoch, trainer.global_rank)
+        """Seed for what happens before the first batch (clustering, the order of batches)."""
+        self._seed(trainer, 0)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed once more: making a loader's iterator draws a number, before or after the hook
+        above depending on whether the run was resumed."""
+        if batch_idx == 0:
+            self._seed(trainer, 1)
+
+    def _seed(self, trainer: Trainer, part: int) -> None:
+        seed = mix(self.seed, trainer.current_epoch, trainer.global_rank, part)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
