@@ -33,6 +33,7 @@ __all__ = [
     "export_encoder",
     "load_encoder",
     "load_pretrained",
+    "plain_state",
     "read_args",
     "read_checkpoint",
 ]
@@ -257,12 +258,21 @@ def export_encoder(
         state = encoder_state(checkpoint, encoder)
         if args and "backbone" in args:
             metadata.update(backbone=json.dumps(args["backbone"]), method=_trained_by(args) or "")
-    training = _training_keys(state)
-    state = _fold_masks({key: value for key, value in state.items() if key not in training})
+    state = _plain(state)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path, metadata)
     return path
+
+
+def plain_state(checkpoint: Mapping[str, Any], encoder: Encoder = "online") -> dict[str, Tensor]:
+    """An encoder's weights without anything of ours: masks folded in, no training state."""
+    return _plain(encoder_state(checkpoint, encoder))
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    training = _training_keys(state)
+    return _fold_masks({key: value for key, value in state.items() if key not in training})
 
 
 def _fold_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
