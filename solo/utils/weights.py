@@ -33,6 +33,7 @@ __all__ = [
     "export_encoder",
     "load_encoder",
     "load_pretrained",
+    "plain_state",
     "read_args",
     "read_checkpoint",
 ]
@@ -76,7 +77,7 @@ class LoadReport:
         )
         text += f" of {self.method}" if self.method else ""
         text += f"; left out {_some(self.left_out)}" if self.left_out else ""
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
+        figures = ", ".join(f"{name} {_number(value)}" for name, value in self.figures.items())
         return text + (f"; measured: {figures}" if figures else "")
 
 
@@ -214,6 +215,10 @@ def _check_heads(backbone: nn.Module, source: str, args: Mapping[str, Any] | Non
         )
 
 
+def _number(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
+
+
 def _some(items: Iterable[str], limit: int = 3) -> str:
     items = list(items)
     more = f", ... ({len(items)} in all)" if len(items) > limit else ""
@@ -257,12 +262,21 @@ def export_encoder(
         state = encoder_state(checkpoint, encoder)
         if args and "backbone" in args:
             metadata.update(backbone=json.dumps(args["backbone"]), method=_trained_by(args) or "")
-    training = _training_keys(state)
-    state = _fold_masks({key: value for key, value in state.items() if key not in training})
+    state = _plain(state)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path, metadata)
     return path
+
+
+def plain_state(checkpoint: Mapping[str, Any], encoder: Encoder = "online") -> dict[str, Tensor]:
+    """An encoder's weights without anything of ours: masks folded in, no training state."""
+    return _plain(encoder_state(checkpoint, encoder))
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    training = _training_keys(state)
+    return _fold_masks({key: value for key, value in state.items() if key not in training})
 
 
 def _fold_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
