@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from solo.errors import ConfigError
 
 
-class Masked:
+class Masked(nn.Module):
     """What the masked layers share; the owner of a `weight` and of the buffer `mask`."""
 
     weight: Tensor
@@ -29,7 +29,7 @@ class Masked:
     def extra_repr(self) -> str:
         """The plain layer's line, with the measured density."""
         density = self.mask.count_nonzero().item() / max(1, self.mask.numel())
-        return f"{super().extra_repr()}, density={density:.4f}"  # type: ignore[misc]
+        return f"{super().extra_repr()}, density={density:.4f}"
 
 
 class MaskedConv2d(Masked, nn.Conv2d):

@@ -28,7 +28,8 @@ def keep_topk(score: Tensor, k: int, eligible: Tensor | None = None) -> Tensor:
     """The `k` entries with the largest score; equal scores go to the lowest flat index.
 
     Args:
-        score: any shape and memory format; half precision is compared in float32.
+        score: any shape and memory format; half precision is compared in float32, integers in
+            float64.
         k: how many to keep, at most the number of eligible entries.
         eligible: bool tensor of the same shape; other entries are never kept, whatever they score.
 
@@ -97,17 +98,20 @@ def _pool(key: Tensor, eligible: Tensor | None) -> Tensor:
     """The eligible keys as a vector, in any order."""
     if eligible is not None:
         return key[eligible]
-    return key.permute(*_stride_order(key)).reshape(-1)
+    return key.permute(_stride_order(key)).reshape(-1)
 
 
 def _stride_order(tensor: Tensor) -> list[int]:
     """Dims from the largest stride to the smallest: flattening in this order copies nothing."""
-    return sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
 
 
 def _select(pools: list[Tensor], names: list[str], k: int) -> tuple[int | None, int]:
     """The k-th largest key, and how many entries equal to it belong to the k (None for k = 0)."""
-    width = torch.iinfo(pools[0].dtype).bits if pools else 0
+    if not pools:
+        return None, 0
+    width = torch.iinfo(pools[0].dtype).bits
     value, shift = 0, width
     while shift:
         digit = min(_DIGIT, shift)
@@ -146,6 +150,8 @@ def _above(key: Tensor, threshold: int, ties: int, eligible: Tensor | None) -> t
     keep, equal = key > threshold, key == threshold
     if eligible is not None:
         keep, equal = keep.logical_and_(eligible), equal.logical_and_(eligible)
+    if not ties:
+        return keep, 0
     count = int(equal.count_nonzero())
     if count > ties:
         indices = equal.reshape(-1).nonzero()[:ties, 0]  # reshape: the logical order

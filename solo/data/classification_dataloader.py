@@ -12,10 +12,10 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
-from torchvision.datasets import CIFAR10, CIFAR100, STL10
+from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
 
 from solo.data.digits import DIGITS_MEAN, DIGITS_STD, SIZE, DigitsDataset
-from solo.data.loading import make_loader
+from solo.data.loading import make_loader, seeded
 from solo.data.sources import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -131,19 +131,19 @@ def _split(
     key = TRAIN_KEY if train else VAL_KEY
     path = default_data_path() if path is None else Path(path)
     if dataset in ("cifar10", "cifar100"):
-        cls = CIFAR10 if dataset == "cifar10" else CIFAR100
+        cls = seeded(CIFAR10 if dataset == "cifar10" else CIFAR100)
         kwargs = {"train": train, "transform": transform}
         return named_torchvision(dataset, path, download, key, cls, **kwargs)
     if dataset == "stl10":
         kwargs = {"split": "train" if train else "test", "transform": transform}
-        return named_torchvision(dataset, path, download, key, STL10, **kwargs)
+        return named_torchvision(dataset, path, download, key, seeded(STL10), **kwargs)
     if dataset == "digits":
-        return DigitsDataset(train=train, transform=transform)
+        return seeded(DigitsDataset)(train=train, transform=transform)
     if require_format(data_format) == "h5":
         from solo.data.h5_dataset import H5Dataset
 
-        return H5Dataset(dataset, path, transform, key=key)
-    return image_folder(path, transform, key)
+        return seeded(H5Dataset)(dataset, path, transform, key=key)
+    return image_folder(path, transform, key, seeded(ImageFolder))
 
 
 def prepare_dataloaders(

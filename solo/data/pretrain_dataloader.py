@@ -22,7 +22,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
 from solo.data.augmentations import STRENGTHS, checked_augmentation
 from solo.data.digits import DigitsDataset
 from solo.data.images import read_image
-from solo.data.loading import make_loader
+from solo.data.loading import make_loader, picklable_state, seeded
 from solo.data.sources import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -43,21 +43,20 @@ TRAIN_KEY = "data.train_path"
 
 @cache
 def dataset_with_index(DatasetClass: type[Dataset]) -> type[Dataset]:
-    """A subclass of `DatasetClass` whose items are `(index, *item)`."""
+    """A subclass of `DatasetClass` whose items are `(index, *item)`, seeded by pass and index."""
 
-    class DatasetWithIndex(DatasetClass):
+    class DatasetWithIndex(seeded(DatasetClass)):
         def __getitem__(self, index):
             return (index, *super().__getitem__(index))
 
         def __reduce__(self):  # a local class cannot be pickled by name (spawned workers)
-            return _unpickle_with_index, (DatasetClass,), self.__dict__
+            return _unpickle_with_index, (DatasetClass,), picklable_state(self)
 
     return DatasetWithIndex
 
 
 def _unpickle_with_index(DatasetClass: type[Dataset]) -> Dataset:
-    cls = dataset_with_index(DatasetClass)
-    return cls.__new__(cls)
+    return object.__new__(dataset_with_index(DatasetClass))
 
 
 class CustomDatasetWithoutLabels(Dataset):

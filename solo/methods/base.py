@@ -101,9 +101,7 @@ class BaseMethod(OptimizationMixin, pl.LightningModule):
         if self.knn_eval:
             from solo.utils.knn import WeightedKNNClassifier
 
-            self.knn = WeightedKNNClassifier(
-                k=self.knn_k, distance_fx=cfg.knn_eval.distance_func
-            )
+            self.knn = WeightedKNNClassifier(k=self.knn_k, distance_fx=cfg.knn_eval.distance_func)
         self.validation_step_outputs: list[dict[str, Any]] = []
         self._labelled: bool = not omegaconf_select(cfg, "data.no_labels", False)
 

@@ -7,6 +7,7 @@ The order of the layers fixes the state-dict keys, so it is part of the interfac
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -37,7 +38,7 @@ def mlp(
         last_norm: a final BatchNorm1d, with (`affine`) or without (`plain`) scale and shift.
     """
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(dims[:-2], dims[1:-1], strict=True):
+    for fan_in, fan_out in pairwise(dims[:-1]):
         layers.append(nn.Linear(fan_in, fan_out, bias=bias))
         if norm:
             layers.append(nn.BatchNorm1d(fan_out))

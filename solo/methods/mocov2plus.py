@@ -54,7 +54,7 @@ class MoCoV2Plus(QueueMixin, BaseMomentumMethod):
         return {**out, "z": F.normalize(self.momentum_projector(out["feats"]), dim=-1)}
 
     def _dequeue_and_enqueue(self, keys: Tensor) -> None:
-        """Replace the oldest keys of both queues by this rank's `keys` (2, N, D) and the others'."""
+        """Replace the oldest keys of both queues by all ranks' `keys` (2, N, D)."""
         self.enqueue(keys.transpose(1, 2))
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerStatus
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
@@ -55,7 +56,7 @@ def fill_defaults(
         ConfigError: for a required key that is absent, null or `???`.
     """
     for key in required:
-        if OmegaConf.is_missing(cfg, key) or omegaconf_select(cfg, key) is None:
+        if omegaconf_select(cfg, key) is None:
             raise ConfigError(f"{key} is missing: set it in the YAML or as {key}=VALUE")
     for key, default in defaults.items():
         set_default(cfg, key, default)
@@ -136,10 +137,18 @@ class OptimizationMixin:
         if name == "step":
             return MultiStep(optimizer, self.lr_decay_steps or [], static_indexes=static)
         if name == "reduce":
-            return {"scheduler": ReduceLROnPlateau(optimizer), "monitor": "val_loss"}
+            return self._plateau(optimizer)
         if name == "exponential":  # solo-learn takes the decay rate from the weight decay
             return ExponentialLR(optimizer, self.weight_decay)
         return None
+
+    def _plateau(self, optimizer: Optimizer) -> Any:
+        """Bare, as solo-learn returns it, but with what to watch when Lightning will run it."""
+        plateau = ReduceLROnPlateau(optimizer)
+        state = getattr(self._trainer, "state", None)  # type: ignore[attr-defined]
+        if state is not None and state.status == TrainerStatus.RUNNING:
+            return {"scheduler": plateau, "monitor": "val_loss"}
+        return plateau
 
     def _warmup_cosine(self, optimizer: Optimizer, static: list[int]) -> dict[str, Any]:
         warmup: float = self.warmup_epochs

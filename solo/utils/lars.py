@@ -45,19 +45,25 @@ class LARS(Optimizer):
     ):
         if lr is None:
             raise ConfigError("LARS needs a learning rate: give lr")
-        numbers = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta, eps=eps)
+        numbers = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "eta": eta,
+            "eps": eps,
+        }
         for name, value in numbers.items():
             if value < 0:
                 raise ConfigError(f"LARS: {name} must not be negative, got {value}")
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ConfigError("LARS: nesterov needs a positive momentum and no dampening")
-        defaults = dict(
-            numbers,
-            dampening=dampening,
-            nesterov=nesterov,
-            clip_lr=clip_lr,
-            exclude_bias_n_norm=exclude_bias_n_norm,
-        )
+        defaults = {
+            **numbers,
+            "dampening": dampening,
+            "nesterov": nesterov,
+            "clip_lr": clip_lr,
+            "exclude_bias_n_norm": exclude_bias_n_norm,
+        }
         super().__init__(params, defaults)
 
     def __setstate__(self, state):

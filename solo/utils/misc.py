@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Small helpers: gathering over ranks, filters, position tables, parameter groups, config look-up.
-"""
+"""Small helpers: config look-up, filters, gathering over ranks, parameter groups, tables."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 CLASSES = 7
 
 
-def tiny_cfg(method: str, method_kwargs: dict[str, Any] | None = None, **changes: Any) -> DictConfig:
+def tiny_cfg(method: str, method_kwargs: dict | None = None, **changes: Any) -> DictConfig:
     """A plain configuration as solo-learn's own tests write it: no section of ours.
 
     `changes` are dotted keys, written with `__` for the dots.
@@ -77,14 +77,14 @@ def tiny_loaders(steps: int = 4, n: int = 4, large: int = 2, small: int = 0):
 
 def tiny_trainer(**kwargs: Any) -> pl.Trainer:
     """A quiet trainer on the CPU that writes nothing."""
-    settings: dict[str, Any] = dict(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
     return pl.Trainer(**{**settings, **kwargs})

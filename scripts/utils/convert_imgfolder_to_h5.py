@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""Pack an image folder (`<class>/<image>`) into one HDF5 file for `data.format=h5`.
+
+python3 scripts/utils/convert_imgfolder_to_h5.py --folder_path imagenet100/train --h5_path train.h5
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def convert_imgfolder_to_h5(folder_path: str | Path, h5_path: str | Path) -> None:
+    """Write a group per class and in it a dataset per image: the file's bytes, uint8, gzip 9.
+
+    The file appears under its name only once it is complete.
+
+    Args:
+        folder_path: image folder with one sub-folder per class.
+        h5_path: file to write.
+
+    Raises:
+        DataError: the folder is missing or holds no images, or `h5_path` exists already.
+    """
+    import h5py
+    import numpy as np
+    from tqdm import tqdm
+
+    from solo.data.sources import image_folder
+    from solo.errors import DataError
+
+    target = Path(h5_path)
+    if target.exists():
+        raise DataError(f"--h5_path: '{target}' exists already; move it away first.")
+    images = image_folder(folder_path, None, "--folder_path").imgs
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        with h5py.File(partial, "w") as file:
+            for name, _ in tqdm(images, desc=str(target)):
+                relative = Path(name).relative_to(folder_path)
+                file.create_dataset(
+                    f"{relative.parts[0]}/{'_'.join(relative.parts[1:])}",
+                    data=np.fromfile(name, dtype=np.uint8),
+                    compression="gzip",
+                    compression_opts=9,
+                )
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder_path", type=str, required=True, help="image folder to read")
+    parser.add_argument("--h5_path", type=str, required=True, help="HDF5 file to write")
+    args = parser.parse_args()
+    from solo.errors import SoloError
+
+    try:
+        convert_imgfolder_to_h5(args.folder_path, args.h5_path)
+    except SoloError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.exit(main())

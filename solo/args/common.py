@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""Parts of `parse_cfg` that pretraining and linear evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import isclose
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from solo import extensions
+from solo.args import schema
+from solo.args.check import check, fill, select
+from solo.errors import ConfigError, DataError, did_you_mean
+
+
+def required(cfg: DictConfig, key: str):
+    """The value at the dotted `key`.
+
+    Raises:
+        ConfigError: when it is missing, null or `???`.
+    """
+    try:
+        value = OmegaConf.select(cfg, key, throw_on_missing=True)
+    except OmegaConfBaseException:
+        value = None
+    if value is None:
+        raise ConfigError(f"the key '{key}' is missing: add it to the YAML or as ++{key}=…")
+    return value
+
+
+def choice(cfg: DictConfig, key: str, options: Iterable[str]) -> str:
+    """The value at `key`, which must be one of `options`.
+
+    Raises:
+        ConfigError: with the nearest valid name.
+    """
+    value, options = required(cfg, key), list(options)
+    if value not in options:
+        raise ConfigError(f"'{key}={value}' is not supported. {did_you_mean(value, options)}")
+    return value
+
+
+def check_keys(cfg: DictConfig, program: type) -> None:
+    """Check all keys and types of `cfg`, then let the active extensions check their sections."""
+    OmegaConf.set_struct(cfg, False)
+    check(cfg, program, extensions.sections())
+    for extension in extensions.active(cfg):
+        extension.parse(cfg)
+
+
+def dataset_cfg(cfg: DictConfig, data: type, keys: Iterable[str]) -> DictConfig:
+    """Check `data.dataset` and set the defaults of `keys` in the section `data`."""
+    choice(cfg, "data.dataset", schema.SUPPORTED_DATASETS)
+    fill(cfg, "data", data, keys)
+    fill(cfg, "", schema.Pretrain, ["debug_augmentations"])
+    return cfg
+
+
+def add_and_assert_wandb_cfg(cfg: DictConfig) -> DictConfig:
+    """Set the defaults of `wandb` and `tensorboard`."""
+    fill(cfg, "wandb", schema.Wandb)
+    fill(cfg, "tensorboard", schema.TensorBoard)
+    return cfg
+
+
+def add_and_assert_lightning_cfg(cfg: DictConfig) -> DictConfig:
+    """Set the defaults of the keys that concern the trainer as a whole."""
+    fill(cfg, "", schema.Run, ["seed", "resume_from_checkpoint", "strategy"])
+    return cfg
+
+
+def run_sections(cfg: DictConfig) -> None:
+    """Set the defaults of the sections that checkpoints, resuming and DALI read."""
+    fill(cfg, "checkpoint", schema.Checkpoint)
+    fill(cfg, "auto_resume", schema.AutoResume)
+    fill(cfg, "dali", schema.Dali)
+
+
+def set_num_classes(cfg: DictConfig) -> None:
+    """Set `data.num_classes`: known by name, or the number of folders below `data.train_path`.
+
+    Raises:
+        DataError: when that folder does not exist.
+    """
+    name = cfg.data.dataset
+    if name in schema.N_CLASSES_PER_DATASET:
+        cfg.data.num_classes = schema.N_CLASSES_PER_DATASET[name]
+        return
+    folder = Path(str(required(cfg, "data.train_path")))
+    if cfg.data.format == "h5" and folder.is_file():
+        raise ConfigError("data.format=h5 reads imagenet and imagenet100, not data.dataset=custom")
+    if not folder.is_dir():
+        raise DataError(f"data.train_path: there is no folder '{folder}'; check the path")
+    cfg.data.num_classes = max(1, sum(entry.is_dir() for entry in folder.iterdir()))
+
+
+def check_dali(cfg: DictConfig) -> None:
+    """Refuse `data.format=dali` for datasets that are not folders of images."""
+    if cfg.data.format == "dali" and cfg.data.dataset not in schema.DALI_DATASETS:
+        raise ConfigError(
+            f"data.format=dali works with {', '.join(schema.DALI_DATASETS)}, "
+            f"not with data.dataset={cfg.data.dataset}: write data.format=image_folder"
+        )
+
+
+def count_devices(cfg: DictConfig) -> int:
+    """How many devices one machine contributes, from `devices` as list, int or string.
+
+    Raises:
+        ConfigError: when `devices` is none of these.
+    """
+    devices = OmegaConf.select(cfg, "devices", default="auto")
+    if OmegaConf.is_list(devices) or isinstance(devices, (list, tuple)):
+        return len(devices)
+    if isinstance(devices, str) and devices not in ("auto", "-1"):
+        parts = [part for part in devices.split(",") if part.strip()]
+        if not all(part.strip().isdigit() for part in parts):
+            raise ConfigError(f"'devices={devices}' must be a list, an integer or auto")
+        return len(parts) if "," in devices else int(devices)
+    if devices in ("auto", "-1", -1, None):
+        return _all_devices(OmegaConf.select(cfg, "accelerator", default="auto"))
+    if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
+        return devices
+    raise ConfigError(f"'devices={devices!r}' must be a list, a positive integer or auto")
+
+
+def _all_devices(accelerator: str) -> int:
+    if accelerator == "cpu":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def scale_lr(cfg: DictConfig, keys: Iterable[str]) -> None:
+    """Scale learning rates by batch size x devices x nodes / 256 (Goyal et al. 2017), once.
+
+    `optimizer.<key>` becomes the value in effect, `optimizer.<key>_as_written` keeps the user's;
+    a configuration that already has both is left as it is.
+
+    Raises:
+        ConfigError: when both are there and contradict each other.
+    """
+    fill(cfg, "", schema.Run, ["num_nodes"])
+    scale = required(cfg, "optimizer.batch_size") * count_devices(cfg) * cfg.num_nodes / 256
+    for key in keys:
+        now = required(cfg, f"optimizer.{key}")
+        written = select(cfg, f"optimizer.{key}_as_written")
+        if written is None:
+            cfg.optimizer[f"{key}_as_written"] = now
+            cfg.optimizer[key] = now * scale
+        elif not isclose(now, written * scale, rel_tol=1e-6):
+            raise ConfigError(
+                f"optimizer.{key}={now} is not optimizer.{key}_as_written={written} x batch size x "
+                f"devices x nodes / 256 = {written * scale}: remove optimizer.{key}_as_written and "
+                f"write the unscaled value as optimizer.{key}"
+            )
+
+
+def set_optimizer_kwargs(cfg: DictConfig) -> None:
+    """Set the defaults of `optimizer.kwargs` and check its keys.
+
+    Raises:
+        ConfigError: for an unknown optimizer or an argument that it does not take.
+    """
+    name = choice(cfg, "optimizer.name", schema.OPTIMIZER_DEFAULTS)
+    valid = schema.OPTIMIZER_KWARGS[name]
+    fill(cfg, "optimizer", schema.Optimizer, ["kwargs"])
+    for key in cfg.optimizer.kwargs:
+        if key not in valid:
+            hint = did_you_mean(str(key), valid)
+            raise ConfigError(f"unknown key 'optimizer.kwargs.{key}' for {name}. {hint}")
+    for key, value in schema.OPTIMIZER_DEFAULTS[name].items():
+        cfg.optimizer.kwargs[key] = select(cfg, f"optimizer.kwargs.{key}", value)

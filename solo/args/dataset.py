@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""Command-line arguments about data, shared by `main_knn.py` and `main_umap.py`."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from solo.args.schema import IMAGENET_MEAN, IMAGENET_STD, SUPPORTED_DATASETS
+
+# Legacy augmentation arguments: one value per pipeline. name -> (type, default).
+_AUGMENTATIONS = {
+    "num_crops_per_aug": (int, [2]),
+    "brightness": (float, None),
+    "contrast": (float, None),
+    "saturation": (float, None),
+    "hue": (float, None),
+    "color_jitter_prob": (float, [0.8]),
+    "gray_scale_prob": (float, [0.2]),
+    "horizontal_flip_prob": (float, [0.5]),
+    "gaussian_prob": (float, [0.5]),
+    "solarization_prob": (float, [0.0]),
+    "equalization_prob": (float, [0.0]),
+    "crop_size": (int, [224]),
+    "min_scale": (float, [0.08]),
+    "max_scale": (float, [1.0]),
+}
+
+
+def dataset_args(parser: ArgumentParser) -> None:
+    """Add the arguments that say which dataset lies where."""
+    parser.add_argument("--dataset", choices=SUPPORTED_DATASETS, required=True)
+    parser.add_argument(
+        "--train_data_path", type=Path, default=None, help="required, except for digits"
+    )
+    parser.add_argument("--val_data_path", type=Path, default=None)
+    parser.add_argument(
+        "--data_format", choices=["image_folder", "dali", "h5"], default="image_folder"
+    )
+    parser.add_argument("--data_fraction", type=float, default=-1.0)
+
+
+def augmentations_args(parser: ArgumentParser) -> None:
+    """Add the augmentation arguments of solo-learn's programs before Hydra."""
+    for name, (kind, default) in _AUGMENTATIONS.items():
+        parser.add_argument(
+            f"--{name}", type=kind, nargs="+", default=default, required=default is None
+        )
+    parser.add_argument("--debug_augmentations", action="store_true")
+
+
+def linear_augmentations_args(parser: ArgumentParser) -> None:
+    """Add the augmentation arguments of an evaluation."""
+    parser.add_argument("--crop_size", type=int, nargs="+", default=[224])
+
+
+def custom_dataset_args(parser: ArgumentParser) -> None:
+    """Add the arguments that only a dataset of the user's own needs."""
+    parser.add_argument("--no_labels", action="store_true")
+    parser.add_argument("--mean", type=float, nargs="+", default=list(IMAGENET_MEAN))
+    parser.add_argument("--std", type=float, nargs="+", default=list(IMAGENET_STD))
+
+
+def evaluation_args(parser: ArgumentParser) -> None:
+    """Add the arguments about the checkpoint under evaluation and the machine."""
+    parser.add_argument("--pretrained_checkpoint_dir", type=str, required=True)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--num_workers", type=int, default=10)
+    parser.add_argument("--eval_encoder", choices=["online", "momentum"], default="online")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def check_paths(parser: ArgumentParser, args) -> None:
+    """Stop with a usage error when a dataset needs `--train_data_path` and has none."""
+    if args.dataset != "digits" and args.train_data_path is None:
+        parser.error("the following arguments are required: --train_data_path")

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""Command line of `main_knn.py`."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from solo.args.dataset import check_paths, custom_dataset_args, dataset_args, evaluation_args
+
+
+def parse_args_knn() -> Namespace:
+    """Parse `sys.argv`; lists (`k`, `temperature`, ...) are tried in all combinations."""
+    parser = ArgumentParser(description="k-nearest-neighbour evaluation of a checkpoint")
+    dataset_args(parser)
+    custom_dataset_args(parser)
+    evaluation_args(parser)
+    parser.add_argument("--k", type=int, nargs="+", default=[20])
+    parser.add_argument("--temperature", type=float, nargs="+", default=[0.07])
+    parser.add_argument(
+        "--distance_function", nargs="+", default=["cosine"], choices=["cosine", "euclidean"]
+    )
+    parser.add_argument(
+        "--feature_type", nargs="+", default=["backbone"], choices=["backbone", "projector"]
+    )
+    args = parser.parse_args()
+    check_paths(parser, args)
+    return args

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""Configuration of `main_pretrain.py`."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+from solo.args import common, schema
+from solo.args.check import check_section, fill
+from solo.args.common import add_and_assert_lightning_cfg, add_and_assert_wandb_cfg
+from solo.errors import ConfigError
+
+__all__ = [
+    "add_and_assert_dataset_cfg",
+    "add_and_assert_lightning_cfg",
+    "add_and_assert_wandb_cfg",
+    "parse_cfg",
+]
+
+_N_CLASSES_PER_DATASET = schema.N_CLASSES_PER_DATASET
+_SUPPORTED_DATASETS = schema.SUPPORTED_DATASETS
+
+
+def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
+    """Check `data.dataset` and set the defaults of the section `data`.
+
+    Raises:
+        ConfigError: when the dataset is missing or unknown.
+    """
+    keys = ["val_path", "train_path", "format", "no_labels", "fraction", "num_workers"]
+    return common.dataset_cfg(cfg, schema.Data, keys)
+
+
+def parse_cfg(cfg: DictConfig) -> DictConfig:
+    """Check `cfg`, set defaults and derived keys in place, and return it; idempotent.
+
+    Derived: `data.num_classes`, `data.num_large_crops`, `data.num_small_crops`, and the scaled
+    learning rates (`optimizer.lr`; `optimizer.classifier_lr` when there is a validation set).
+
+    Raises:
+        ConfigError: for an unknown key, a wrong type or a value that is not supported.
+        DataError: when the folder of a custom dataset does not exist.
+    """
+    common.check_keys(cfg, schema.Pretrain)
+    common.run_sections(cfg)
+    fill(cfg, "auto_umap", schema.AutoUMAP)
+    add_and_assert_dataset_cfg(cfg)
+    add_and_assert_wandb_cfg(cfg)
+    add_and_assert_lightning_cfg(cfg)
+    common.set_num_classes(cfg)
+    _set_num_crops(cfg)
+    common.check_dali(cfg)
+    validated = cfg.data.val_path is not None or cfg.data.dataset == "digits"
+    common.scale_lr(cfg, ["lr", "classifier_lr"] if validated else ["lr"])
+    common.set_optimizer_kwargs(cfg)
+    return cfg
+
+
+def _set_num_crops(cfg: DictConfig) -> None:
+    """Count large crops (those of the first entry's size) and small ones."""
+    entries = common.required(cfg, "augmentations")
+    if not OmegaConf.is_list(entries) or not entries:
+        raise ConfigError("'augmentations' must be a list with at least one pipeline")
+    for index, entry in enumerate(entries):
+        check_section(entry, schema.Augmentation, f"augmentations.{index}")
+        for key in ("crop_size", "num_crops"):
+            common.required(cfg, f"augmentations.{index}.{key}")
+    size = entries[0].crop_size
+    large = sum(entry.num_crops for entry in entries if entry.crop_size == size)
+    cfg.data.num_large_crops = large
+    cfg.data.num_small_crops = sum(entry.num_crops for entry in entries) - large

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: MIT
+"""Images of one HDF5 file: a group per class, in it a dataset per image with its encoded bytes.
+
+`scripts/utils/convert_imgfolder_to_h5.py` writes such files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+from torch.utils.data import Dataset
+
+from solo.data.images import ReadError, decode_image
+from solo.errors import ConfigError, DataError, did_you_mean
+
+_DATASETS = ("imagenet100", "imagenet", "custom")
+_SUBSET = Path(__file__).parent / "dataset_subset" / "imagenet100_classes.txt"
+
+
+def imagenet100_classes() -> list[str]:
+    """The 100 WordNet ids of ImageNet-100, sorted."""
+    return sorted(_SUBSET.read_text(encoding="utf-8").split())
+
+
+class H5Dataset(Dataset):
+    """Items `(image, label)` of an HDF5 file; labels are positions in the sorted class names.
+
+    Args:
+        dataset: imagenet, imagenet100 (keeps only its 100 classes) or custom.
+        h5_path: the file.
+        transform: applied to the PIL image.
+        key: configuration key that holds `h5_path`, for messages.
+
+    Attributes:
+        classes: sorted class names.
+        class_to_idx: class name to label.
+        h5_file: the open file, opened once per process on first use.
+
+    Raises:
+        ConfigError: another dataset name.
+        DataError: the file is missing, truncated, no HDF5 file, or has no images.
+        ReadError: while iterating: an image in it is broken.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        h5_path: str | Path,
+        transform: Callable | None = None,
+        key: str = "data.train_path",
+    ):
+        if dataset not in _DATASETS:
+            raise ConfigError(
+                f"data.format=h5 does not go with data.dataset='{dataset}'. "
+                f"{did_you_mean(dataset, _DATASETS)}"
+            )
+        self.dataset, self.h5_path, self.transform, self.key = dataset, h5_path, transform, key
+        self._handle: tuple[int, h5py.File] | None = None
+        self._load_h5_data_info()
+
+    @property
+    def h5_file(self) -> h5py.File:
+        """The open file of this process: a handle must not be shared across a fork."""
+        if self._handle is None or self._handle[0] != os.getpid():
+            self._handle = os.getpid(), _open(self.h5_path, self.key)
+        return self._handle[1]
+
+    def _load_h5_data_info(self) -> None:
+        """Fill `_data`, `classes` and `class_to_idx` from the index cache or else the file."""
+        names = _read_index(self.h5_path)
+        if names is None:
+            with _open(self.h5_path, self.key) as file:
+                names = [(c, image) for c in self._find_classes(file) for image in file[c]]
+            if not names:
+                raise DataError(f"{self.key}: '{self.h5_path}' has no class group with images.")
+            _write_index(self.h5_path, names)
+        kept = self._kept_classes({class_name for class_name, _ in names})
+        self.classes = sorted(kept)
+        self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
+        self._data = [(c, image, self.class_to_idx[c]) for c, image in names if c in kept]
+
+    def _find_classes(self, h5_file: h5py.File) -> list[str]:
+        """All class groups of the file, sorted."""
+        return sorted(name for name in h5_file if isinstance(h5_file[name], h5py.Group))
+
+    def _kept_classes(self, classes: set[str]) -> set[str]:
+        if self.dataset != "imagenet100":
+            return classes
+        kept = classes & set(imagenet100_classes())
+        if not kept:
+            warnings.warn(f"'{self.h5_path}' has no class of ImageNet-100; using all its classes.")
+        return kept or classes
+
+    def _load_img(self, class_name: str, img: str) -> Any:
+        """The PIL image `img` of a class."""
+        name = f"{self.h5_path}:/{class_name}/{img}"
+        try:
+            encoded = self.h5_file[class_name][img][()]
+        except (OSError, KeyError) as error:
+            raise ReadError(f"Cannot read image '{name}': {error}. Write the file anew.") from error
+        return decode_image(encoded.tobytes(), name)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        class_name, img, label = self._data[index]
+        image = self._load_img(class_name, img)
+        return (self.transform(image) if self.transform else image), label
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
+
+def _open(path: str | Path, key: str) -> h5py.File:
+    if not Path(path).is_file():
+        kind = "a folder" if Path(path).is_dir() else "missing"
+        raise DataError(f"{key}: '{path}' is {kind}; data.format=h5 needs one HDF5 file.")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{key}: '{path}' is truncated or no HDF5 file ({error}).") from None
+
+
+def _fingerprint(path: str | Path) -> str:
+    """Changes whenever the file does."""
+    stat = os.stat(path)
+    return f"# index of an H5 file: version 1, {stat.st_size} bytes, changed {stat.st_mtime_ns}"
+
+
+def _index_paths(path: str | Path) -> list[Path]:
+    """Where the index may lie: beside the file, or in the cache folder under its full path."""
+    path = Path(path).resolve()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "solo-learn-sparse"
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    return [path.with_name(path.name + ".index.txt"), cache / f"{path.stem}-{digest}.index.txt"]
+
+
+def _read_index(path: str | Path) -> list[tuple[str, str]] | None:
+    """(class, image) pairs of a stored index, None if there is none that fits the file."""
+    for index in _index_paths(path):
+        try:
+            lines = index.read_text(encoding="utf-8").split("\n")
+            if lines[0] == _fingerprint(path) and lines[-1] == "":
+                return [tuple(line.split("/", 1)) for line in lines[1:-1]]
+        except (OSError, UnicodeDecodeError):
+            continue
+    return None
+
+
+def _write_index(path: str | Path, names: list[tuple[str, str]]) -> None:
+    """Store the index in the first place that can be written; going without is no error."""
+    text = "\n".join([_fingerprint(path), *(f"{c}/{image}" for c, image in names), ""])
+    for index in _index_paths(path):
+        try:
+            index.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=index.parent, delete=False, encoding="utf-8"
+            ) as file:
+                file.write(text)
+            os.replace(file.name, index)  # whole or not at all, also with several ranks
+            return
+        except OSError:
+            continue

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""The frame of every program: Hydra's arguments, short messages for mistakes, exit codes.
+
+Free of torch: a mistake in the command line is reported at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from solo import extensions
+from solo.errors import ConfigError, SoloError, did_you_mean
+
+EXIT_CODE = 2
+TRACEBACK_WANTED = os.environ.get("HYDRA_FULL_ERROR") == "1"
+os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints and exits by itself
+_COMPOSE = ("hydra.errors", "hydra.core", "omegaconf.errors", "yaml.")
+
+
+def run_program(task: Callable[[], Any], schema: type | None = None) -> None:
+    """Run `task()`; print a mistake of the user's as one message and exit with code 2.
+
+    Args:
+        task: the program; for Hydra programs the function that `hydra.main` made.
+        schema: dataclass of the program's keys, for the nearest name of a key that Hydra refuses.
+
+    A user who wants the whole traceback sets HYDRA_FULL_ERROR=1.
+    """
+    try:
+        task()
+    except Exception as error:
+        message = str(error) if isinstance(error, SoloError) else explain(error, schema)
+        if message is None or TRACEBACK_WANTED:
+            raise
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_CODE)
+
+
+def hydra_program(task: Callable[[], Any], schema: type) -> None:
+    """`run_program` for a function of `hydra.main`: finds the config folder first."""
+    file = inspect.getfile(inspect.unwrap(task))
+    run_program(lambda: (_prepare_arguments(sys.argv, Path(file).parent), task()), schema)
+
+
+def _prepare_arguments(argv: list[str], program_dir: Path) -> None:
+    """Accept --config-path relative to the program's file (Hydra's rule) or to the cwd, in place.
+
+    Raises:
+        ConfigError: no configuration is named, or its folder or file does not exist.
+    """
+    if any(
+        arg in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for arg in argv[1:]
+    ):
+        return
+    name = _option(argv, "--config-name", "-cn")
+    folder = _option(argv, "--config-path", "-cp") or _option(argv, "--config-dir", "-cd")
+    if name is None:
+        raise ConfigError(
+            "no configuration: add --config-path FOLDER --config-name FILE.yaml, for example "
+            "--config-path scripts/pretrain/cifar --config-name byol.yaml"
+        )
+    if folder is None or folder[1].startswith("pkg://"):
+        return
+    index, value = folder
+    tried = [program_dir / value, Path.cwd() / value]
+    found = next((path for path in tried if path.is_dir()), None)
+    if found is None:
+        raise ConfigError(f"--config-path: there is no folder '{value}'{_nearest(Path(value))}")
+    argv[index] = argv[index].replace(value, str(found.resolve()))
+    stem = name[1].removesuffix(".yaml")
+    if not (found / f"{stem}.yaml").is_file():
+        names = [str(path.relative_to(found))[:-5] for path in found.glob("*.yaml")]
+        raise ConfigError(
+            f"--config-name: there is no '{stem}.yaml' in {value}. {did_you_mean(stem, names)}"
+        )
+
+
+def _option(argv: list[str], *names: str) -> tuple[int, str] | None:
+    """Position and value of an option written as `--name value` or `--name=value`."""
+    for index, arg in enumerate(argv):
+        for name in names:
+            if arg == name and index + 1 < len(argv):
+                return index + 1, argv[index + 1]
+            if arg.startswith(f"{name}="):
+                return index, arg.split("=", 1)[1]
+    return None
+
+
+def _nearest(path: Path) -> str:
+    """` (...)` with names beside the first part of `path` that does not exist."""
+    parent = next((p for p in path.parents if p.is_dir()), Path("."))
+    part = path.relative_to(parent).parts[0]
+    names = [entry.name for entry in parent.iterdir() if entry.is_dir()]
+    hint = did_you_mean(part, names)
+    return f". {hint}" if "Did you mean" in hint else " (looked in the current folder as well)"
+
+
+def explain(error: BaseException, schema: type | None = None) -> str | None:
+    """A short text for errors of Hydra, OmegaConf, YAML and Lightning's checks of the Trainer.
+
+    Returns:
+        None for anything else: a bug of ours, which keeps its traceback.
+    """
+    kind = f"{type(error).__module__}.{type(error).__name__}"
+    if kind.endswith("MisconfigurationException"):
+        return _machine(str(error))
+    if not kind.startswith(_COMPOSE):
+        return None
+    text = str(error).strip()
+    refused = re.search(r"Could not override '([^']+)'", text)
+    if refused and "To append to your config" in text:
+        return _refused_key(refused.group(1), schema)
+    group = re.search(r"Could not find '([^']+)'", text)
+    if group:
+        options = re.findall(r"^\t(.+)$", text.split("Available options")[-1], re.MULTILINE)
+        folder, _, name = group.group(1).rpartition("/")
+        hint = did_you_mean(name, [o.strip() for o in options if "=" not in o])
+        return f"'{folder or name}' has no option '{name}'. {hint}"
+    if refused and "No match in the defaults list" in text:
+        return f"{text.splitlines()[0]} To add it write +{refused.group(1)}."
+    if "No match in the defaults list" in text or "Multiple values for" in text:
+        return text.splitlines()[0]
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _machine(text: str) -> str:
+    if "No supported gpu backend found" in text or "CUDAAccelerator" in text:
+        return "accelerator=gpu, but this machine has no GPU: write accelerator=cpu"
+    return " ".join(text.split())
+
+
+def _refused_key(key: str, schema: type | None) -> str:
+    """A key that the YAML does not have and that was written without `++`."""
+    names = valid_keys(schema) if schema else set()
+    parent, _, leaf = key.rpartition(".")
+    here = {n.rpartition(".")[2] for n in names if n.rpartition(".")[0] == parent}
+    if not parent and leaf not in here:
+        from solo.args.check import trainer_keys
+
+        here |= trainer_keys()
+    if leaf in here or not here:
+        return f"the YAML does not set '{key}': to add it write ++{key}=…"
+    return f"unknown key '{key}'. {did_you_mean(leaf, here)}"
+
+
+def valid_keys(schema: type, path: str = "") -> set[str]:
+    """All dotted keys of a program's schema; sections of extensions by their names."""
+    keys = set() if path else set(extensions.sections())
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        name = f"{path}.{item.name}" if path else item.name
+        keys.add(name)
+        if is_dataclass(hints[item.name]):
+            keys |= valid_keys(hints[item.name], name)
+    return keys

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: MIT
+"""Self-supervised pretraining: from a configuration to a trained checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from solo.args import schema
+from solo.args.check import require
+from solo.args.pretrain import parse_cfg
+from solo.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+    from torch.utils.data import DataLoader
+
+# Methods that are trained with another number of large crops than two.
+_ANY_NUMBER_OF_CROPS = ("wmse", "mae")
+
+
+def pretrain(cfg: DictConfig) -> Trainer:
+    """Run `main_pretrain.py` on a composed configuration.
+
+    Raises:
+        SoloError: a mistake in the configuration, the data or a checkpoint.
+    """
+    OmegaConf.set_struct(cfg, False)
+    parse_cfg(cfg)
+    require(cfg, schema.Pretrain)
+
+    from lightning.pytorch import seed_everything
+
+    from solo.programs.training import fit
+
+    seed_everything(cfg.seed)
+    model = build_model(cfg)
+    data = build_data(cfg)
+    return fit(cfg, model, data, Path(cfg.checkpoint.dir) / cfg.method, _umap(cfg))
+
+
+def build_model(cfg: DictConfig) -> LightningModule:
+    """The method of `cfg`, contiguous and in channels_last unless that is switched off.
+
+    Raises:
+        ConfigError: the method is unknown, or is not made for this number of large crops.
+    """
+    import torch
+
+    from solo.methods import METHODS
+    from solo.utils.misc import make_contiguous
+
+    names = [name for name in METHODS if name not in ("base", "linear")]
+    if cfg.method not in names:
+        raise ConfigError(f"'method={cfg.method}' is unknown. {did_you_mean(cfg.method, names)}")
+    if cfg.data.num_large_crops != 2 and cfg.method not in _ANY_NUMBER_OF_CROPS:
+        raise ConfigError(
+            f"{cfg.method} needs 2 large crops, but 'augmentations' makes "
+            f"{cfg.data.num_large_crops} (those with the crop_size of the first entry)"
+        )
+    model = METHODS[cfg.method](cfg)
+    make_contiguous(model)
+    if not OmegaConf.select(cfg, "performance.disable_channel_last", default=False):
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def build_data(cfg: DictConfig) -> LightningDataModule:
+    """Training views and, where there are labels, validation images."""
+    val = validation_loader(cfg)
+    if cfg.data.format == "dali":
+        return _dali(cfg, val)
+    from solo.data.pretrain_dataloader import (
+        build_transform_pipeline,
+        prepare_dataloader,
+        prepare_datasets,
+        prepare_n_crop_transform,
+    )
+    from solo.programs.training import RunData
+
+    transform = prepare_n_crop_transform(
+        [build_transform_pipeline(cfg.data.dataset, entry) for entry in cfg.augmentations],
+        [entry.num_crops for entry in cfg.augmentations],
+    )
+    if cfg.debug_augmentations:
+        print("Transforms:\n", transform)
+    dataset = prepare_datasets(
+        cfg.data.dataset,
+        transform,
+        train_data_path=cfg.data.train_path,
+        data_format=cfg.data.format,
+        no_labels=cfg.data.no_labels,
+        data_fraction=cfg.data.fraction,
+    )
+    train = prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
+    return RunData(train, val, cfg.seed)
+
+
+def validation_loader(cfg: DictConfig) -> DataLoader | None:
+    """Labelled validation images, None where there are none."""
+    data = cfg.data
+    if data.dataset == "custom" and (data.no_labels or data.val_path is None):
+        return None
+    if data.dataset in ("imagenet", "imagenet100") and data.val_path is None:
+        return None
+    from solo.data.classification_dataloader import prepare_data
+
+    return prepare_data(
+        data.dataset,
+        train_data_path=data.train_path,
+        val_data_path=data.val_path,
+        data_format="image_folder" if data.format == "dali" else data.format,
+        batch_size=cfg.optimizer.batch_size,
+        num_workers=data.num_workers,
+    )[1]
+
+
+def _dali(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
+    from solo.data.dali_dataloader import PretrainDALIDataModule, build_transform_pipeline_dali
+    from solo.data.pretrain_dataloader import FullTransformPipeline, NCropAugmentation
+
+    transforms = FullTransformPipeline(
+        [
+            NCropAugmentation(
+                build_transform_pipeline_dali(cfg.data.dataset, entry, cfg.dali.device),
+                entry.num_crops,
+            )
+            for entry in cfg.augmentations
+        ]
+    )
+    module = PretrainDALIDataModule(
+        dataset=cfg.data.dataset,
+        train_data_path=cfg.data.train_path,
+        transforms=transforms,
+        num_large_crops=cfg.data.num_large_crops,
+        num_small_crops=cfg.data.num_small_crops,
+        num_workers=cfg.data.num_workers,
+        batch_size=cfg.optimizer.batch_size,
+        no_labels=cfg.data.no_labels,
+        data_fraction=cfg.data.fraction,
+        dali_device=cfg.dali.device,
+        encode_indexes_into_labels=cfg.dali.encode_indexes_into_labels,
+    )
+    module.val_dataloader = lambda: [] if val is None else val
+    return module
+
+
+def _umap(cfg: DictConfig) -> list:
+    if not cfg.auto_umap.enabled:
+        return []
+    from solo.utils.auto_umap import AutoUMAP
+
+    logdir = Path(cfg.auto_umap.dir) / cfg.method
+    return [AutoUMAP(cfg.name, logdir=logdir, frequency=cfg.auto_umap.frequency)]

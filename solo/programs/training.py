@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT
+"""What pretraining and linear evaluation share: hardware, resuming, callbacks, the Trainer."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
+
+from solo.args.common import count_devices
+from solo.errors import CheckpointError
+from solo.utils.auto_resumer import AutoResumer
+from solo.utils.checkpointer import Checkpointer
+from solo.utils.guards import EpochLoader, EpochSeeder, NonFiniteGuard
+from solo.utils.loggers import CSVMetrics, build_loggers
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Checkpoint that a run continues, and the id of its wandb run."""
+
+    path: Path | None = None
+    wandb_run_id: str | None = None
+
+
+class RunData(LightningDataModule):
+    """The loaders of a run; training batches depend on (seed, epoch, rank) only.
+
+    Args:
+        train: shuffling loader.
+        val: validation loader, or None.
+        seed: the run's seed.
+    """
+
+    def __init__(self, train: DataLoader, val: DataLoader | None, seed: int):
+        super().__init__()
+        self.train, self.val, self.seed = train, val, seed
+
+    def train_dataloader(self) -> DataLoader:
+        """Called by the trainer once it knows its rank."""
+        return EpochLoader(self.train, self.trainer, self.seed)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """The validation loader; an empty list skips validation."""
+        return [] if self.val is None else self.val
+
+
+def find_resume(cfg: DictConfig, logdir: Path) -> Resume:
+    """What the run continues: `resume_from_checkpoint`, or what auto-resume finds.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or not a checkpoint of a training run.
+    """
+    given = cfg.resume_from_checkpoint
+    if given is None and cfg.auto_resume.enabled:
+        path, run_id = AutoResumer(logdir, cfg.auto_resume.max_hours).find_checkpoint(cfg)
+        if path is not None:
+            print(f"Resuming from {path}")
+        return Resume(path, run_id)
+    if given is None:
+        return Resume()
+    from solo.utils.weights import read_checkpoint
+
+    missing = {"loops", "optimizer_states", "lr_schedulers"} - set(read_checkpoint(given))
+    if missing:
+        raise CheckpointError(
+            f"resume_from_checkpoint: {given} holds weights but no state of a training run "
+            f"({', '.join(sorted(missing))}), so it cannot be continued"
+        )
+    return Resume(Path(given), cfg.get("wandb_run_id"))
+
+
+def fit(
+    cfg: DictConfig,
+    model: LightningModule,
+    data: LightningDataModule,
+    logdir: Path,
+    callbacks: list[Callback] = (),
+) -> Trainer:
+    """Train `model` as `cfg` says.
+
+    Args:
+        cfg: parsed configuration; its keys that are arguments of Trainer are passed on.
+        model: the method or the linear classifier.
+        data: its loaders.
+        logdir: `<checkpoint.dir>/<method>`; checkpoints and metrics go to `<logdir>/<version>/`.
+        callbacks: further callbacks.
+
+    Returns:
+        The trainer, after the run.
+    """
+    resume = find_resume(cfg, logdir)
+    loggers = build_loggers(cfg, logdir, resume.path, resume.wandb_run_id)
+    monitors = []
+    if cfg.wandb.enabled:
+        loggers[0].watch(model, log="gradients", log_freq=100)
+    if cfg.wandb.enabled or cfg.tensorboard.enabled:
+        monitors.append(LearningRateMonitor(logging_interval="step"))
+    trainer = Trainer(
+        **trainer_arguments(cfg),
+        logger=loggers,
+        callbacks=[*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors],
+        enable_checkpointing=False,
+    )
+    path = None if resume.path is None else str(resume.path)
+    trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=path and True)
+    return trainer
+
+
+def _own_callbacks(cfg: DictConfig, logdir: Path, loggers: list) -> list[Callback]:
+    """Guard before checkpointer, so that nothing that is not finite is ever saved."""
+    saver = None
+    if cfg.checkpoint.enabled:
+        options = {"frequency": cfg.checkpoint.frequency, "keep_prev": cfg.checkpoint.keep_prev}
+        saver = Checkpointer(cfg, logdir, **options)
+    csv = next(logger for logger in loggers if isinstance(logger, CSVMetrics))
+    own = [_ContinueMetrics(csv), NonFiniteGuard(saver), EpochSeeder(cfg.seed), saver]
+    return [callback for callback in own if callback is not None]
+
+
+class _ContinueMetrics(Callback):
+    """Takes over the rows of a resumed run that its checkpoint covers."""
+
+    def __init__(self, csv: CSVMetrics):
+        super().__init__()
+        self.csv = csv
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.csv.keep_before(trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.csv.save()
+
+
+def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """The keys of `cfg` that are arguments of Lightning's Trainer, fitted to the machine.
+
+    A list of devices works on the CPU as their number; synchronised batch normalisation, which
+    needs a GPU, and `ddp` for a single process are left out.
+    """
+    names = set(inspect.signature(Trainer.__init__).parameters)
+    names -= {"self", "logger", "callbacks", "enable_checkpointing"}
+    kwargs = {name: _plain(cfg[name]) for name in names if name in cfg}
+    count = count_devices(cfg)
+    if _on_cpu(cfg):
+        kwargs["devices"] = count
+        if kwargs.pop("sync_batchnorm", False) and count > 1:
+            warnings.warn("sync_batchnorm needs a GPU; on the CPU each process has its own")
+    if count * int(cfg.get("num_nodes") or 1) == 1 and kwargs.get("strategy") in (None, "ddp"):
+        kwargs["strategy"] = "auto"
+    elif kwargs.get("strategy") == "ddp":
+        kwargs["strategy"] = DDPStrategy(find_unused_parameters=False)
+    elif kwargs.get("strategy") is None:
+        kwargs["strategy"] = "auto"
+    return kwargs
+
+
+def _on_cpu(cfg: DictConfig) -> bool:
+    import torch
+
+    accelerator = cfg.get("accelerator", "auto")
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def describe(backbone: Any, cfg: DictConfig) -> dict[str, float]:
+    """Figures of every extension about an encoder under evaluation, printed as one line."""
+    from solo import extensions
+
+    figures = {}
+    for extension in extensions.registered():
+        figures.update(extension.describe(backbone))
+    if figures:
+        print("Encoder: " + ", ".join(f"{key}={value:.6g}" for key, value in figures.items()))
+    return figures

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""Callbacks that guard a run: no training on NaN, and the same random numbers after a resume."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from solo.errors import NonFiniteError
+
+
+def epoch_seed(*parts: int) -> int:
+    """A seed in [0, 2^63) that depends on all `parts`: run seed, epoch, rank."""
+    state = np.random.SeedSequence([int(part) for part in parts]).generate_state(1, np.uint64)
+    return int(state[0] >> 1)
+
+
+class NonFiniteGuard(Callback):
+    """Stops a run whose loss or weights are no longer finite.
+
+    The losses are summed on the device and looked at every `log_every_n_steps` steps, so there is
+    no host synchronisation per step; the weights are looked at before a checkpoint is taken.
+
+    Args:
+        checkpointer: the callback whose last checkpoint the message names.
+    """
+
+    def __init__(self, checkpointer: Any = None):
+        super().__init__()
+        self.checkpointer = checkpointer
+        self._losses: list[tuple[int, Tensor]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the loss; look at all remembered ones when it is time."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor):
+            self._losses.append((trainer.global_step, loss.detach()))
+        if len(self._losses) >= max(1, trainer.log_every_n_steps):
+            self._check_losses(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the remaining losses, then the weights, before anything is saved."""
+        self._check_losses(trainer)
+        tensors = [p.detach() for p in pl_module.parameters() if p.is_floating_point()]
+        norms = torch.stack([n.to(pl_module.device) for n in torch._foreach_norm(tensors)])
+        if self._any(trainer, not bool(norms.isfinite().all())):
+            self._stop(trainer, "a weight is NaN or infinite", trainer.global_step)
+
+    def _check_losses(self, trainer: Trainer) -> None:
+        if not self._losses:
+            return
+        steps, losses = zip(*self._losses, strict=True)
+        self._losses = []
+        bad = (~torch.stack(losses).isfinite()).nonzero()
+        if self._any(trainer, len(bad) > 0):
+            index = int(bad[0]) if len(bad) else len(steps) - 1
+            self._stop(trainer, f"the loss is {float(losses[index])}", steps[index])
+
+    @staticmethod
+    def _any(trainer: Trainer, mine: bool) -> bool:
+        return bool(trainer.strategy.reduce_boolean_decision(mine, all=False))
+
+    def _stop(self, trainer: Trainer, what: str, step: int) -> None:
+        last = getattr(self.checkpointer, "last_ckpt", None)
+        good = f"Last good checkpoint: {last}." if last else "No checkpoint was written yet."
+        raise NonFiniteError(
+            f"{what} at step {step} (epoch {trainer.current_epoch}). {good} "
+            "Lower optimizer.lr, lengthen scheduler.warmup_epochs, or use precision=bf16-mixed "
+            "or 32."
+        )
+
+
+class EpochSeeder(Callback):
+    """Seeds `random`, numpy and torch from (seed, epoch, rank) when an epoch starts.
+
+    What an epoch draws then depends on nothing before it, so a resumed run repeats a straight one.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed all generators of this process."""
+        seed = epoch_seed(self.seed, trainer.current_epoch, trainer.global_rank)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+
+def _epoch(trainer: Trainer) -> int:
+    """The epoch whose batches are fetched next.
+
+    Not `current_epoch`, which is one behind while a resumed run sets up its first iterator.
+    """
+    return trainer.fit_loop.epoch_progress.current.processed
+
+
+class _EpochSampler(DistributedSampler):
+    """Shuffles by (seed, epoch of the trainer), also in the first epoch after a resume."""
+
+    def __init__(self, dataset, trainer: Trainer, seed: int):
+        super().__init__(dataset, trainer.world_size, trainer.global_rank, shuffle=True, seed=seed)
+        self.trainer = trainer
+
+    def __iter__(self):
+        self.set_epoch(_epoch(self.trainer))
+        return super().__iter__()
+
+
+class EpochLoader(DataLoader):
+    """The batches of `loader`, shuffled and augmented as (seed, epoch, rank) say.
+
+    Workers are started anew in every epoch: those that stay alive carry their random state from
+    one epoch to the next, which no checkpoint holds.
+
+    Args:
+        loader: a shuffling loader over a dataset with a length.
+        trainer: asked for epoch, rank and number of processes.
+        seed: the run's seed.
+    """
+
+    def __init__(self, loader: DataLoader, trainer: Trainer, seed: int):
+        super().__init__(
+            loader.dataset,
+            batch_size=loader.batch_size,
+            sampler=_EpochSampler(loader.dataset, trainer, seed),
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            drop_last=loader.drop_last,
+            worker_init_fn=loader.worker_init_fn,
+            generator=torch.Generator(),
+        )
+        self._trainer, self._seed = trainer, seed
+
+    def __iter__(self):
+        self.generator.manual_seed(epoch_seed(self._seed, _epoch(self._trainer)))
+        return super().__iter__()

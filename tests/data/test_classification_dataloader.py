@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""Labelled sets, their transforms and loaders."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import RandomSampler, SequentialSampler
+from torchvision import transforms as T
+from torchvision.datasets import CIFAR10, ImageFolder
+
+from solo.data.classification_dataloader import (
+    build_custom_pipeline,
+    prepare_data,
+    prepare_dataloaders,
+    prepare_datasets,
+    prepare_transforms,
+    prepare_val_data,
+)
+from solo.errors import ConfigError, DataError
+from tests.data.conftest import write_folder
+from tests.data.test_pretrain_dataloader import write_cifar
+
+pytestmark = pytest.mark.unit
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+
+
+@pytest.fixture
+def val_folder(tmp_path):
+    return write_folder(tmp_path / "val", per_class=3)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size", "stats", "val_steps"),
+    [
+        ("cifar10", 32, CIFAR, []),
+        ("cifar100", 32, CIFAR, []),
+        ("stl10", 96, ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)), ["Resize"]),
+        ("imagenet", 224, IMAGENET, ["Resize", "CenterCrop"]),
+        ("imagenet100", 224, IMAGENET, ["Resize", "CenterCrop"]),
+        ("custom", 224, IMAGENET, ["Resize", "CenterCrop"]),
+    ],
+)
+def test_transforms(dataset, size, stats, val_steps):
+    train, val = prepare_transforms(dataset)
+    crop, flip, _, normalize = train.transforms
+    assert (crop.size, crop.scale) == ((size, size), (0.08, 1.0))
+    assert crop.interpolation == T.InterpolationMode.BILINEAR
+    assert flip.p == 0.5
+    assert (tuple(normalize.mean), tuple(normalize.std)) == stats
+    assert [type(t).__name__ for t in val.transforms] == [*val_steps, "ToTensor", "Normalize"]
+    assert (tuple(val.transforms[-1].mean), tuple(val.transforms[-1].std)) == stats
+    image = Image.fromarray(np.zeros((size, size, 3), dtype=np.uint8))
+    assert train(image).shape == val(image).shape == (3, size, size)
+
+
+def test_custom_pipeline_names():
+    assert sorted(build_custom_pipeline()) == ["T_train", "T_val"]
+
+
+def test_cifar_splits(tmp_path, monkeypatch):
+    write_cifar(tmp_path, "cifar10")
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    train, val = prepare_datasets("cifar10", None, None, tmp_path, tmp_path, download=False)
+    assert isinstance(train, CIFAR10)
+    assert (len(train), len(val)) == (100, 20)
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "imagenet100", "custom"])
+def test_folders_and_loaders(dataset, folder, val_folder):
+    train, val = prepare_data(dataset, folder, val_folder, batch_size=5, num_workers=0)
+    assert isinstance(train.dataset, ImageFolder)
+    assert (len(train), len(val)) == (2, 2)
+    assert isinstance(train.sampler, RandomSampler)
+    assert isinstance(val.sampler, SequentialSampler)
+    images, targets = next(iter(val))
+    assert images.shape == (5, 3, 224, 224)
+    assert targets.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_fraction_acts_on_training_only(folder, val_folder):
+    train, val = prepare_data("custom", folder, val_folder, num_workers=0, data_fraction=0.5)
+    assert (len(train.dataset), len(val.dataset)) == (6, 6)
+
+
+def test_digits():
+    train, val = prepare_data("digits", batch_size=64, num_workers=0)
+    assert (len(train.dataset), len(val.dataset)) == (2874, 720)
+    images, _ = next(iter(val))
+    assert images.shape == (64, 3, 32, 32)
+    assert "RandomHorizontalFlip" not in repr(train.dataset.transform)
+
+
+def test_auto_augment_is_timm_randaugment(folder, val_folder):
+    train, _ = prepare_data("custom", folder, val_folder, num_workers=0, auto_augment=True)
+    text = repr(train.dataset.transform)
+    assert "RandAugment" in text
+    assert "RandomErasing" in text
+    assert train.dataset[0][0].shape == (3, 224, 224)
+
+
+def test_validation_alone(val_folder):
+    loader = prepare_val_data("custom", val_folder, batch_size=4, num_workers=0)
+    assert [len(targets) for _, targets in loader] == [4, 2]
+
+
+def test_unknown_dataset():
+    with pytest.raises(ConfigError, match=r"'cifar1O' is not supported. Did you mean 'cifar10'"):
+        prepare_transforms("cifar1O")
+
+
+def test_splits_with_other_classes(folder, tmp_path):
+    other = write_folder(tmp_path / "other", classes=("ant", "bee", "cat"))
+    with pytest.raises(DataError, match=r"has 2 classes and data.val_path 3; .*: cat"):
+        prepare_data("custom", folder, other, num_workers=0)
+
+
+def test_one_class_cannot_be_classified(tmp_path):
+    one = write_folder(tmp_path / "one", classes=("only",))
+    with pytest.raises(DataError, match=r"has one class \('only'\)"):
+        prepare_data("custom", one, one, num_workers=0)
+
+
+def test_dataloaders_take_any_dataset(folder):
+    train = ImageFolder(str(folder), T.ToTensor())
+    loaders = prepare_dataloaders(train, train, batch_size=4, num_workers=0)
+    assert [len(loader) for loader in loaders] == [3, 3]
