@@ -31,16 +31,10 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def write(path: str | Path, masks: Mapping[str, Tensor], checksum: int) -> None:
-    """Write `masks` to `path`; the file appears at once and complete, or not at all."""
-    from safetensors.torch import save_file
-
+    """Write `masks` to `path`, packed."""
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     metadata = {"format": FORMAT, "shapes": json.dumps(shapes), "checksum": str(checksum)}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file({name: pack(mask) for name, mask in masks.items()}, unfinished, metadata)
-    unfinished.replace(path)
+    write_atomically(path, {name: pack(mask) for name, mask in masks.items()}, metadata)
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], int]:
@@ -49,21 +43,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], int]:
     Raises:
         CheckpointError: if the file is missing, damaged or not a mask file.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: there is no such mask file.")
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise damaged(path, str(error)) from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: not a mask file (format {metadata.get('format')!r}, expected {FORMAT!r}). "
-            "Mask files are written by MaskSet.save."
-        )
+    packed, metadata = read_tensors(path, FORMAT, "Mask files are written by MaskSet.save.")
     try:
         shapes = json.loads(metadata["shapes"])
         masks = {name: unpack(packed[name], tuple(shape)) for name, shape in shapes.items()}
@@ -72,6 +52,44 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], int]:
         raise damaged(path, str(error)) from error
 
 
+def write_atomically(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file; it appears at once and complete, or not at all."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    save_file(tensors, unfinished, metadata)
+    unfinished.replace(path)
+
+
+def read_tensors(
+    path: str | Path, expected: str, hint: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file whose metadata name the format `expected`.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or of another format; `hint` says what writes
+            such files.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: there is no such file.")
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, str(error)) from error
+    if metadata.get("format") != expected:
+        found = metadata.get("format")
+        raise CheckpointError(f"{path}: format {found!r} instead of {expected!r}. {hint}")
+    return tensors, metadata
+
+
 def damaged(path: str | Path, why: str) -> CheckpointError:
     """The error for a mask file that cannot be trusted."""
-    return CheckpointError(f"{path}: the mask file is damaged ({why}); write it again.")
+    return CheckpointError(f"{path}: the file is damaged ({why}); write it again.")

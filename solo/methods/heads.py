@@ -56,6 +56,33 @@ def simsiam_projector(fan_in: int, hidden: int, out: int) -> nn.Sequential:
     return projector
 
 
+class WeightNormLinear(nn.Module):
+    """Bias-free linear layer with rows `weight_g * v / |v|` (Salimans & Kingma 2016, eq. 2).
+
+    Parameters are called `weight_g` (out, 1), initially ones, and `weight_v` (out, in), as by
+    torch's former `weight_norm`, so that existing checkpoints fit.
+
+    Args:
+        fan_in: input dimension.
+        fan_out: number of rows.
+        learn_norm: train `weight_g`; otherwise the rows keep norm 1.
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, learn_norm: bool = False):
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(fan_out, 1), requires_grad=learn_norm)
+        self.weight_v = nn.Parameter(nn.Linear(fan_in, fan_out, bias=False).weight.detach())
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight, (out, in)."""
+        return torch._weight_norm(self.weight_v, self.weight_g, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return F.linear(x, self.weight)
+
+
 def momentum_pair(build: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
     """An online head and its frozen momentum copy."""
     online, momentum = build(), build()

@@ -7,12 +7,14 @@ checkpoints have them, and no step reads the pointer on the host.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solo.errors import ConfigError
-from solo.utils.misc import concat_all_gather_no_grad
+from solo.utils.misc import concat_all_gather_no_grad, get_rank, get_world_size
 
 
 class QueueMixin(nn.Module):
@@ -77,3 +79,59 @@ class NeighbourQueueMixin(QueueMixin):
         """For rows `z` (N, D): slots (N,) and features (N, D) of the most similar rows."""
         slots = (z @ self.queue.T).argmax(dim=1)
         return slots, self.queue[slots]
+
+    def log_neighbour_accuracy(self, slots: Tensor, targets: Tensor) -> None:
+        """Log `train_nn_acc`, the fraction of neighbours with the sample's own label.
+
+        Before the queue moves on, and only where there are labels.
+
+        Args:
+            slots: of the neighbours, (N,).
+            targets: labels of the samples, (N,).
+        """
+        if self._has_labels(targets):
+            self._log_train(train_nn_acc=(self.queue_y[slots] == targets).float().mean())
+
+
+class LateBuffersMixin(nn.Module):
+    """Buffers that exist only once training has started, because their size depends on the data.
+
+    A checkpoint may hold them before the method has them. They then wait aside, out of sight of
+    DDP, which would make all ranks' buffers equal. Each rank gets its own part back.
+
+    Attributes:
+        LATE_BUFFERS: their names.
+    """
+
+    LATE_BUFFERS: tuple[str, ...] = ()
+
+    def start_late_buffer(self, name: str, fresh: Tensor) -> None:
+        """Register buffer `name`: what a checkpoint held if it fits, else `fresh`."""
+        saved = self.__dict__.setdefault("_late_saved", {}).pop(name, None)
+        if saved is not None and saved.shape == fresh.shape:
+            fresh = saved.to(fresh)
+        self.register_buffer(name, fresh)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add every rank's buffers: the state dict has those of the first rank only."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        if get_world_size() > 1:
+            checkpoint["late_buffers"] = {
+                name: concat_all_gather_no_grad(getattr(self, name)[None]).cpu()
+                for name in self.LATE_BUFFERS
+                if hasattr(self, name)
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put this rank's own buffers into the state dict, if the number of ranks is the same."""
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        for name, buffers in checkpoint.get("late_buffers", {}).items():
+            if len(buffers) == get_world_size():
+                checkpoint["state_dict"][name] = buffers[get_rank()]
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        for name in self.LATE_BUFFERS:
+            if f"{prefix}{name}" in state_dict and name not in self._buffers:
+                saved = state_dict.pop(f"{prefix}{name}")
+                self.__dict__.setdefault("_late_saved", {})[name] = saved.clone()
+        super()._load_from_state_dict(state_dict, prefix, *args)

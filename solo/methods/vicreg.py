@@ -25,6 +25,8 @@ class VICReg(BaseMethod):
         "cov_loss_weight": 1.0,
     }
     HEADS = {"projector": {}}
+    LOSS = staticmethod(vicreg_loss_func)
+    METRIC = "train_vicreg_loss"
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -44,12 +46,12 @@ class VICReg(BaseMethod):
         """The three weighted terms plus the class loss."""
         out = super().training_step(batch, batch_idx)
         z1, z2 = out["z"]
-        vicreg_loss = vicreg_loss_func(
+        loss = self.LOSS(
             z1,
             z2,
             sim_loss_weight=self.sim_loss_weight,
             var_loss_weight=self.var_loss_weight,
             cov_loss_weight=self.cov_loss_weight,
         )
-        self._log_train(train_vicreg_loss=vicreg_loss)
-        return vicreg_loss + out["loss"]
+        self._log_train(**{self.METRIC: loss})
+        return loss + out["loss"]

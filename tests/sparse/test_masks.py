@@ -136,13 +136,13 @@ def test_file_takes_one_bit_per_weight(tmp_path):
 
 def test_damaged_files(tmp_path):
     path = tmp_path / "masks.safetensors"
-    with pytest.raises(CheckpointError, match="no such mask file"):
+    with pytest.raises(CheckpointError, match="no such file"):
         MaskSet.load(path)
     path.write_bytes(b"nonsense" * 10)
     with pytest.raises(CheckpointError, match="damaged"):
         MaskSet.load(path)
     save_file({"a": torch.ones(3)}, path)
-    with pytest.raises(CheckpointError, match="not a mask file"):
+    with pytest.raises(CheckpointError, match=r"instead of .*MaskSet\.save"):
         MaskSet.load(path)
     MaskSet(random_masks()).save(path)
     content = bytearray(path.read_bytes())

@@ -180,3 +180,14 @@ def test_a_million_scores_equal_torch_sort():
         expected = torch.zeros(scores.numel(), dtype=torch.bool)
         expected[order[:k]] = True
         assert torch.equal(keep_topk(scores, k), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gpu_chooses_as_the_cpu(kind):
+    scores = dict(draws(kind))
+    n = sum(s.numel() for s in scores.values())
+    for k in (0, 1, n // 3, n):
+        there = global_topk({name: s.cuda() for name, s in scores.items()}, k)
+        assert all(mask.is_cuda for mask in there.values())
+        assert_same({name: mask.cpu() for name, mask in there.items()}, global_topk(scores, k))
