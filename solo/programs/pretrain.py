@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
     from torch.utils.data import DataLoader
 
+    from solo.programs.training import Data
+
 # Methods that are trained with another number of large crops than two.
 _ANY_NUMBER_OF_CROPS = ("wmse", "mae")
 
@@ -67,7 +69,7 @@ def build_model(cfg: DictConfig) -> LightningModule:
     return model
 
 
-def build_data(cfg: DictConfig) -> LightningDataModule:
+def build_data(cfg: DictConfig) -> Data:
     """Training views and, where there are labels, validation images."""
     val = validation_loader(cfg)
     if cfg.data.format == "dali":
@@ -78,7 +80,6 @@ def build_data(cfg: DictConfig) -> LightningDataModule:
         prepare_datasets,
         prepare_n_crop_transform,
     )
-    from solo.programs.training import RunData
 
     transform = prepare_n_crop_transform(
         [build_transform_pipeline(cfg.data.dataset, entry) for entry in cfg.augmentations],
@@ -95,7 +96,7 @@ def build_data(cfg: DictConfig) -> LightningDataModule:
         data_fraction=cfg.data.fraction,
     )
     train = prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
-    return RunData(train, val, cfg.seed)
+    return train, val
 
 
 def validation_loader(cfg: DictConfig) -> DataLoader | None:
@@ -105,16 +106,15 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         return None
     if data.dataset in ("imagenet", "imagenet100") and data.val_path is None:
         return None
-    from solo.data.classification_dataloader import prepare_data
+    from solo.data.classification_dataloader import prepare_val_data
 
-    return prepare_data(
+    return prepare_val_data(
         data.dataset,
-        train_data_path=data.train_path,
         val_data_path=data.val_path,
         data_format="image_folder" if data.format == "dali" else data.format,
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
-    )[1]
+    )
 
 
 def _dali(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:

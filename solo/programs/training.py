@@ -4,23 +4,31 @@
 from __future__ import annotations
 
 import inspect
+import os
+import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices
-from solo.errors import CheckpointError
+from solo.errors import CheckpointError, ConfigError
 from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
-from solo.utils.guards import EpochLoader, EpochSeeder, NonFiniteGuard
+from solo.utils.guards import EpochSeeder, NonFiniteGuard
 from solo.utils.loggers import CSVMetrics, build_loggers
+
+Data = LightningDataModule | tuple[DataLoader, DataLoader | None]
 
 
 @dataclass(frozen=True)
@@ -29,28 +37,6 @@ class Resume:
 
     path: Path | None = None
     wandb_run_id: str | None = None
-
-
-class RunData(LightningDataModule):
-    """The loaders of a run; training batches depend on (seed, epoch, rank) only.
-
-    Args:
-        train: shuffling loader.
-        val: validation loader, or None.
-        seed: the run's seed.
-    """
-
-    def __init__(self, train: DataLoader, val: DataLoader | None, seed: int):
-        super().__init__()
-        self.train, self.val, self.seed = train, val, seed
-
-    def train_dataloader(self) -> DataLoader:
-        """Called by the trainer once it knows its rank."""
-        return EpochLoader(self.train, self.trainer, self.seed)
-
-    def val_dataloader(self) -> DataLoader | list:
-        """The validation loader; an empty list skips validation."""
-        return [] if self.val is None else self.val
 
 
 def find_resume(cfg: DictConfig, logdir: Path) -> Resume:
@@ -67,21 +53,36 @@ def find_resume(cfg: DictConfig, logdir: Path) -> Resume:
         return Resume(path, run_id)
     if given is None:
         return Resume()
+    return Resume(_resumable(Path(given)), cfg.get("wandb_run_id"))
+
+
+def _resumable(path: Path) -> Path:
+    """`path` after a look into it, or a cleaned copy where torch's safe reader refuses the file.
+
+    The copy is for files of solo-learn (SimSiam, NNSiam) with pickled methods among the weights.
+    """
     from solo.utils.weights import read_checkpoint
 
-    missing = {"loops", "optimizer_states", "lr_schedulers"} - set(read_checkpoint(given))
+    content = read_checkpoint(path)
+    missing = {"loops", "optimizer_states", "lr_schedulers"} - set(content)
     if missing:
         raise CheckpointError(
-            f"resume_from_checkpoint: {given} holds weights but no state of a training run "
+            f"resume_from_checkpoint: {path} holds weights but no state of a training run "
             f"({', '.join(sorted(missing))}), so it cannot be continued"
         )
-    return Resume(Path(given), cfg.get("wandb_run_id"))
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        with tempfile.NamedTemporaryFile(suffix=".ckpt", delete=False) as copy:
+            torch.save(content, copy)
+        return Path(copy.name)
+    return path
 
 
 def fit(
     cfg: DictConfig,
     model: LightningModule,
-    data: LightningDataModule,
+    data: Data,
     logdir: Path,
     callbacks: list[Callback] = (),
 ) -> Trainer:
@@ -90,7 +91,7 @@ def fit(
     Args:
         cfg: parsed configuration; its keys that are arguments of Trainer are passed on.
         model: the method or the linear classifier.
-        data: its loaders.
+        data: (training loader, validation loader or None), or a data module.
         logdir: `<checkpoint.dir>/<method>`; checkpoints and metrics go to `<logdir>/<version>/`.
         callbacks: further callbacks.
 
@@ -104,15 +105,22 @@ def fit(
         loggers[0].watch(model, log="gradients", log_freq=100)
     if cfg.wandb.enabled or cfg.tensorboard.enabled:
         monitors.append(LearningRateMonitor(logging_interval="step"))
-    trainer = Trainer(
-        **trainer_arguments(cfg),
-        logger=loggers,
-        callbacks=[*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors],
-        enable_checkpointing=False,
-    )
+    callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors]
+    trainer = _trainer(trainer_arguments(cfg), loggers, callbacks)
     path = None if resume.path is None else str(resume.path)
-    trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=path and True)
+    if isinstance(data, LightningDataModule):
+        trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+    else:
+        trainer.fit(model, *data, ckpt_path=path, weights_only=True)
     return trainer
+
+
+def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]) -> Trainer:
+    try:
+        return Trainer(**arguments, logger=loggers, callbacks=callbacks, enable_checkpointing=False)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"Lightning's Trainer refuses its arguments: {reason}") from error
 
 
 def _own_callbacks(cfg: DictConfig, logdir: Path, loggers: list) -> list[Callback]:
@@ -160,12 +168,13 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
         kwargs["strategy"] = DDPStrategy(find_unused_parameters=False)
     elif kwargs.get("strategy") is None:
         kwargs["strategy"] = "auto"
+    if SLURMEnvironment.detect() and "TORCHELASTIC_RUN_ID" not in os.environ:
+        # Lightning's own requeueing would resume hpc_ckpt_* of whatever run shares the folder.
+        kwargs.setdefault("plugins", [SLURMEnvironment(auto_requeue=False)])
     return kwargs
 
 
 def _on_cpu(cfg: DictConfig) -> bool:
-    import torch
-
     accelerator = cfg.get("accelerator", "auto")
     return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
 
@@ -174,13 +183,15 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def describe(backbone: Any, cfg: DictConfig) -> dict[str, float]:
-    """Figures of every extension about an encoder under evaluation, printed as one line."""
-    from solo import extensions
+class LogFigures(Callback):
+    """Logs figures measured before training, as `encoder/<name>`, in the first row of metrics."""
 
-    figures = {}
-    for extension in extensions.registered():
-        figures.update(extension.describe(backbone))
-    if figures:
-        print("Encoder: " + ", ".join(f"{key}={value:.6g}" for key, value in figures.items()))
-    return figures
+    def __init__(self, figures: Mapping[str, float]):
+        super().__init__()
+        self.figures = {f"encoder/{name}": value for name, value in figures.items()}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A resumed run has them already."""
+        if self.figures and trainer.global_step == 0:
+            for logger in trainer.loggers:
+                logger.log_metrics(self.figures, step=0)

@@ -10,15 +10,9 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
 
+from solo.data.loading import mix
 from solo.errors import NonFiniteError
-
-
-def epoch_seed(*parts: int) -> int:
-    """A seed in [0, 2^63) that depends on all `parts`: run seed, epoch, rank."""
-    state = np.random.SeedSequence([int(part) for part in parts]).generate_state(1, np.uint64)
-    return int(state[0] >> 1)
 
 
 class NonFiniteGuard(Callback):
@@ -81,7 +75,9 @@ class NonFiniteGuard(Callback):
 class EpochSeeder(Callback):
     """Seeds `random`, numpy and torch from (seed, epoch, rank) when an epoch starts.
 
-    What an epoch draws then depends on nothing before it, so a resumed run repeats a straight one.
+    What a training step draws (dropout, masks of MAE, ...) then depends on nothing before the
+    epoch, so that a resumed run repeats a straight one. Augmentations have seeds of their own,
+    see `solo.data.loading`.
     """
 
     def __init__(self, seed: int):
@@ -89,59 +85,19 @@ class EpochSeeder(Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed all generators of this process."""
-        seed = epoch_seed(self.seed, trainer.current_epoch, trainer.global_rank)
+        """Seed for what happens before the first batch (clustering, the order of batches)."""
+        self._seed(trainer, 0)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed once more: making a loader's iterator draws a number, before or after the hook
+        above depending on whether the run was resumed."""
+        if batch_idx == 0:
+            self._seed(trainer, 1)
+
+    def _seed(self, trainer: Trainer, part: int) -> None:
+        seed = mix(self.seed, trainer.current_epoch, trainer.global_rank, part)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-
-
-def _epoch(trainer: Trainer) -> int:
-    """The epoch whose batches are fetched next.
-
-    Not `current_epoch`, which is one behind while a resumed run sets up its first iterator.
-    """
-    return trainer.fit_loop.epoch_progress.current.processed
-
-
-class _EpochSampler(DistributedSampler):
-    """Shuffles by (seed, epoch of the trainer), also in the first epoch after a resume."""
-
-    def __init__(self, dataset, trainer: Trainer, seed: int):
-        super().__init__(dataset, trainer.world_size, trainer.global_rank, shuffle=True, seed=seed)
-        self.trainer = trainer
-
-    def __iter__(self):
-        self.set_epoch(_epoch(self.trainer))
-        return super().__iter__()
-
-
-class EpochLoader(DataLoader):
-    """The batches of `loader`, shuffled and augmented as (seed, epoch, rank) say.
-
-    Workers are started anew in every epoch: those that stay alive carry their random state from
-    one epoch to the next, which no checkpoint holds.
-
-    Args:
-        loader: a shuffling loader over a dataset with a length.
-        trainer: asked for epoch, rank and number of processes.
-        seed: the run's seed.
-    """
-
-    def __init__(self, loader: DataLoader, trainer: Trainer, seed: int):
-        super().__init__(
-            loader.dataset,
-            batch_size=loader.batch_size,
-            sampler=_EpochSampler(loader.dataset, trainer, seed),
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            drop_last=loader.drop_last,
-            worker_init_fn=loader.worker_init_fn,
-            generator=torch.Generator(),
-        )
-        self._trainer, self._seed = trainer, seed
-
-    def __iter__(self):
-        self.generator.manual_seed(epoch_seed(self._seed, _epoch(self._trainer)))
-        return super().__iter__()

@@ -77,7 +77,7 @@ class LoadReport:
         )
         text += f" of {self.method}" if self.method else ""
         text += f"; left out {_some(self.left_out)}" if self.left_out else ""
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
+        figures = ", ".join(f"{name} {_number(value)}" for name, value in self.figures.items())
         return text + (f"; measured: {figures}" if figures else "")
 
 
@@ -213,6 +213,10 @@ def _check_heads(backbone: nn.Module, source: str, args: Mapping[str, Any] | Non
             f"{source} was trained by '{method}', whose {trained['name']} has {heads[0]} attention "
             f"heads; this encoder has {heads[1]}. Set pretrain_method: {method}."
         )
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def _some(items: Iterable[str], limit: int = 3) -> str:

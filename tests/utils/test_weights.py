@@ -378,6 +378,8 @@ def test_masks_of_sparse_ext(trained):
     report = load_encoder(encoder(), {"state_dict": state})
     assert torch.equal(report.backbone.layer1[0].conv1.mask, mask)
     assert report.figures["sparsity"] == pytest.approx(0.75)
+    assert "sparsity 0.75, " in str(report)
+    assert "kept_weights 36" in str(report)
 
 
 # -- giving away ---------------------------------------------------------------------------------

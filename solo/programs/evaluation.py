@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""What kNN and UMAP share: a pretrained method from its folder, and datasets to evaluate it on."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from solo.errors import CheckpointError, ConfigError, did_you_mean
+from solo.methods import METHODS
+from solo.utils.checkpointer import last_checkpoint
+from solo.utils.weights import load_encoder, read_args, read_checkpoint
+
+_ENCODER_PREFIXES = ("backbone.", "momentum_backbone.", "encoder.", "momentum_encoder.")
+
+
+def device_of(name: str) -> torch.device:
+    """The device called `name`; `auto` is the GPU where there is one.
+
+    Raises:
+        ConfigError: it does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name} cannot be used: {reason}") from error
+    return device
+
+
+def load_method(folder: str | Path, encoder: str = "online") -> nn.Module:
+    """The pretrained method in `folder` (args.json and a checkpoint), in eval mode on the CPU.
+
+    Args:
+        folder: of the run, as `main_pretrain.py` wrote it.
+        encoder: which encoder `Features` will ask; the other one is loaded if it is there.
+
+    Raises:
+        CheckpointError: something is missing, damaged, or does not fit together.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"--pretrained_checkpoint_dir: there is no folder '{folder}'")
+    args = read_args(folder)
+    path = last_checkpoint(folder)
+    if args is None or path is None:
+        what = "args.json" if args is None else ".ckpt file"
+        raise CheckpointError(
+            f"--pretrained_checkpoint_dir: no {what} in '{folder}'; give the folder of one run, "
+            "such as trained_models/byol/0"
+        )
+    model = _build(OmegaConf.create(args))
+    checkpoint = read_checkpoint(path)
+    report = load_encoder(model.backbone, checkpoint, "online")
+    model.backbone = report.backbone
+    if encoder == "momentum":
+        if not hasattr(model, "momentum_backbone"):
+            raise CheckpointError(f"{args['method']} has no momentum encoder: {path}")
+        report = load_encoder(model.momentum_backbone, checkpoint, "momentum")
+        model.momentum_backbone = report.backbone
+    print(f"{path}\n{report}")
+    heads = {
+        k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(_ENCODER_PREFIXES)
+    }
+    own = model.state_dict()
+    fitting = {k: v for k, v in heads.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fitting, strict=False)
+    model.loaded_heads = {key.split(".")[0] for key in fitting}
+    return model.eval()
+
+
+def _build(cfg: DictConfig) -> nn.Module:
+    method = cfg.get("method")
+    if method not in METHODS or method in ("base", "linear"):
+        hint = did_you_mean(str(method), METHODS)
+        raise CheckpointError(f"args.json: '{method}' is not a pretraining method. {hint}")
+    return METHODS[method](cfg)
+
+
+class Features(nn.Module):
+    """Images to a dictionary with `feats` and, where the method has a projector, `z`.
+
+    Args:
+        model: a pretrained method.
+        encoder: `online` or `momentum`.
+    """
+
+    def __init__(self, model: nn.Module, encoder: str = "online"):
+        super().__init__()
+        self.model = model
+        self.encoder = encoder
+
+    def forward(self, X: Tensor) -> dict[str, Tensor]:
+        """`feats` (N, F) and maybe `z` (N, D) of images (N, 3, H, W)."""
+        if self.encoder == "momentum":
+            return self.model.momentum_forward(X)
+        return self.model(X)
+
+
+@torch.no_grad()
+def extract_features(loader: DataLoader, model: nn.Module) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Features of a whole dataset, on the CPU.
+
+    Args:
+        loader: batches (images, targets).
+        model: returns a dictionary with `feats` and maybe `z`; its device is used.
+
+    Returns:
+        (features (N, F), projections (N, D) or None, targets (N,)).
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    feats, projections, labels = [], [], []
+    for images, targets in loader:
+        out = model(images.to(device, non_blocking=True))
+        feats.append(out["feats"].float().cpu())
+        if out.get("z") is not None:
+            projections.append(out["z"].float().cpu())
+        labels.append(targets)
+    z = torch.cat(projections) if projections else None
+    return torch.cat(feats), z, torch.cat(labels)
+
+
+def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
+    """Training and validation images without augmentation, in order, none left out.
+
+    Args:
+        args: of `solo.args.knn` or `solo.args.umap`.
+    """
+    from solo.data.classification_dataloader import (
+        prepare_datasets,
+        prepare_transforms,
+        prepare_val_dataloader,
+    )
+
+    _, transform = prepare_transforms(args.dataset)
+    if args.dataset == "custom":
+        _set_statistics(transform, args.mean, args.std)
+    sizes: dict[str, Any] = {"batch_size": args.batch_size, "num_workers": args.num_workers}
+    if args.no_labels:
+        from solo.data.pretrain_dataloader import CustomDatasetWithoutLabels
+
+        paths = [args.train_data_path, args.val_data_path]
+        sets = [None if p is None else CustomDatasetWithoutLabels(p, transform) for p in paths]
+    else:
+        sets = prepare_datasets(
+            args.dataset,
+            transform,
+            transform,
+            train_data_path=args.train_data_path,
+            val_data_path=args.val_data_path,
+            data_format="image_folder" if args.data_format == "dali" else args.data_format,
+            data_fraction=args.data_fraction,
+        )
+    return tuple(None if s is None else prepare_val_dataloader(s, **sizes) for s in sets)
+
+
+def _set_statistics(transform: Any, mean: list[float], std: list[float]) -> None:
+    from torchvision.transforms import Normalize
+
+    for step in transform.transforms:
+        if isinstance(step, Normalize):
+            step.mean, step.std = mean, std

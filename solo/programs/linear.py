@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""Linear evaluation and fine-tuning of the encoder in a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from solo.args import schema
+from solo.args.check import require, select
+from solo.args.linear import parse_cfg
+from solo.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from solo.methods.linear import LinearModel
+    from solo.programs.training import Data
+    from solo.utils.weights import LoadReport
+
+
+def linear(cfg: DictConfig) -> Trainer:
+    """Run `main_linear.py` on a composed configuration.
+
+    Raises:
+        SoloError: a mistake in the configuration, the data or the checkpoint.
+    """
+    OmegaConf.set_struct(cfg, False)
+    parse_cfg(cfg)
+    require(cfg, schema.Linear)
+    report = load_backbone(cfg)
+    print(report)
+
+    import torch
+    from lightning.pytorch import seed_everything
+
+    from solo.programs.training import LogFigures, fit
+    from solo.utils.misc import make_contiguous
+
+    seed_everything(cfg.seed)
+    model = build_model(cfg, report.backbone)
+    make_contiguous(model)
+    if not cfg.performance.disable_channel_last:
+        model = model.to(memory_format=torch.channels_last)
+    logdir = Path(cfg.checkpoint.dir) / "linear"
+    trainer = fit(cfg, model, build_data(cfg), logdir, [LogFigures(report.figures)])
+    _print_result(trainer, model, cfg)
+    return trainer
+
+
+def load_backbone(cfg: DictConfig) -> LoadReport:
+    """The encoder of `cfg.backbone` with all its weights from `pretrained_feature_extractor`.
+
+    Raises:
+        CheckpointError: no file is given, it cannot be read, or it does not fit.
+    """
+    path = select(cfg, "pretrained_feature_extractor")
+    if path is None:
+        raise CheckpointError(
+            "pretrained_feature_extractor is null: give the checkpoint to evaluate, as in "
+            "pretrained_feature_extractor='\"trained_models/byol/0/name-0-ep=99.ckpt\"'"
+        )
+    from solo.backbones import build_encoder
+    from solo.utils.weights import load_encoder
+
+    return load_encoder(build_encoder(cfg), path, cfg.eval_encoder)
+
+
+def build_model(cfg: DictConfig, backbone: Any) -> LinearModel:
+    """The classifier on `backbone`, with the loss and the mixing of images that `cfg` asks for."""
+    from timm.data.mixup import Mixup
+    from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+
+    from solo.methods.linear import LinearModel
+
+    mixup = loss = None
+    if cfg.mixup > 0 or cfg.cutmix > 0:
+        if cfg.optimizer.batch_size % 2:
+            raise ConfigError(
+                f"mixup and cutmix mix a batch with its reverse: optimizer.batch_size="
+                f"{cfg.optimizer.batch_size} must be even"
+            )
+        mixup = Mixup(
+            mixup_alpha=cfg.mixup,
+            cutmix_alpha=cfg.cutmix,
+            prob=1.0,
+            switch_prob=0.5,
+            mode="batch",
+            label_smoothing=cfg.label_smoothing,
+            num_classes=cfg.data.num_classes,
+        )
+        loss = SoftTargetCrossEntropy()
+    elif cfg.label_smoothing > 0:
+        loss = LabelSmoothingCrossEntropy(smoothing=cfg.label_smoothing)
+    return LinearModel(backbone, cfg, loss_func=loss, mixup_func=mixup)
+
+
+def build_data(cfg: DictConfig) -> Data:
+    """Labelled training and validation images."""
+    data = cfg.data
+    if data.format == "dali":
+        if cfg.auto_augment:
+            raise ConfigError("auto_augment does not work with data.format=dali")
+        from solo.data.dali_dataloader import ClassificationDALIDataModule
+
+        return ClassificationDALIDataModule(
+            dataset=data.dataset,
+            train_data_path=data.train_path,
+            val_data_path=data.val_path,
+            num_workers=data.num_workers,
+            batch_size=cfg.optimizer.batch_size,
+            data_fraction=data.fraction,
+            dali_device=cfg.dali.device,
+        )
+    from solo.data.classification_dataloader import prepare_data
+
+    return prepare_data(
+        data.dataset,
+        train_data_path=data.train_path,
+        val_data_path=data.val_path,
+        data_format=data.format,
+        batch_size=cfg.optimizer.batch_size,
+        num_workers=data.num_workers,
+        data_fraction=data.fraction,
+        auto_augment=cfg.auto_augment,
+    )
+
+
+def _print_result(trainer: Trainer, model: LinearModel, cfg: DictConfig) -> None:
+    """Accuracy of the last epoch and, as fine-tuning may change it, what the encoder is now."""
+    metrics = trainer.callback_metrics
+    if not trainer.is_global_zero or "val_acc1" not in metrics:
+        return
+    kind = "fine-tuned" if cfg.finetune else "linear"
+    acc1, acc5 = (float(metrics[key]) for key in ("val_acc1", "val_acc5"))
+    print(f"Result ({kind}, {cfg.eval_encoder} encoder, last epoch): acc@1={acc1}, acc@5={acc5}")
+    if cfg.finetune:
+        from solo import extensions
+
+        for extension in extensions.registered():
+            for name, value in extension.describe(model.backbone).items():
+                print(f"  {name}: {value:.6g}")

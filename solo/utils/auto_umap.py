@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: MIT
+"""UMAP pictures of features: while training (AutoUMAP) and of a finished model (OfflineUMAP)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from solo.args.check import fill
+from solo.args.schema import AutoUMAP as AutoUMAPKeys
+from solo.errors import ConfigError
+from solo.utils.checkpointer import Checkpointer
+from solo.utils.misc import concat_all_gather_no_grad
+
+
+class AutoUMAP(Callback):
+    """Draws the validation features of `module.backbone` every `frequency` epochs.
+
+    Writes `<logdir>/<version>/<name>-<version>-ep=<epoch>.pdf` and, with wandb, logs the image
+    `validation_umap`.
+
+    Args:
+        name: of the run.
+        logdir: folder of the method.
+        frequency: epochs between two pictures.
+        keep_previous: keep all pictures, not only the newest.
+        color_palette: seaborn palette of the classes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        logdir: str | Path = Path("auto_umap"),
+        frequency: int = 1,
+        keep_previous: bool = False,
+        color_palette: str = "hls",
+    ):
+        super().__init__()
+        self.name = name
+        self.logdir = Path(logdir)
+        self.frequency = frequency
+        self.keep_previous = keep_previous
+        self.color_palette = color_palette
+        self.last_path: Path | None = None
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        """Set the defaults of the section `auto_umap`."""
+        fill(cfg, "auto_umap", AutoUMAPKeys)
+        return cfg
+
+    @staticmethod
+    def random_string(letter_count: int = 4, digit_count: int = 4) -> str:
+        """As `Checkpointer.random_string`."""
+        return Checkpointer.random_string(letter_count, digit_count)
+
+    def initial_setup(self, trainer: Trainer) -> None:
+        """Decide on the folder, named as the run's checkpoints are, and create it."""
+        version = None
+        if trainer.is_global_zero:
+            offline = trainer.logger is None
+            version = f"offline-{self.random_string()}" if offline else trainer.logger.version
+        version = str(trainer.strategy.broadcast(version))
+        self.path = self.logdir / version
+        self.umap_placeholder = f"{self.name}-{version}" + "-ep={}.pdf"
+        if trainer.is_global_zero:
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare the folder; a missing library is reported before the first epoch."""
+        _libraries()
+        self.initial_setup(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw when it is due."""
+        if trainer.current_epoch % self.frequency == 0 and not trainer.sanity_checking:
+            self.plot(trainer, pl_module)
+
+    def plot(self, trainer: Trainer, module: LightningModule) -> None:
+        """Draw the features of the validation set; all ranks take part."""
+        loaders = trainer.val_dataloaders
+        loader = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
+        if loader is None:
+            return
+        X, y = _collect(module.backbone, loader, module.device)
+        X, y = (concat_all_gather_no_grad(part.to(module.device)).cpu() for part in (X, y))
+        if not trainer.is_global_zero:
+            return
+        path = self.path / self.umap_placeholder.format(trainer.current_epoch)
+        figure = _draw(embed(X.numpy()), y.numpy(), path, self.color_palette)
+        _log_picture(trainer, figure)
+        if self.last_path not in (None, path) and not self.keep_previous:
+            self.last_path.unlink(missing_ok=True)
+        self.last_path = path
+
+
+class OfflineUMAP:
+    """Draws the features of a trained model.
+
+    Args:
+        color_palette: seaborn palette of the classes.
+    """
+
+    def __init__(self, color_palette: str = "hls"):
+        self.color_palette = color_palette
+
+    def plot(
+        self,
+        device: str | torch.device,
+        model: nn.Module,
+        dataloader: Iterable,
+        plot_path: str | Path = "umap.pdf",
+    ) -> None:
+        """Write the picture to `plot_path`.
+
+        Args:
+            device: where `model` runs.
+            model: images to features (N, F), or to a dictionary with `feats`.
+            dataloader: batches (images, targets).
+            plot_path: file; its suffix decides the format.
+
+        Raises:
+            ConfigError: umap-learn or seaborn is not installed.
+        """
+        _libraries()
+        X, y = _collect(model.to(device), dataloader, device)
+        _draw(embed(X.cpu().numpy()), y.cpu().numpy(), Path(plot_path), self.color_palette)
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import seaborn
+        import umap
+    except ImportError as error:
+        raise ConfigError(
+            f"UMAP pictures need '{error.name}': pip install 'solo-learn-sparse[umap]', "
+            "or set auto_umap.enabled=False"
+        ) from error
+    return umap, seaborn
+
+
+def embed(features: np.ndarray) -> np.ndarray:
+    """Two-dimensional UMAP embedding (N, 2) of features (N, F)."""
+    umap, _ = _libraries()
+    neighbours = min(15, len(features) - 1)
+    return umap.UMAP(n_components=2, n_neighbors=neighbours).fit_transform(features)
+
+
+@torch.no_grad()
+def _collect(model: Callable, loader: Iterable, device: Any) -> tuple[Tensor, Tensor]:
+    """Features and labels of a whole loader; the model is in eval mode meanwhile."""
+    training = model.training
+    model.eval()
+    feats, labels = [], []
+    for images, targets in loader:
+        out = model(images.to(device, non_blocking=True))
+        feats.append((out["feats"] if isinstance(out, dict) else out).float())
+        labels.append(targets.to(device))
+    model.train(training)
+    return torch.cat(feats), torch.cat(labels)
+
+
+def _draw(points: np.ndarray, labels: np.ndarray, path: Path, palette: str) -> Any:
+    """One dot per image, coloured by class; written through a temporary file."""
+    _, seaborn = _libraries()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 9))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    colors = seaborn.color_palette(palette, len(np.unique(labels)))
+    seaborn.scatterplot(
+        x=points[:, 0], y=points[:, 1], hue=labels, palette=colors, legend=False, alpha=0.3, ax=axes
+    )
+    axes.set(xlabel="", ylabel="", xticklabels=[], yticklabels=[])
+    axes.tick_params(left=False, right=False, bottom=False, top=False)
+    figure.tight_layout()
+    partial = path.with_name(f"{path.name}.partial")
+    figure.savefig(partial, format=path.suffix.lstrip(".") or "pdf")
+    os.replace(partial, path)
+    return figure
+
+
+def _log_picture(trainer: Trainer, figure: Any) -> None:
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            logger.experiment.log({"validation_umap": wandb.Image(figure)}, commit=False)
