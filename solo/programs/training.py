@@ -54,7 +54,10 @@ def find_resume(cfg: DictConfig, logdir: Path) -> Resume:
         return Resume(path, run_id)
     if given is None:
         return Resume()
-    return Resume(_resumable(Path(given)), cfg.get("wandb_run_id"))
+    from solo.utils.weights import read_args
+
+    run_id = cfg.get("wandb_run_id") or (read_args(given) or {}).get("wandb_run_id")
+    return Resume(_resumable(Path(given)), run_id)
 
 
 def _resumable(path: Path) -> Path:
