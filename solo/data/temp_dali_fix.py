@@ -98,6 +98,7 @@ def read_error(error: RuntimeError, paths: Sequence[str] = (), seconds: float = 
     path = named.group(1) if named else _first_broken(paths, time.monotonic() + seconds)
     if path is None:
         return ReadError(f"DALI could not read an image: {reason}.")
+    reason = reason.replace(path, "").rstrip(" :")
     return ReadError(f"Cannot read image '{path}': {reason}. Replace or remove the file.")
 
 

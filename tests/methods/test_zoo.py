@@ -167,3 +167,13 @@ def test_unlabelled_images(name):
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is None or not p.grad.any() for p in model.classifier.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mixed_precision(name):
+    """bfloat16 activations meet float32 queues, memories and centres."""
+    model = build(name)
+    trainer = tiny_trainer(precision="bf16-mixed", limit_val_batches=0)
+    trainer.fit(model, *tiny_loaders(steps=2, large=CASES[name].large))
+    assert all(torch.isfinite(v) for v in trainer.callback_metrics.values())
+    assert all(v.dtype != torch.bfloat16 for v in model.state_dict().values())
