@@ -11,8 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from solo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sparse_ext.cost.layers import CostTable
 
 CONVENTIONS = {
     "A": "3 f_online + f_momentum over 4: every pass of the online encoder is sparse (RigL)",
@@ -72,3 +76,36 @@ def interpolate(curve: Mapping[float, float], density: float) -> float:
         if d0 <= density <= d1:
             return f0 + (f1 - f0) * (density - d0) / (d1 - d0)
     raise ConfigError(f"density {density} is outside of [0, 1].")
+
+
+def run_ratios(
+    table: CostTable,
+    epochs: Sequence[float],
+    layer_densities: Sequence[Mapping[str, float]],
+    momentum_densities: Sequence[float] | None = None,
+) -> dict[str, float]:
+    """Training cost of a whole run over that of a dense one, by convention.
+
+    Args:
+        table: the encoder's cost.
+        epochs: epochs finished at each logged point; before the first its values are taken.
+        layer_densities: density of every prunable layer of the online encoder at these points.
+        momentum_densities: of the momentum encoder's prunable set; None without one. Its MACs are
+            read off the online encoder's curve at equal density, as its layers are not logged.
+    """
+    own = [table.ratio_at(dict(densities)) for densities in layer_densities]
+    sizes = {layer.name: layer.weights for layer in table.layers}
+    total = [_mean_density(densities, sizes) for densities in layer_densities]
+    dense = table.ratio_at(dict.fromkeys(layer_densities[0], 1.0))
+    curve = {**dict(zip(total, own, strict=True)), 1.0: dense}
+    points = [0.0, *epochs]
+    online = average(points, [own[0], *own])
+    if momentum_densities is None:
+        return training_ratios(online)
+    other = [interpolate(curve, density) for density in momentum_densities]
+    return training_ratios(online, average(points, [other[0], *other]))
+
+
+def _mean_density(densities: Mapping[str, float], sizes: Mapping[str, int]) -> float:
+    n = sum(sizes[name] for name in densities)
+    return min(1.0, sum(density * sizes[name] for name, density in densities.items()) / n)
