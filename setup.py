@@ -13,7 +13,7 @@ EXTRAS = {
     "h5": ["h5py"],
     "export": ["onnx", "onnxruntime"],
     "tensorboard": ["tensorboard"],
-    "test": ["pytest>=8", "hypothesis", "ruff", "mypy", "h5py", "umap-learn", "seaborn", "pandas"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis", "ruff", "mypy", "h5py", "umap-learn", "seaborn", "pandas"],
     "docs": ["mkdocs"],
 }
 EXTRAS["test"] += EXTRAS["dali"]

@@ -100,6 +100,7 @@ class PruningCallback(Callback):
         momentum = rest[0] if rest else None
         self.pruner = build_pruner(self.config, online, momentum, clock_of(trainer), self.seed)
         for encoder in self._encoders:
+            encoder.widen_buffers()
             distributed.share(encoder.buffers())
         if self._restored is None:
             self.pruner.start()
@@ -144,9 +145,19 @@ class PruningCallback(Callback):
 
     # -- epochs -----------------------------------------------------------------------------
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Make up for an epoch whose last batch, but not its end, is in the checkpoint.
+
+        Lightning calls no hook of that epoch again; the momentum encoder has caught up by now.
+        """
+        if self.running.epoch < trainer.current_epoch:
+            self.running.close_epoch(trainer.current_epoch)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the method look at the epoch (CSI), and log."""
-        figures = self.running.end_epoch(trainer.current_epoch + 1) | self._figures()
+        figures = self.running.close_epoch(trainer.current_epoch + 1) | self._figures()
         named = {f"sparse/{name}": value for name, value in figures.items()}
         pl_module.log_dict(named, rank_zero_only=True)  # equal on all ranks
 

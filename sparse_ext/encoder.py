@@ -76,13 +76,16 @@ class Encoder:
         for layer in self.layers.values():
             _add_buffer(layer, name)
 
-    def buffer_names(self) -> list[str]:
-        """Names of masks and side buffers within the encoder."""
-        kinds = ("mask", *SIDE_BUFFERS)
-        return [f"{n}.{k}" for n, m in self.layers.items() for k in kinds if hasattr(m, k)]
+    def widen_buffers(self) -> None:
+        """Side buffers are float32 or wider, also after `module.to(torch.bfloat16)`."""
+        for layer in self.layers.values():
+            for name in SIDE_BUFFERS:
+                if hasattr(layer, name):
+                    buffer = getattr(layer, name)
+                    setattr(layer, name, buffer.to(_wide(layer.weight.dtype)))
 
     def buffers(self) -> list[Tensor]:
-        """Masks and side buffers, in the order of `buffer_names`."""
+        """Masks and side buffers."""
         return [b for m in self.layers.values() for b in m.buffers(recurse=False)]
 
     @torch.no_grad()
@@ -236,4 +239,8 @@ def _adopt(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
 def _add_buffer(layer: Any, name: str) -> None:
     if not hasattr(layer, name):
         weight = layer.weight.detach()
-        layer.register_buffer(name, torch.zeros_like(weight, dtype=torch.float32))
+        layer.register_buffer(name, torch.zeros_like(weight, dtype=_wide(weight.dtype)))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -63,7 +63,9 @@ class Pruner:
     Attributes:
         scores_gradients: whether the running mean of |gradient| is kept for the online encoder.
         t: optimizer steps done.
+        epoch: epochs done.
         ramp: when sparsity grows; None until that is known.
+        begins: sparsity per encoder before the ramp.
         kept: weights kept now, online and momentum.
         flips: mask entries changed since they were last reported, both encoders.
     """
@@ -90,10 +92,12 @@ class Pruner:
         self.clock = clock
         self.seed = seed
         self.t = 0
+        self.epoch = 0
         self.flips = 0
         self.period = config.update_period or default_period(clock.steps)
         # the update that reaches the final sparsity must be one that the run performs
         self.t_end = min(round(config.ramp_end * clock.steps), clock.steps - 1)
+        self.begins = [config.initial, config.momentum[0]][: len(self.encoders)]
         self.ramp = self.plan()
         self._check_room()
 
@@ -159,9 +163,9 @@ class Pruner:
     def sparsities(self) -> list[float]:
         """Scheduled sparsity per encoder at this step: the same index for both (Eq. 10-12)."""
         index, n = (0, 1) if self.ramp is None else (self.ramp.index(self.t), self.ramp.n)
-        ends = [(self.config.initial, self.config.final), self.config.momentum]
-        chosen = ends[: len(self.encoders)]
-        return [cubic(first, last, index, n) for first, last in chosen]
+        lasts = (self.config.final, self.config.momentum[1])
+        ends = zip(self.begins, lasts, strict=False)
+        return [cubic(first, last, index, n) for first, last in ends]
 
     def smallest_out(
         self, encoder: Encoder, sparsity: float, eligible: Mapping[str, Tensor] | None = None
@@ -175,14 +179,13 @@ class Pruner:
         return allocation.global_topk(values, budget(sparsity, encoder), eligible)
 
     def start(self) -> None:
-        """Apply the initial masks, unless the encoders carry masks from before (section 0.9)."""
+        """Apply the initial masks; masks from before are never drawn again (section 0.9)."""
         if any(encoder.masks.nnz < encoder.masks.n for encoder in self.encoders):
-            log.info("The encoder has masks already: they are kept as the initial ones.")
+            self._start_from_present_masks()
             return
-        sparsities = self.sparsities()
         new = [
             self.initial_masks(encoder, sparsity)
-            for encoder, sparsity in zip(self.encoders, sparsities, strict=True)
+            for encoder, sparsity in zip(self.encoders, self.begins, strict=True)
         ]
         self._apply(new, None)
         self.flips = 0
@@ -199,15 +202,22 @@ class Pruner:
         self.t += 1
         return changed
 
+    def close_epoch(self, epoch: int) -> dict[str, float]:
+        """Count epoch `epoch` (1-based) as done; returns figures to log."""
+        self.epoch = epoch
+        return self.end_epoch(epoch)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything beside the buffers that an exact resume needs (tensors and plain data)."""
         return {
             "version": STATE_VERSION,
             "method": self.config.name,
             "t": self.t,
+            "epoch": self.epoch,
             "period": self.period,
             "ramp": None if self.ramp is None else [self.ramp.t0, self.ramp.period, self.ramp.n],
             "seed": self.seed,
+            "begins": self.begins,
             "layers": self.online.sizes,
             "kept": self.kept,
             "flips": self.flips,
@@ -239,9 +249,23 @@ class Pruner:
                 f"{self.kept}: it has lost its masks or was edited."
             )
         self.t, self.period, self.seed = state["t"], state["period"], state["seed"]
+        self.begins, self.epoch = list(state["begins"]), state["epoch"]
         self.ramp = None if state["ramp"] is None else Ramp(*state["ramp"])
         self.flips = state["flips"]
         self.load_extra_state(state["extra"])
+
+    def _start_from_present_masks(self) -> None:
+        """Trained before: the ramp begins at the sparsity that is there."""
+        self.begins = [encoder.masks.sparsity for encoder in self.encoders]
+        log.info("The encoders have masks already: sparsity starts from %s.", self.begins)
+        lasts = (self.config.final, self.config.momentum[1])
+        for encoder, last in zip(self.encoders, lasts, strict=False):
+            if encoder.masks.nnz < budget(last, encoder):
+                raise ConfigError(
+                    f"The encoder has a sparsity of {encoder.masks.sparsity:.4f} already, more "
+                    f"than the final {last} asked for: raise sparse.final, or start from a denser "
+                    f"encoder."
+                )
 
     def _apply(self, new: list[Masks], optimizer: Optimizer | None) -> None:
         for encoder, masks in zip(self.encoders, new, strict=True):

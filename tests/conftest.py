@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Settings of the whole suite: few threads, a fixed seed, no network."""
+"""Settings of the whole suite: one thread, a fixed seed, no network."""
 
 import os
 
@@ -9,7 +9,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 import pytest
 import torch
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # tensors are tiny; -n runs files side by side
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -46,7 +46,33 @@ def run_program(task: Callable[[], Any], schema: type | None = None) -> None:
 def hydra_program(task: Callable[[], Any], schema: type) -> None:
     """`run_program` for a function of `hydra.main`: finds the config folder first."""
     file = inspect.getfile(inspect.unwrap(task))
+    if _wants_help(sys.argv):
+        print(f"{inspect.getmodule(inspect.unwrap(task)).__doc__}\n{describe_keys(schema)}")
+        return
     run_program(lambda: (_prepare_arguments(sys.argv, Path(file).parent), task()), schema)
+
+
+def _wants_help(argv: list[str]) -> bool:
+    """Help on the program; with a configuration beside it Hydra prints that instead."""
+    asked = {"--help", "-h"} & set(argv[1:])
+    return bool(asked) and _option(argv, "--config-name", "-cn") is None
+
+
+def describe_keys(schema: type, path: str = "") -> str:
+    """One line per key: dotted name, type, default (or `required`)."""
+    lines = [] if path else ["Keys (any argument of Lightning's Trainer is one, too):"]
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        name, hint = f"{path}{item.name}", hints[item.name]
+        if is_dataclass(hint):
+            lines.append(describe_keys(hint, f"{name}."))
+            continue
+        kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
+        default = "required" if item.default is MISSING else repr(item.default)
+        if item.default_factory is not MISSING:
+            default = repr(item.default_factory())
+        lines.append(f"  {name:<42}{kind:<34}{default}")
+    return "\n".join(lines)
 
 
 def _prepare_arguments(argv: list[str], program_dir: Path) -> None:
@@ -55,11 +81,14 @@ def _prepare_arguments(argv: list[str], program_dir: Path) -> None:
     Raises:
         ConfigError: no configuration is named, or its folder or file does not exist.
     """
-    if any(
-        arg in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for arg in argv[1:]
-    ):
-        return
     name = _option(argv, "--config-name", "-cn")
+    if name is None and {"--hydra-help", "--version", "--info", "-i"} & set(argv[1:]):
+        return
+    if name is None:
+        raise ConfigError(
+            "no configuration: add --config-path FOLDER --config-name FILE.yaml, for example "
+            "--config-path scripts/pretrain/cifar --config-name byol.yaml"
+        )
     folder = _option(argv, "--config-path", "-cp") or _option(argv, "--config-dir", "-cd")
     if name is None:
         raise ConfigError(
@@ -139,15 +168,17 @@ def _machine(text: str) -> str:
 def _refused_key(key: str, schema: type | None) -> str:
     """A key that the YAML does not have and that was written without `++`."""
     names = valid_keys(schema) if schema else set()
-    parent, _, leaf = key.rpartition(".")
-    here = {n.rpartition(".")[2] for n in names if n.rpartition(".")[0] == parent}
-    if not parent and leaf not in here:
-        from solo.args.check import trainer_keys
+    parts = key.split(".")
+    for depth in range(len(parts)):
+        name, parent = ".".join(parts[: depth + 1]), ".".join(parts[:depth])
+        here = {n.rpartition(".")[2] for n in names if n.rpartition(".")[0] == parent}
+        if not depth and parts[0] not in here:
+            from solo.args.check import trainer_keys
 
-        here |= trainer_keys()
-    if leaf in here or not here:
-        return f"the YAML does not set '{key}': to add it write ++{key}=…"
-    return f"unknown key '{key}'. {did_you_mean(leaf, here)}"
+            here |= trainer_keys()
+        if here and parts[depth] not in here:
+            return f"unknown key '{name}'. {did_you_mean(parts[depth], here)}"
+    return f"the YAML does not set '{key}': to add it write ++{key}=…"
 
 
 def valid_keys(schema: type, path: str = "") -> set[str]:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices
-from solo.errors import CheckpointError
+from solo.errors import CheckpointError, ConfigError
 from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.guards import EpochSeeder, NonFiniteGuard
@@ -105,18 +105,22 @@ def fit(
         loggers[0].watch(model, log="gradients", log_freq=100)
     if cfg.wandb.enabled or cfg.tensorboard.enabled:
         monitors.append(LearningRateMonitor(logging_interval="step"))
-    trainer = Trainer(
-        **trainer_arguments(cfg),
-        logger=loggers,
-        callbacks=[*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors],
-        enable_checkpointing=False,
-    )
+    callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors]
+    trainer = _trainer(trainer_arguments(cfg), loggers, callbacks)
     path = None if resume.path is None else str(resume.path)
     if isinstance(data, LightningDataModule):
         trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
     else:
         trainer.fit(model, *data, ckpt_path=path, weights_only=True)
     return trainer
+
+
+def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]) -> Trainer:
+    try:
+        return Trainer(**arguments, logger=loggers, callbacks=callbacks, enable_checkpointing=False)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"Lightning's Trainer refuses its arguments: {reason}") from error
 
 
 def _own_callbacks(cfg: DictConfig, logdir: Path, loggers: list) -> list[Callback]:

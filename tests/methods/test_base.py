@@ -414,3 +414,23 @@ def test_no_warning_at_construction():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         BaseMethod(tiny_cfg("base"))
+
+
+def test_online_knn_counts_the_large_crops():
+    cfg = tiny_cfg("base", data__num_small_crops=1)
+    cfg.knn_eval = {"enabled": True, "k": 1, "distance_func": "euclidean"}
+    model = BaseMethod(cfg)
+    seen = []
+    update = model.knn.update
+    model.knn.update = lambda **kwargs: (seen.append(kwargs), update(**kwargs))[1]
+    trainer = tiny_trainer(max_epochs=1, num_sanity_val_steps=1)
+    trainer.fit(model, *tiny_loaders(steps=2, small=1))
+    train = [call["train_features"] for call in seen if "train_features" in call]
+    test = [call["test_features"] for call in seen if "test_features" in call]
+    assert [tuple(x.shape) for x in train] == [(8, 32)] * 2
+    # two validation batches, none of the sanity check
+    assert [tuple(x.shape) for x in test] == [(4, 32)] * 2
+    assert not any(x.requires_grad for x in train + test)
+    assert 0 <= trainer.callback_metrics["val_knn_acc1"] <= 100
+    assert "val_knn_acc5" in trainer.callback_metrics
+    assert not any(key.startswith("knn") for key in model.state_dict())

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""main_pretrain: what a run writes, how it continues, what it refuses."""
+
+import csv
+import json
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from solo.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from solo.programs import training
+from solo.programs.pretrain import pretrain
+from tests.programs.tiny import AUGMENTATION, PRETRAIN, config, run_of
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_of_a_run(pretrained):
+    run, checkpoint = pretrained
+    assert sorted(path.name for path in run.iterdir()) == [
+        "args.json",
+        "metrics.csv",
+        "tiny-0-ep=0.ckpt",
+    ]
+    args = json.loads((run / "args.json").read_text())
+    assert args["optimizer"]["lr"] == pytest.approx(0.5 * 16 / 256)
+    assert args["optimizer"]["lr_as_written"] == 0.5
+    assert args["data"]["num_classes"] == 10
+    assert args["data"]["num_large_crops"] == 2
+    assert args["wandb_run_id"] == "0"
+    columns = rows(run / "metrics.csv")[0].keys()
+    wanted = {
+        "epoch",
+        "step",
+        "train_class_loss_step",
+        "train_class_loss_epoch",
+        "train_acc1_epoch",
+        "train_nce_loss_step",
+        "tau",
+        "val_loss",
+        "val_acc1",
+        "val_acc5",
+    }
+    assert wanted <= set(columns)
+    state = torch.load(checkpoint)["state_dict"]
+    assert {key.split(".")[0] for key in state} >= {"backbone", "momentum_backbone", "classifier"}
+
+
+class Die(pl.Callback):
+    """Ends the run in the middle of an epoch, as a kill does."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.current_epoch == self.epoch:
+            raise MemoryError("killed")
+
+
+def same_state(one, other):
+    one, other = (torch.load(path)["state_dict"] for path in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_killed_run_resumes_by_itself_to_the_same_bits(cwd, monkeypatch, workers, sparse):
+    options = {"max_epochs": 3, "auto_resume": {"enabled": True}, "data__num_workers": workers}
+    if sparse:
+        pytest.importorskip("sparse_ext.extension").register()
+        pytest.importorskip("sparse_ext.callback")
+        options["sparse"] = {"name": "synccp", "update_period": 1}
+    options["checkpoint"] = {"enabled": True, "dir": "straight/trained_models"}
+    pretrain(config(PRETRAIN, **options))
+    _, straight = run_of(cwd / "straight")
+
+    options["checkpoint"] = {"enabled": True, "dir": "killed/trained_models"}
+    own = training._own_callbacks
+    monkeypatch.setattr(training, "_own_callbacks", lambda *args: [*own(*args), Die(1)])
+    with pytest.raises(MemoryError):
+        pretrain(config(PRETRAIN, **options))
+    assert run_of(cwd / "killed")[1].name == "tiny-0-ep=0.ckpt"
+    monkeypatch.setattr(training, "_own_callbacks", own)
+    pretrain(config(PRETRAIN, **options))
+    run, resumed = run_of(cwd / "killed")
+    assert resumed.name == "tiny-0-ep=2.ckpt"
+    assert same_state(straight, resumed)
+    assert [path.name for path in run.parent.iterdir()] == ["0"]
+    assert rows(run / "metrics.csv") == rows(straight.parent / "metrics.csv")
+
+
+def test_explicit_resume_extends_a_run(cwd):
+    pretrain(config(PRETRAIN))
+    run, checkpoint = run_of(cwd)
+    trainer = pretrain(config(PRETRAIN, max_epochs=2, resume_from_checkpoint=str(checkpoint)))
+    assert (trainer.current_epoch, trainer.global_step) == (2, 4)
+    assert run_of(cwd)[1].name == "tiny-0-ep=1.ckpt"
+    assert [row["epoch"] for row in rows(run / "metrics.csv") if row["val_loss"]] == ["0", "1"]
+
+
+def test_a_finished_run_is_not_repeated(cwd):
+    options = {"auto_resume": {"enabled": True}}
+    pretrain(config(PRETRAIN, **options))
+    run, _ = run_of(cwd)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    trainer = pretrain(config(PRETRAIN, **options))
+    assert trainer.global_step == 2
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert [path.name for path in run.parent.iterdir()] == ["0"]
+
+
+def test_another_seed_is_another_run(cwd):
+    pretrain(config(PRETRAIN, auto_resume={"enabled": True}))
+    pretrain(config(PRETRAIN, auto_resume={"enabled": True}, seed=6))
+    assert not same_state(run_of(cwd)[1], run_of(cwd, version="1")[1])
+
+
+def test_metrics_are_written_without_checkpoints(cwd):
+    pretrain(config(PRETRAIN, checkpoint={"enabled": False}))
+    (only,) = (path for path in cwd.rglob("*") if path.is_file())
+    assert only == cwd / "trained_models" / "mocov2plus" / "0" / "metrics.csv"
+
+
+def test_nan_stops_the_run_and_keeps_what_was_good(cwd):
+    with pytest.raises(NonFiniteError, match="No checkpoint was written yet"):
+        pretrain(config(PRETRAIN, optimizer__lr=1e30, scheduler={"name": "none"}))
+    assert not list(cwd.rglob("*.ckpt"))
+
+
+def damaged(folder, kind, checkpoint):
+    path = folder / f"{kind}.ckpt"
+    if kind == "truncated":
+        path.write_bytes(checkpoint.read_bytes()[:2000])
+    elif kind == "text":
+        path.write_text("no checkpoint")
+    elif kind == "weights":
+        torch.save({"state_dict": torch.load(checkpoint)["state_dict"]}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "there is no such checkpoint"),
+        ("truncated", "truncated or damaged"),
+        ("text", "not a checkpoint"),
+        ("weights", "no state of a training run"),
+    ],
+)
+def test_bad_checkpoint_to_resume(cwd, pretrained, kind, message):
+    path = damaged(cwd, kind, pretrained[1])
+    with pytest.raises(CheckpointError, match=message):
+        pretrain(config(PRETRAIN, resume_from_checkpoint=str(path)))
+    assert not (cwd / "trained_models").exists()
+
+
+def custom(folder, **overrides):
+    data = {"dataset": "custom", "train_path": str(folder), "num_workers": 0, **overrides}
+    return config(PRETRAIN, data=data)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (
+            {"method": "mocov2pls"},
+            ConfigError,
+            "'method=mocov2pls' is unknown. Did you mean 'mocov2plus'",
+        ),
+        ({"backbone__name": "resnet81"}, ConfigError, "Did you mean 'resnet18'"),
+        ({"backbone__kwargs": {"widht": 3}}, ConfigError, "width"),
+        ({"method_kwargs__temperatur": 1}, ConfigError, "temperature"),
+        ({"augmentations": [{**AUGMENTATION, "num_crops": 3}]}, ConfigError, "needs 2 large crops"),
+        ({"optimizer__batch_size": 10**6}, ConfigError, "larger than the training set"),
+        ({"max_epochs": "many"}, ConfigError, "'max_epochs' must be an integer"),
+        ({"max_epochs": None}, ConfigError, "max_epochs"),
+        ({"optimizer__kwargs": {"nesterv": True}}, ConfigError, "Did you mean 'nesterov'"),
+    ],
+)
+def test_bad_configuration(cwd, change, kind, message):
+    with pytest.raises(kind) as error:
+        pretrain(config(PRETRAIN, **change))
+    assert message in str(error.value)
+    assert not list(cwd.iterdir())
+
+
+def test_missing_and_empty_folders(cwd):
+    with pytest.raises(DataError, match="there is no folder"):
+        pretrain(custom(cwd / "absent"))
+    (cwd / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        pretrain(custom(cwd / "empty"))
+    assert [path.name for path in cwd.iterdir()] == ["empty"]
+
+
+def test_unlabelled_images(cwd):
+    from PIL import Image
+
+    (cwd / "images").mkdir()
+    for index in range(32):
+        Image.new("RGB", (40, 40), (index * 8, 0, 0)).save(cwd / "images" / f"{index}.png")
+    trainer = pretrain(custom(cwd / "images", no_labels=True))
+    assert trainer.global_step == 2
+    (row, *_) = rows(cwd / "trained_models" / "mocov2plus" / "0" / "metrics.csv")
+    assert "train_nce_loss_step" in row
+    assert not [key for key in row if "acc1" in key or "val" in key]
+
+
+def test_debug_augmentations_prints_the_pipeline(cwd, capsys):
+    pretrain(config(PRETRAIN, debug_augmentations=True, limit_train_batches=1))
+    assert "2 x [Compose" in capsys.readouterr().out
