@@ -13,10 +13,10 @@ EXTRAS = {
     "h5": ["h5py"],
     "export": ["onnx", "onnxruntime"],
     "tensorboard": ["tensorboard"],
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis", "ruff", "mypy", "h5py", "umap-learn", "seaborn", "pandas"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis", "ruff", "mypy"],
     "docs": ["mkdocs"],
 }
-EXTRAS["test"] += EXTRAS["dali"]
+EXTRAS["test"] += EXTRAS["dali"] + EXTRAS["umap"] + EXTRAS["h5"]
 EXTRAS["all"] = sorted({package for extra in EXTRAS.values() for package in extra})
 
 setup(
@@ -29,7 +29,10 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["solo", "solo.*", "sparse_ext", "sparse_ext.*"]),
     py_modules=["main_pretrain", "main_linear", "main_knn", "main_umap"],
-    package_data={"solo": ["recipes/**/*.yaml", "data/dataset_subset/*.txt"], "sparse_ext": ["report/*.html"]},
+    package_data={
+        "solo": ["recipes/**/*.yaml", "data/dataset_subset/*.txt"],
+        "sparse_ext": ["report/*.html"],
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

@@ -42,7 +42,9 @@ class Extension:
         """Lightning callbacks that `module` needs while it trains."""
         return []
 
-    def rebuild(self, backbone: nn.Module, state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> nn.Module:  # noqa: E501
+    def rebuild(
+        self, backbone: nn.Module, state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]
+    ) -> nn.Module:
         """Give a plain encoder the modules that `state` (its weights, by encoder key) needs.
 
         Args:
@@ -51,6 +53,10 @@ class Extension:
             checkpoint: everything else in the checkpoint file.
         """
         return backbone
+
+    def finetune_callbacks(self, backbone: nn.Module) -> list[Callback]:
+        """Lightning callbacks that keep `backbone` what it is while all its weights train."""
+        return []
 
     def training_state(self, state: Mapping[str, Tensor]) -> set[str]:
         """Keys of `state` that only training needs, so that evaluation may leave them out."""

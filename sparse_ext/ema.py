@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from solo.utils.momentum import MomentumUpdater
-from sparse_ext.encoder import masked_layers
+from sparse_ext.encoder import masked_layers, switch_off_
 
 
 class MaskedEMA(MomentumUpdater):
@@ -104,9 +104,9 @@ def _show(layers: list[Any]) -> None:
 def _hide(pairs: list[tuple[Any, Any]], before: list[Tensor], mode: str) -> None:
     for i, (student, teacher) in enumerate(pairs):
         if mode == "latent":
-            student.apply_mask()
-            torch.mul(teacher.weight, ~teacher.mask, out=teacher.shadow)
+            switch_off_(student.weight, student.mask)
+            switch_off_(teacher.shadow.copy_(teacher.weight), ~teacher.mask)
         elif mode == "hold":
             both = student.mask & teacher.mask
             teacher.weight.copy_(torch.where(both, teacher.weight, before[i]))
-        teacher.apply_mask()
+        switch_off_(teacher.weight, teacher.mask)

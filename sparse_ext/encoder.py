@@ -93,7 +93,7 @@ class Encoder:
         """Gradients of pruned weights become zero, so that clipping and LARS do not see them."""
         for layer in self.layers.values():
             if layer.weight.grad is not None:
-                layer.weight.grad.masked_fill_(~layer.mask, 0)
+                switch_off_(layer.weight.grad, layer.mask)
 
     def average_gradients(self, momentum: float, finite: Tensor) -> None:
         """Move the scores towards |gradient| (see `scorers.ema_gradient_`)."""
@@ -105,10 +105,8 @@ class Encoder:
     def project(self, optimizer: Optimizer | None = None) -> None:
         """Pruned weights and their optimizer state become zero (I1, I3)."""
         for layer in self.layers.values():
-            off = ~layer.mask
-            layer.weight.masked_fill_(off, 0)
-            for state in states_of(optimizer, layer.weight):
-                state.masked_fill_(off, 0)
+            for tensor in (layer.weight, *states_of(optimizer, layer.weight)):
+                switch_off_(tensor, layer.mask)
 
     def change(
         self, new: dict[str, Tensor], regrow: Any, optimizer: Optimizer | None = None
@@ -135,6 +133,15 @@ class Encoder:
                 raise InvariantError(f"Layer '{name}': a kept weight has a shadow.")
         if kept is not None and self.masks.nnz != kept:
             raise InvariantError(f"{self.masks.nnz} weights are kept instead of {kept}.")
+
+
+def switch_off_(tensor: Tensor, mask: Tensor) -> None:
+    """Finite entries become zero where the mask is, in place.
+
+    A product with the mask's bytes is vectorised on the CPU and takes a fifth of the time of
+    `masked_fill_`, a half of that of a product with the bool mask.
+    """
+    tensor.mul_(mask.view(torch.int8))
 
 
 def latent(layer: Any) -> Tensor:

@@ -74,6 +74,13 @@ class SparseExtension(extensions.Extension):
         masked = [key.removesuffix(".mask") for key in state if key.endswith(".mask")]
         return patch_named(backbone, masked)
 
+    def finetune_callbacks(self, backbone: nn.Module) -> list[Callback]:
+        """Masks stay as they are while a sparse encoder is fine-tuned (SyncCP, Table 8)."""
+        from sparse_ext.fixed import FixedMasks
+        from sparse_ext.layers import Masked
+
+        return [FixedMasks()] if any(isinstance(m, Masked) for m in backbone.modules()) else []
+
     def training_state(self, state: Mapping[str, Tensor]) -> set[str]:
         """Shadows and scores: buffers beside a mask that only training reads."""
         masked = {key.removesuffix("mask") for key in state if key.endswith(".mask")}

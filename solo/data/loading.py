@@ -130,7 +130,8 @@ class SeededLoader(DataLoader):
         if not isinstance(self.dataset, SeededItems):
             return
         if self._run_seed is None:
-            self._run_seed = getattr(self.sampler, "seed", 0) or torch.initial_seed()
+            seed = getattr(self.sampler, "seed", None)
+            self._run_seed = torch.initial_seed() if seed is None else seed
         epoch, last = getattr(self.sampler, "epoch", 0), self._last_pass
         self._last_pass = (epoch, last[1] + 1 if epoch == last[0] else 0)
         if self.dataset.pass_seed is None:

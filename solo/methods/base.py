@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from solo import extensions
 from solo.backbones import BACKBONES, build_encoder, features_dim
-from solo.errors import ConfigError, did_you_mean
+from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
 from solo.utils.lr_scheduler import static_lr
 from solo.utils.metrics import accuracy_at_k, weighted_mean
@@ -155,6 +155,12 @@ class BaseMethod(OptimizationMixin, pl.LightningModule):
         for prefix in ("encoder.", "momentum_encoder."):
             for key in [key for key in state if key.startswith(prefix)]:
                 state[key.replace("encoder", "backbone", 1)] = state.pop(key)
+        masks = {key for key in state if key.startswith("backbone.") and key.endswith(".mask")}
+        if masks - set(self.state_dict()):
+            raise CheckpointError(
+                "The checkpoint is of a sparse run (it has masks), but this run is dense. Add the "
+                "sparse section that is in the checkpoint's args.json, e.g. +sparse=synccp."
+            )
 
     # ---- forward passes ----
 

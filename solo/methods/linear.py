@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from solo import extensions
 from solo.backbones import features_dim
 from solo.errors import ConfigError
 from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
@@ -61,6 +62,13 @@ class LinearModel(OptimizationMixin, pl.LightningModule):
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
         """Check the keys that are read here and fill in the defaults, in place."""
         return fill_defaults(cfg, REQUIRED_KEYS, _LINEAR_DEFAULTS)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """While fine-tuning: what keeps a patched encoder patched, such as fixed masks."""
+        if not self.finetune:
+            return []
+        found = (ext.finetune_callbacks(self.backbone) for ext in extensions.registered())
+        return [callback for callbacks in found for callback in callbacks]
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:

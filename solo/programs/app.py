@@ -90,25 +90,19 @@ def _prepare_arguments(argv: list[str], program_dir: Path) -> None:
             "--config-path scripts/pretrain/cifar --config-name byol.yaml"
         )
     folder = _option(argv, "--config-path", "-cp") or _option(argv, "--config-dir", "-cd")
-    if name is None:
-        raise ConfigError(
-            "no configuration: add --config-path FOLDER --config-name FILE.yaml, for example "
-            "--config-path scripts/pretrain/cifar --config-name byol.yaml"
-        )
     if folder is None or folder[1].startswith("pkg://"):
         return
     index, value = folder
-    tried = [program_dir / value, Path.cwd() / value]
-    found = next((path for path in tried if path.is_dir()), None)
-    if found is None:
+    folders = [p for p in (program_dir / value, Path.cwd() / value) if p.is_dir()]
+    if not folders:
         raise ConfigError(f"--config-path: there is no folder '{value}'{_nearest(Path(value))}")
+    file = name[1].removesuffix(".yaml") + ".yaml"
+    found = next((folder for folder in folders if (folder / file).is_file()), None)
+    if found is None:
+        names = {path.stem for folder in folders for path in folder.glob("*.yaml")}
+        hint = did_you_mean(file.removesuffix(".yaml"), names)
+        raise ConfigError(f"--config-name: there is no '{file}' in {value}. {hint}")
     argv[index] = argv[index].replace(value, str(found.resolve()))
-    stem = name[1].removesuffix(".yaml")
-    if not (found / f"{stem}.yaml").is_file():
-        names = [str(path.relative_to(found))[:-5] for path in found.glob("*.yaml")]
-        raise ConfigError(
-            f"--config-name: there is no '{stem}.yaml' in {value}. {did_you_mean(stem, names)}"
-        )
 
 
 def _option(argv: list[str], *names: str) -> tuple[int, str] | None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
-from solo.utils.checkpointer import last_checkpoint
+from solo.utils.loggers import last_checkpoint
 from solo.utils.weights import load_encoder, read_args, read_checkpoint
 
 _ENCODER_PREFIXES = ("backbone.", "momentum_backbone.", "encoder.", "momentum_encoder.")

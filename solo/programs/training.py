@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import tempfile
 import warnings
@@ -53,7 +54,10 @@ def find_resume(cfg: DictConfig, logdir: Path) -> Resume:
         return Resume(path, run_id)
     if given is None:
         return Resume()
-    return Resume(_resumable(Path(given)), cfg.get("wandb_run_id"))
+    from solo.utils.weights import read_args
+
+    run_id = cfg.get("wandb_run_id") or (read_args(given) or {}).get("wandb_run_id")
+    return Resume(_resumable(Path(given)), run_id)
 
 
 def _resumable(path: Path) -> Path:
@@ -98,6 +102,7 @@ def fit(
     Returns:
         The trainer, after the run.
     """
+    _quiet()
     resume = find_resume(cfg, logdir)
     loggers = build_loggers(cfg, logdir, resume.path, resume.wandb_run_id)
     monitors = []
@@ -113,6 +118,20 @@ def fit(
     else:
         trainer.fit(model, *data, ckpt_path=path, weights_only=True)
     return trainer
+
+
+def _quiet() -> None:
+    """Leave out Lightning's advertising and the advice that does not apply to our runs."""
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*smaller than the logging interval.*",
+        ".*does not have many workers.*",
+        # figures of extensions, the same on all ranks: sparse/online_sparsity and the like
+        ".*self.log.'[a-z_]+/.*sync_dist.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]) -> Trainer:

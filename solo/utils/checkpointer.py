@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo.args.check import fill
 from solo.args.schema import Checkpoint as CheckpointKeys
-from solo.utils.loggers import remove_partial
+from solo.utils.loggers import last_checkpoint, remove_partial
 
 
 class Checkpointer(Callback):
@@ -142,9 +142,3 @@ class Checkpointer(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception) -> None:
         """A run that is stopped between two epochs keeps what it had saved."""
         self._publish(trainer)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run's folder, None when there is none."""
-    found = sorted(Path(folder).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None

@@ -146,12 +146,17 @@ def build_loggers(
     Args:
         cfg: parsed configuration.
         logdir: `<checkpoint.dir>/<method>`.
-        resume: checkpoint that the run continues; inside `logdir` its folder is used again.
+        resume: checkpoint that the run continues; its folder is used again if it lies in `logdir`
+            and holds no newer one.
         wandb_run_id: id of the wandb run to continue.
     """
     version = None
-    if resume is not None and Path(resume).resolve().parent.parent == Path(logdir).resolve():
-        version = Path(resume).resolve().parent.name
+    if resume is not None:
+        run = Path(resume).resolve().parent
+        # Going back to an older checkpoint must not overwrite what came after it.
+        newest = last_checkpoint(run)
+        if run.parent == Path(logdir).resolve() and newest and newest.samefile(resume):
+            version = run.name
     loggers: list[Logger] = []
     if cfg.wandb.enabled:
         loggers.append(_wandb(cfg, wandb_run_id))
@@ -168,6 +173,8 @@ def build_loggers(
 def _wandb(cfg: DictConfig, run_id: str | None) -> Logger:
     from lightning.pytorch.loggers import WandbLogger
 
+    if run_id is not None and run_id.isdigit():  # the folder of a run without wandb
+        run_id = None
     logger = WandbLogger(
         name=cfg.name,
         project=cfg.wandb.project,
@@ -184,3 +191,9 @@ def remove_partial(folder: Path) -> None:
     """Delete what a killed run left half written in `folder`."""
     for path in Path(folder).glob("*.partial"):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run's folder, None when there is none."""
+    found = sorted(Path(folder).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None

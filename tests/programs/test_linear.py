@@ -3,14 +3,17 @@
 
 import csv
 import json
+import os
 
 import pytest
 import torch
 from PIL import Image
 
 from solo.errors import CheckpointError, ConfigError, DataError
+from solo.programs.evaluation import load_method
 from solo.programs.linear import build_data, build_model, linear, load_backbone
-from tests.programs.tiny import LINEAR, config, run_of
+from solo.programs.pretrain import pretrain
+from tests.programs.tiny import LINEAR, PRETRAIN, config, run_of
 
 
 def evaluation(checkpoint, **overrides):
@@ -162,3 +165,45 @@ def test_folders(cwd, pretrained):
     with pytest.raises(DataError, match=r"data\.train_path has 1 class"):
         linear(evaluation(checkpoint, data={**data, "train_path": one}, **kwargs))
     assert not (cwd / "trained_models" / "linear" / "1").exists()
+
+
+@pytest.fixture(scope="module")
+def sparse_run(tmp_path_factory):
+    """(run folder, checkpoint) of a run that became 50% sparse."""
+    pytest.importorskip("sparse_ext.extension").register()
+    folder, before = tmp_path_factory.mktemp("sparse"), os.getcwd()
+    os.chdir(folder)
+    try:
+        section = {"name": "synccp", "initial": 0.3, "final": 0.5, "update_period": 1}
+        pretrain(config(PRETRAIN, sparse=section, max_epochs=2))
+    finally:
+        os.chdir(before)
+    return run_of(folder)
+
+
+def zeros(state):
+    """Share of zeros in the convolutions of a backbone, without its stem."""
+    weights = [
+        v
+        for k, v in state.items()
+        if k.startswith("backbone.layer") and v.ndim == 4 and k.endswith("weight")
+    ]
+    return sum((w == 0).sum().item() for w in weights) / sum(w.numel() for w in weights)
+
+
+@pytest.mark.parametrize("finetune", [False, True])
+def test_a_sparse_encoder_stays_sparse_and_says_so(cwd, sparse_run, capsys, finetune):
+    assert zeros(torch.load(sparse_run[1])["state_dict"]) == pytest.approx(0.5, abs=0.03)
+    linear(evaluation(sparse_run[1], finetune=finetune))
+    run, checkpoint = run_of(cwd, "linear")
+    assert zeros(torch.load(checkpoint)["state_dict"]) == pytest.approx(0.5, abs=0.03)
+    assert "sparsity" in capsys.readouterr().out
+    with open(run / "metrics.csv", newline="") as file:
+        first = next(csv.DictReader(file))
+    assert float(first["encoder/sparsity"]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_knn_of_a_sparse_encoder(sparse_run, capsys):
+    model = load_method(sparse_run[0])
+    assert zeros(model.state_dict()) == pytest.approx(0.5, abs=0.03)
+    assert "sparsity" in capsys.readouterr().out

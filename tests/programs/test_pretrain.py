@@ -66,10 +66,10 @@ def same_state(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("workers", "sparse"), [(2, False), (0, True)])
 def test_a_killed_run_resumes_by_itself_to_the_same_bits(cwd, monkeypatch, workers, sparse):
     options = {"max_epochs": 3, "auto_resume": {"enabled": True}, "data__num_workers": workers}
+    options["seed"] = workers and 5  # 0 is a seed like any other
     if sparse:
         pytest.importorskip("sparse_ext.extension").register()
         pytest.importorskip("sparse_ext.callback")

@@ -2,6 +2,7 @@
 """metrics.csv: columns that come later, kills in the middle, versions of several runs."""
 
 import csv
+import os
 
 import pytest
 import torch
@@ -83,11 +84,23 @@ def test_build_loggers(tmp_path):
     cfg = OmegaConf.create(off)
     (log,) = build_loggers(cfg, tmp_path)
     assert log.version == "0"
+    (tmp_path / "0" / "x.ckpt").touch()
     # a checkpoint of this folder is continued in place, one from elsewhere in a new folder
     (log,) = build_loggers(cfg, tmp_path, resume=tmp_path / "0" / "x.ckpt")
     assert log.version == "0"
     (log,) = build_loggers(cfg, tmp_path, resume=tmp_path / "other" / "0" / "x.ckpt")
     assert log.version == "1"
+
+
+def test_an_older_checkpoint_is_continued_beside_the_newer_one(tmp_path):
+    cfg = OmegaConf.create({"wandb": {"enabled": False}, "tensorboard": {"enabled": False}})
+    (tmp_path / "0").mkdir()
+    old, new = (tmp_path / "0" / f"x-ep={epoch}.ckpt" for epoch in (1, 2))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (1, 1))
+    assert build_loggers(cfg, tmp_path, resume=new)[0].version == "0"
+    assert build_loggers(cfg, tmp_path, resume=old)[0].version == "1"
 
 
 def test_tensorboard_writes_beside_the_csv(tmp_path):
