@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""`python -m sparse_ext.quickstart`: pretrain dense and sparse, evaluate, compare, report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from solo.errors import SoloError
+from sparse_ext.quickstart import plan
+from sparse_ext.quickstart.display import Display
+from sparse_ext.quickstart.jobs import Runner
+
+SLOTS = 2  # programs at a time: one thread each is faster than two threads for one after the other
+OWN = ("dense", "sparse", "random", "linear-*", "logs", "done", "*.safetensors")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; 0, 2 after a message for an error, 130 when interrupted."""
+    args = _parse(argv)
+    settings = plan.Settings(args.output.resolve(), tuple(args.pretrain), tuple(args.linear))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with _alone(settings.folder):
+            if args.fresh:
+                _remove(settings.folder)
+            return _run(settings)
+    except SoloError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _run(settings: plan.Settings) -> int:
+    began = time.monotonic()
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    slots = min(SLOTS, cores)
+    threads = str(max(1, min(4, cores // slots)))
+    env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+    jobs = plan.jobs(settings)
+    print(
+        f"Two encoders learn digits without labels, then are evaluated: {len(jobs)} programs, "
+        f"{slots} at a time.\nFolder: {settings.folder} (what each program prints is in logs/)",
+        flush=True,
+    )
+    Runner(settings.folder, slots, env, Display()).run(jobs)
+    from sparse_ext.quickstart import summary
+
+    figures = summary.collect(settings, jobs, time.monotonic() - began)
+    report, figures_file = summary.write(settings, figures)
+    print(f"\n{summary.text(figures)}\n")
+    print("\n".join(summary.verdict(figures)))
+    print(f"\nReport:  {report}\nFigures: {figures_file}\nTook {figures['total_seconds']:.0f} s.")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="quickstart", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument(
+        "--fresh", action="store_true", help="run everything again, also what is done"
+    )
+    parser.add_argument(
+        "--pretrain", nargs="*", default=[], metavar="KEY=VALUE", help="for both pretraining runs"
+    )
+    parser.add_argument(
+        "--linear", nargs="*", default=[], metavar="KEY=VALUE", help="for the linear evaluations"
+    )
+    return parser.parse_args(argv)
+
+
+def _remove(folder: Path) -> None:
+    for pattern in OWN:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second quickstart out of `folder`; the lock goes with the process, however it ends.
+
+    Raises:
+        SoloError: another one is at work there.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SoloError(f"Another quickstart is at work in {folder}; wait for it.") from None
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""What the quickstart runs: the programs and recipes that anyone would use, as jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from solo.errors import ConfigError, DataError
+from sparse_ext.quickstart.jobs import Job
+
+ROOT = Path(__file__).resolve().parents[2]
+PRETRAIN, LINEAR, CONFIG = "scripts/pretrain/digits", "scripts/linear/digits", "quickstart"
+KNN = ("--k", "20", "--distance_function", "cosine", "--temperature", "0.07")
+ENCODERS = {"dense": "dense", "sparse": "sparse", "random": "random encoder"}
+PRETRAINED = ("dense", "sparse")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the quickstart runs.
+
+    Attributes:
+        folder: where everything goes.
+        pretrain: further `key=value` for both pretraining runs.
+        linear: further `key=value` for every linear evaluation.
+    """
+
+    folder: Path
+    pretrain: tuple[str, ...] = ()
+    linear: tuple[str, ...] = ()
+
+
+def jobs(settings: Settings) -> list[Job]:
+    """Everything, longest first, so that two cores are busy to the end.
+
+    Raises:
+        ConfigError: this is not a checkout of the repository.
+    """
+    if not (ROOT / "main_pretrain.py").is_file():
+        raise ConfigError(f"The quickstart needs a checkout of the repository; {ROOT} is none.")
+    plan = [_pretrain(settings, name) for name in PRETRAINED]
+    plan.append(_baselines(settings))
+    plan += [_linear(settings, name) for name in ENCODERS]
+    return plan + [_knn(settings, name) for name in ENCODERS]
+
+
+def checkpoint(settings: Settings, name: str) -> Path:
+    """The newest checkpoint of an encoder (`dense`, `sparse` or `random`).
+
+    Raises:
+        DataError: there is none.
+    """
+    return _newest(settings.folder / name, "*/*/*.ckpt")
+
+
+def linear_run(settings: Settings, name: str) -> Path:
+    """The folder of the newest linear evaluation on an encoder, or on `raw` pixels.
+
+    Raises:
+        DataError: there is none.
+    """
+    return _newest(settings.folder / f"linear-{name}", "*/*/metrics.csv").parent
+
+
+def _newest(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise DataError(f"{folder}: nothing there fits {pattern}. Start again with --fresh.")
+    return found[-1]
+
+
+def _pretrain(settings: Settings, name: str) -> Job:
+    more = ("+sparse=synccp",) if name == "sparse" else ()
+    command = (
+        *(sys.executable, ROOT / "main_pretrain.py"),
+        *("--config-path", ROOT / PRETRAIN, "--config-name", CONFIG),
+        *more,
+        f"checkpoint.dir='{settings.folder / name}'",
+        *settings.pretrain,
+    )
+    return Job(
+        name=f"pretrain-{name}",
+        title=f"{ENCODERS[name]}: self-supervised pretraining",
+        command=lambda: command,
+        fingerprint=_fingerprint(command),
+        progress=_epochs(_max_epochs(PRETRAIN, settings.pretrain)),
+    )
+
+
+def _baselines(settings: Settings) -> Job:
+    command = (
+        *(sys.executable, "-m", "sparse_ext.quickstart.baselines", settings.folder),
+        *("--pretrain", *settings.pretrain, "--linear", *settings.linear),
+    )
+    return Job(
+        name="baselines",
+        title="raw pixels: linear and kNN",
+        command=lambda: command,
+        fingerprint=_fingerprint(command),
+        progress=_epochs(_max_epochs(LINEAR, settings.linear)),
+    )
+
+
+def _linear(settings: Settings, name: str) -> Job:
+    base = (
+        *(sys.executable, ROOT / "main_linear.py"),
+        *("--config-path", ROOT / LINEAR, "--config-name", CONFIG),
+        f"checkpoint.dir='{settings.folder / f'linear-{name}'}'",
+        *settings.linear,
+    )
+    return Job(
+        name=f"linear-{name}",
+        title=f"{ENCODERS[name]}: linear evaluation",
+        command=lambda: (
+            *base,
+            f"pretrained_feature_extractor='{checkpoint(settings, name)}'",
+        ),
+        fingerprint=_fingerprint((*base, *settings.pretrain)),
+        after=(_maker(name),),
+        progress=_epochs(_max_epochs(LINEAR, settings.linear)),
+    )
+
+
+def _knn(settings: Settings, name: str) -> Job:
+    base = (sys.executable, ROOT / "main_knn.py", "--dataset", "digits", *KNN)
+    base = (*base, "--batch_size", "256", "--num_workers", "0")
+    return Job(
+        name=f"knn-{name}",
+        title=f"{ENCODERS[name]}: kNN evaluation",
+        command=lambda: (
+            *base,
+            *("--pretrained_checkpoint_dir", checkpoint(settings, name).parent),
+        ),
+        fingerprint=_fingerprint((*base, settings.folder, *settings.pretrain)),
+        after=(_maker(name),),
+    )
+
+
+def _maker(name: str) -> str:
+    return f"pretrain-{name}" if name in PRETRAINED else "baselines"
+
+
+def _fingerprint(command: tuple) -> str:
+    """Of the command, the recipes and the code: a change of any makes a job run again."""
+    digest = hashlib.sha256(repr([str(part) for part in command]).encode())
+    folders = ("scripts/pretrain/digits", "scripts/linear/digits", "solo", "sparse_ext")
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".yaml") and os.access(path, os.R_OK):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _max_epochs(folder: str, overrides: tuple[str, ...]) -> int:
+    text = (ROOT / folder / f"{CONFIG}.yaml").read_text(encoding="utf-8")
+    found = re.findall(r"^max_epochs[:=] *(\d+)", "\n".join((text, *overrides)), re.MULTILINE)
+    return int(found[-1])
+
+
+def _epochs(total: int) -> Callable[[str], float | None]:
+    """Reads Lightning's progress bar: `Epoch 3:  40%|...`."""
+
+    def progress(line: str) -> float | None:
+        found = re.search(r"Epoch (\d+): +(\d+)%", line)
+        return None if found is None else (int(found[1]) + int(found[2]) / 100) / total
+
+    return progress

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+"""Drawing: one look for all figures, and figures as text that a page can hold."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from sparse_ext.report.runlog import Series
+
+INK, GREY, GRID = "#1f2937", "#6b7280", "#e5e7eb"
+ONLINE, MOMENTUM, ALARM = "#2563eb", "#ea8a0c", "#dc2626"
+CYCLE = (ONLINE, MOMENTUM, "#0d9488", "#9333ea", "#64748b", "#be185d")
+DASHES: tuple[Any, ...] = ((0, (6, 3)), (0, (2, 2)))
+
+_STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.9,
+    "svg.hashsalt": "solo-learn-sparse",
+}
+
+
+@contextmanager
+def drawing(width: float = 5.6, height: float = 3.1) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with one set of axes in the house style, `width` x `height` inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def data_uri(figure: Figure) -> str:
+    """`figure` as an SVG inside a `data:` address."""
+    import matplotlib
+
+    file = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def lines(
+    series: Mapping[str, Series],
+    ylabel: str,
+    styles: Mapping[str, Mapping[str, Any]] | None = None,
+    marks: Mapping[str, float] | None = None,
+    levels: Mapping[str, float] | None = None,
+    height: float = 3.1,
+) -> Figure:
+    """Quantities over epochs.
+
+    Args:
+        series: by legend text.
+        ylabel: quantity and unit.
+        styles: matplotlib line options by legend text.
+        marks: epochs to mark with a vertical line, by text.
+        levels: values to mark with a horizontal line, by text.
+        height: in inches.
+    """
+    with drawing(height=height) as (figure, axes):
+        for colour, (label, (epochs, values)) in zip(
+            _colours(len(series)), series.items(), strict=True
+        ):
+            options = {"color": colour, "marker": "o" if len(values) < 40 else "", "markersize": 3}
+            axes.plot(epochs, values, label=label, **{**options, **(styles or {}).get(label, {})})
+        for dashes, (text, level) in zip(DASHES, (levels or {}).items(), strict=False):
+            axes.axhline(level, color=GREY, linestyle=dashes, linewidth=1.1, label=text)
+        for text, epoch in (marks or {}).items():
+            axes.axvline(epoch, color=ALARM, linestyle=":", linewidth=1.4, label=text)
+        axes.set(xlabel="epochs finished", ylabel=ylabel)
+        _whole_epochs(axes)
+        figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def heatmap(
+    names: Sequence[str], epochs: Sequence[float], values: Sequence[Sequence[float]], label: str
+) -> Figure:
+    """One row per name, one column per epoch, values in [0, 1]; the last column is written out."""
+    with drawing(7.4, 1.0 + 0.21 * len(names)) as (figure, axes):
+        axes.grid(False)
+        extent = (0.5, len(epochs) + 0.5, len(names) - 0.5, -0.5)
+        image = axes.imshow(
+            values,
+            aspect="auto",
+            cmap="YlGnBu",
+            vmin=0,
+            vmax=1,
+            extent=extent,
+            interpolation="none",
+        )
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel="epochs finished")
+        _whole_epochs(axes)
+        for row, row_values in enumerate(values):
+            axes.text(len(epochs) + 0.7, row, f"{row_values[-1]:.2f}", va="center", fontsize=7.5)
+        figure.colorbar(image, ax=axes, label=label, pad=0.09)
+    return figure
+
+
+def bars(values: Mapping[str, float], xlabel: str, colours: Sequence[str] | None = None) -> Figure:
+    """Horizontal bars with their values written at the end, first one on top."""
+    with drawing(height=0.9 + 0.34 * len(values)) as (figure, axes):
+        places = list(range(len(values)))[::-1]
+        axes.barh(places, list(values.values()), color=colours or CYCLE[0], height=0.62)
+        axes.set_yticks(places, list(values))
+        axes.set(xlabel=xlabel)
+        axes.margins(x=0.14)
+        axes.grid(axis="y", visible=False)
+        for place, value in zip(places, values.values(), strict=True):
+            axes.annotate(
+                f"{value:.1f}",
+                (value, place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+            )
+    return figure
+
+
+def _colours(n: int) -> list[str]:
+    return [CYCLE[i % len(CYCLE)] for i in range(n)]
+
+
+def _whole_epochs(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""Reports: every number on the page comes from the run's files; any run folder will do."""
+
+import base64
+import csv
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from solo.errors import DataError
+from sparse_ext.report import Page, RunLog, write_report
+from sparse_ext.report.__main__ import main
+
+pytestmark = pytest.mark.unit
+
+LAYERS = {"layer1": [0.9, 0.9, 0.5, 0.4], "layer2": [0.5, 0.5, 0.3, 0.1]}
+
+
+def write_metrics(folder, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with open(folder / "metrics.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+def sparse_run(folder, epochs=4):
+    """What four epochs of ten steps of a SyncCP run leave; the ramp starts after the second."""
+    rows = []
+    for epoch in range(epochs):
+        step = 10 * epoch + 9
+        rows.append({"epoch": epoch, "step": step - 4, "train_nce_loss_step": 9.0, "tau": 0.99})
+        rows.append({"epoch": epoch, "step": step, "val_acc1": 20.0 + epoch, "val_loss": 2.0})
+        row = {
+            **{"epoch": epoch, "step": step, "train_nce_loss_epoch": 4.0 - epoch},
+            **{"train_acc1_epoch": 15.0 + epoch, "sparse/triggered": float(epoch >= 1)},
+            **{"sparse/online_sparsity": (0.3, 0.3, 0.6, 0.8)[epoch]},
+            **{"sparse/momentum_sparsity": (0.0, 0.0, 0.3, 0.5)[epoch], "sparse/gap": 0.3},
+            **{"sparse/mask_flips": 0.1, "sparse/drop_fraction": 0.5},
+            **{f"sparse/layer_density/{name}": d[epoch] for name, d in LAYERS.items()},
+        }
+        if epoch < 2:
+            row["sparse/inconsistency"] = 0.33 - 0.02 * epoch
+        rows.append(row)
+    write_metrics(folder, rows)
+    args = {
+        **{"name": "toy <run>", "method": "mocov2plus", "method_kwargs": {}, "max_epochs": epochs},
+        **{"data": {"dataset": "digits"}, "sparse": {"name": "synccp"}, "momentum": {}},
+        **{"backbone": {"name": "resnet18", "kwargs": {"width": 8}}},
+    }
+    (folder / "args.json").write_text(json.dumps(args))
+    return folder
+
+
+def figures(html):
+    """Title -> text of the SVG, of every figure on a page."""
+    found = re.findall(r'<h3>([^<]*)</h3><img src="data:image/svg\+xml;base64,([^"]*)"', html)
+    return {title: base64.b64decode(data).decode() for title, data in found}
+
+
+def test_series_prefer_epoch_means_and_know_their_time(tmp_path):
+    log = RunLog(sparse_run(tmp_path))
+    assert log.steps_per_epoch == 10
+    assert log.series("train_nce_loss") == ([1, 2, 3, 4], [4.0, 3.0, 2.0, 1.0])
+    assert log.series("tau").epochs == [0.6, 1.6, 2.6, 3.6]
+    assert log.series("val_acc1").last == 23.0
+    assert log.group("sparse/layer_density/")["layer2"].values == LAYERS["layer2"]
+    assert "train_nce_loss" in log
+    assert "train_nce_loss_step" not in log.names
+    assert log.trigger_epoch == 2
+
+
+def test_values_that_are_no_numbers_are_left_out(tmp_path):
+    rows = [{"epoch": e, "step": e, "val_loss": v} for e, v in enumerate(("1.5", "nan", "", "x"))]
+    log = RunLog(write_metrics(tmp_path, rows))
+    assert log.series("val_loss") == ([1], [1.5])
+    assert log.trigger_epoch is None
+    with pytest.raises(DataError, match="Did you mean 'val_loss'"):
+        log.series("val_los")
+
+
+def test_a_sparse_run_shows_every_aspect_in_one_file(tmp_path):
+    path = write_report(sparse_run(tmp_path))
+    assert path == tmp_path / "report.html"
+    html = path.read_text()
+    drawn = figures(html)
+    assert set(drawn) == {
+        *("Self-supervised loss", "Classification loss", "Accuracy", "Sparsity"),
+        *("Inconsistency and the start of the ramp", "Mask changes", "Momentum coefficient"),
+        "Density per layer",
+    }
+    for svg in drawn.values():
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert not re.search(r'(?:src|href)="(?!data:)', html)  # nothing is fetched
+    assert "<script" not in html
+    assert "toy &lt;run&gt;" in html
+    assert "online 30% to 80%, momentum 0% to 50%" in html
+    assert "4 of 4" in html
+
+
+def test_figures_carry_the_logged_values(tmp_path, monkeypatch):
+    from sparse_ext.report import page as page_module
+
+    drawn = {}
+    monkeypatch.setattr(
+        page_module, "data_uri", lambda figure: drawn.setdefault(id(figure), figure) and ""
+    )
+    write_report(sparse_run(tmp_path))
+    lines = {
+        line.get_label(): line
+        for figure in drawn.values()
+        for axes in figure.axes
+        for line in axes.get_lines()
+    }
+    assert list(lines["online encoder"].get_ydata()) == pytest.approx([30, 30, 60, 80])
+    assert list(lines["momentum encoder"].get_ydata()) == pytest.approx([0, 0, 30, 50])
+    assert list(lines["I"].get_ydata()) == pytest.approx([0.33, 0.31])
+    assert set(lines["ramp starts (epoch 2)"].get_xdata()) == {2}
+    assert lines["lowest possible (the gap)"].get_ydata()[0] == pytest.approx(0.3)
+    assert lines["unrelated encoders"].get_ydata()[0] == pytest.approx(0.8 * 0.5 + 0.5 * 0.2)
+
+
+def test_a_linear_run_and_a_run_without_arguments(tmp_path):
+    rows = [
+        {"epoch": 0, "step": 4, "train_loss_epoch": 2.0, "train_acc1_epoch": 30.0},
+        {"epoch": 0, "step": 4, "val_loss": 1.9, "val_acc1": 33.0},
+    ]
+    html = write_report(write_metrics(tmp_path, rows)).read_text()
+    assert set(figures(html)) == {"Classification loss", "Accuracy"}
+    assert "Linear evaluation." in html
+
+
+def test_cost_and_training_cost_come_from_the_checkpoint(tmp_path):
+    import torch
+    from omegaconf import OmegaConf
+
+    from solo.backbones import build_encoder
+    from sparse_ext.report.run import checkpoint_costs, training_cost
+
+    sparse_run(tmp_path)
+    args = json.loads((tmp_path / "args.json").read_text())
+    from sparse_ext.extension import register
+
+    register()
+    backbone = build_encoder(OmegaConf.create(args))
+    backbone.layer4[1].conv2.mask.view(-1)[::2] = False
+    backbone.layer4[1].conv2.apply_mask()
+    state = backbone.state_dict()
+    both = {f"{p}.{k}": v for p in ("backbone", "momentum_backbone") for k, v in state.items()}
+    torch.save({"state_dict": both}, tmp_path / "toy-0-ep=3.ckpt")
+    assert "This network has no layer" in write_report(tmp_path).read_text()
+    names = {"layer1": "layer1.0.conv1", "layer2": "layer4.1.conv2"}
+    text = (tmp_path / "metrics.csv").read_text()
+    for short, name in names.items():
+        text = text.replace(f"sparse/layer_density/{short}", f"sparse/layer_density/{name}")
+    (tmp_path / "metrics.csv").write_text(text)
+    html = write_report(tmp_path).read_text()
+    log = RunLog(tmp_path)
+    tables = checkpoint_costs(log)
+    assert set(tables) == {"online", "momentum"}
+    assert f"{tables['online'].macs_dense:,}" in html
+    assert "Effective MACs are modelled" in html
+    ratios = training_cost(log, tables)
+    assert f"{ratios['B']:.3f}" in html
+    table, macs = tables["online"], {x.name: x.macs_dense for x in tables["online"].layers}
+    rest = table.macs_dense - macs["layer1.0.conv1"] - macs["layer4.1.conv2"]
+    f = [
+        (rest + a * macs["layer1.0.conv1"] + b * macs["layer4.1.conv2"]) / table.macs_dense
+        for a, b in zip(LAYERS["layer1"], LAYERS["layer2"], strict=True)
+    ]
+    online = (f[0] + (f[0] + f[1]) / 2 + (f[1] + f[2]) / 2 + (f[2] + f[3]) / 2) / 4
+    momentum = 2 * ratios["C"] - online
+    assert ratios["A"] == pytest.approx((3 * online + momentum) / 4)
+    assert ratios["B"] == pytest.approx((2 * online + 1 + momentum) / 4)
+    assert online < momentum < 1
+
+
+def test_a_checkpoint_that_does_not_fit_is_said_on_the_page(tmp_path):
+    sparse_run(tmp_path)
+    (tmp_path / "toy-0-ep=3.ckpt").write_bytes(b"no checkpoint")
+    assert "Not measured" in write_report(tmp_path).read_text()
+
+
+def test_tables_escape_and_mark_rows():
+    page = Page("t")
+    page.table("x", ("a", "b"), [("<1>", "2"), ("3", "4")], strong=1)
+    html = page.html()
+    assert "<td>&lt;1&gt;</td>" in html
+    assert "<tr class=strong><td>3</td>" in html
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: None, "no such run folder"),
+        (lambda folder: folder.mkdir(), "no metrics.csv"),
+        (lambda folder: write_metrics(folder / "deep" / "0", [{"a": 1}]), r"Did you mean .*deep/0"),
+        (lambda folder: write_metrics(folder, []), "no metrics yet"),
+        (
+            lambda folder: write_metrics(folder, [{"a": 1}]).joinpath("args.json").write_text("{"),
+            "no JSON",
+        ),
+    ],
+)
+def test_a_folder_without_a_run_is_a_named_error(tmp_path, prepare, message, capsys):
+    folder = tmp_path / "run"
+    prepare(folder)
+    assert main([str(folder)]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.rglob("report.html"))
+
+
+def test_command_prints_where_the_report_is(tmp_path, capsys):
+    assert main([str(sparse_run(tmp_path)), "--output", str(tmp_path / "o" / "r.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "o" / "r.html")
+    assert (tmp_path / "o" / "r.html").is_file()
