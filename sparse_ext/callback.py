@@ -24,8 +24,10 @@ from torch.optim import Optimizer
 from solo.errors import CheckpointError
 from sparse_ext import checks, distributed
 from sparse_ext.config import SparseConfig
+from sparse_ext.cost.live import CostMeter
+from sparse_ext.diagnostics import all_dead_filters, dead_filters
 from sparse_ext.ema import install
-from sparse_ext.encoder import Encoder
+from sparse_ext.encoder import Encoder, unwrapped
 from sparse_ext.pruner import Pruner, build_pruner, method_class
 
 log = logging.getLogger("sparse_ext")
@@ -44,12 +46,14 @@ class PruningCallback(Callback):
 
     Attributes:
         pruner: the method at work; None before training.
+        meter: what training costs.
     """
 
     def __init__(self, config: SparseConfig, seed: int | None = None) -> None:
         self.config = config
         self.seed = config.seed if config.seed is not None else (seed or 0)
         self.pruner: Pruner | None = None
+        self.meter = CostMeter()
         self._encoders: list[Encoder] = []
         self._restored: dict[str, Any] | None = None
         self._hook: Any = None
@@ -75,6 +79,7 @@ class PruningCallback(Callback):
         checks.check_strategy(trainer, pl_module)
         self._encoders = checks.encoders_of(pl_module)
         self._restored = None
+        self.meter = CostMeter()
         shared = len(self._encoders) == 1
         checks.check_encoders(self._encoders, self.config)
         method = method_class(self.config)
@@ -104,6 +109,7 @@ class PruningCallback(Callback):
             self.pruner.start()
         else:
             self.pruner.load_state_dict(self._restored)
+            self.meter.load_state_dict(self._restored["cost"])
         online.project(optimizer)
         for encoder in rest:
             encoder.project()
@@ -134,6 +140,7 @@ class PruningCallback(Callback):
             return
         pruner = self.running
         pruner.online.project(optimizer)
+        self.meter.step()
         if pruner.after_step(optimizer):
             self._agree(f"Masks after step {pruner.t}")
         if self.config.debug:
@@ -152,6 +159,9 @@ class PruningCallback(Callback):
         """
         if self.running.epoch < trainer.current_epoch:
             self.running.close_epoch(trainer.current_epoch)
+        if not self.meter.looked:
+            names = ("backbone", "momentum_backbone")[: len(self._encoders)]
+            self.meter.look([unwrapped(getattr(pl_module, name)) for name in names], batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the method look at the epoch (CSI), and log."""
@@ -166,8 +176,11 @@ class PruningCallback(Callback):
             figures |= {"momentum_sparsity": sparsities[1], "gap": sparsities[0] - sparsities[1]}
         total = sum(encoder.masks.n for encoder in self._encoders)
         figures["mask_flips"], self.running.flips = self.running.flips / total, 0
-        densities = self._encoders[0].masks.layer_density()
-        return figures | {f"layer_density/{name}": d for name, d in densities.items()}
+        masks = self._encoders[0].masks
+        dead = dead_filters(masks)
+        figures |= {"dead_filters": all_dead_filters(masks, dead)} | self.meter.figures()
+        figures |= {f"layer_dead_filters/{name}": share for name, share in dead.items()}
+        return figures | {f"layer_density/{n}": d for n, d in masks.layer_density().items()}
 
     # -- state ------------------------------------------------------------------------------
 
@@ -176,7 +189,8 @@ class PruningCallback(Callback):
     ) -> None:
         """Masks, shadows and scores are buffers of the module; everything else goes here."""
         if self.pruner is not None:
-            checkpoint[STATE_KEY] = self.pruner.state_dict()
+            cost = {"cost": self.meter.state_dict()}
+            checkpoint[STATE_KEY] = self.pruner.state_dict() | cost
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -23,7 +23,7 @@ from sparse_ext.schedules import Ramp, cubic
 
 log = logging.getLogger("sparse_ext")
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 CIFAR_PERIOD = 1000  # optimizer steps, in the paper's runs of 195 steps an epoch, 1000 epochs
 CIFAR_UPDATES = 195  # that many updates fit into those runs
 SHORT_RAMP = 5
