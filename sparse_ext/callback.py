@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -26,9 +25,8 @@ from sparse_ext import checks, distributed
 from sparse_ext.config import SparseConfig
 from sparse_ext.ema import install
 from sparse_ext.encoder import Encoder
+from sparse_ext.messages import log
 from sparse_ext.pruner import Pruner, build_pruner, method_class
-
-log = logging.getLogger("sparse_ext")
 
 STATE_KEY = "sparse_state"
 
