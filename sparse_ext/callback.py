@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -28,9 +27,8 @@ from sparse_ext.cost.live import CostMeter
 from sparse_ext.diagnostics import all_dead_filters, dead_filters
 from sparse_ext.ema import install
 from sparse_ext.encoder import Encoder, unwrapped
+from sparse_ext.messages import log
 from sparse_ext.pruner import Pruner, build_pruner, method_class
-
-log = logging.getLogger("sparse_ext")
 
 STATE_KEY = "sparse_state"
 

@@ -7,7 +7,6 @@ gradients, weights, step, seed), so every rank computes the same ones.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,9 +18,8 @@ from solo.errors import CheckpointError, ConfigError
 from sparse_ext import allocation
 from sparse_ext.config import SparseConfig
 from sparse_ext.encoder import Encoder
+from sparse_ext.messages import listen, log
 from sparse_ext.schedules import Ramp, cubic
-
-log = logging.getLogger("sparse_ext")
 
 STATE_VERSION = 2
 CIFAR_PERIOD = 1000  # optimizer steps, in the paper's runs of 195 steps an epoch, 1000 epochs
@@ -320,6 +318,7 @@ def build_pruner(
     seed: int = 0,
 ) -> Pruner:
     """The pruner that `config` names."""
+    listen()
     return method_class(config)(config, online, momentum, clock, seed)
 
 
