@@ -66,4 +66,6 @@ def plain(section: Any) -> Any:
     """A section as plain data, interpolations resolved; anything else as it is."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
+    return (
+        OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
+    )

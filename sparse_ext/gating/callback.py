@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparse_ext.gating.branches import Meter, Pass
+from sparse_ext.gating.branches import Meter
 from sparse_ext.gating.encoder import Gating, gating_of
 from sparse_ext.gating.training import idle_parameters
 
@@ -83,7 +83,8 @@ class GatingCallback(Callback):
 class FineTuning(GatingCallback):
     """Gates while a pretrained encoder is fine-tuned: all schedules have ended.
 
-    The parameters of branches that are not in use are frozen.
+    The parameters of branches that are not in use are frozen. The validation images are measured
+    by `solo.methods.linear`, as in every evaluation.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -98,6 +99,12 @@ class FineTuning(GatingCallback):
         super().on_train_epoch_start(trainer, pl_module)
         for gating in gatings_of(pl_module):
             gating.context.epoch = FINISHED
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Left to the module."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Left to the module."""
 
 
 FINISHED = 10**6  # an epoch after the end of every schedule

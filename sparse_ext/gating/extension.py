@@ -120,8 +120,9 @@ class GatingExtension(extensions.Extension):
         """Reduction of MACs on the images that `backbone` has evaluated since the last call.
 
         Returns:
-            `flops_reduction` (1 - rho), `rho`, `macs_effective` and `macs_dense` per image (counted,
-            not timed), and figures of single layers as `<figure>/<layer>`; nothing without gates.
+            `flops_reduction` (1 - rho), `rho`, `macs_effective` and `macs_dense` per image (MACs
+            are counted, not timed), and figures of single layers as `<figure>/<layer>`; nothing
+            without gates.
         """
         from sparse_ext.gating.encoder import gating_of
 

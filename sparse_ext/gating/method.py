@@ -102,6 +102,7 @@ class GatingMethod(ABC):
             done: a pass of one image without values (on the meta device).
             layers: the gated layers by name.
         """
+        return None
 
 
 def method_of(config: GatingConfig) -> GatingMethod:
