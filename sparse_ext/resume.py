@@ -16,7 +16,7 @@ from sparse_ext.schedules import Ramp
 if TYPE_CHECKING:
     from sparse_ext.pruner import Pruner
 
-VERSION = 2
+VERSION = 3
 
 
 def take(pruner: Pruner) -> dict[str, Any]:
