@@ -4,7 +4,7 @@
 A method decides which *units* are kept: single weights, N:M groups, blocks or filters, whatever the
 run's granularity is (see `sparse_ext.units`). The pruner turns that into masks.
 
-Everything is counted in optimizer steps. Kept are functions of synchronised state only (averaged
+Everything is counted in optimizer steps. Masks are functions of synchronised state only (averaged
 gradients, weights, step, seed), so every rank computes the same ones.
 """
 
