@@ -72,7 +72,7 @@ class BaseMethod(OptimizationMixin, pl.LightningModule):
     HEADS: Mapping[str, Mapping[str, Any]] = {}
 
     _BACKBONES = BACKBONES
-    _ACCEPTED_SCHEDULERS = ("warmup_cosine", "step", "none")
+    _ACCEPTED_SCHEDULERS = ("warmup_cosine", "warmup_step", "step", "none")
 
     def __init__(self, cfg: DictConfig):
         super().__init__()
