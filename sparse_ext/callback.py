@@ -23,8 +23,10 @@ from torch.optim import Optimizer
 from solo.errors import CheckpointError
 from sparse_ext import checks, distributed
 from sparse_ext.config import SparseConfig
+from sparse_ext.cost.live import CostMeter
+from sparse_ext.diagnostics import all_dead_filters, dead_filters
 from sparse_ext.ema import install
-from sparse_ext.encoder import Encoder
+from sparse_ext.encoder import Encoder, selection, unwrapped
 from sparse_ext.messages import log
 from sparse_ext.probe import Probe
 from sparse_ext.pruner import Pruner, build_pruner, method_class
@@ -43,12 +45,14 @@ class PruningCallback(Callback):
 
     Attributes:
         pruner: the method at work; None before training.
+        meter: what training costs.
     """
 
     def __init__(self, config: SparseConfig, seed: int | None = None) -> None:
         self.config = config
         self.seed = config.seed if config.seed is not None else (seed or 0)
         self.pruner: Pruner | None = None
+        self.meter = CostMeter()
         self._encoders: list[Encoder] = []
         self._restored: dict[str, Any] | None = None
         self._hook: Any = None
@@ -75,6 +79,7 @@ class PruningCallback(Callback):
         checks.check_strategy(trainer, pl_module)
         self._encoders = checks.encoders_of(pl_module)
         self._restored = None
+        self.meter = CostMeter()
         shared = len(self._encoders) == 1
         checks.check_encoders(self._encoders, self.config)
         method = method_class(self.config)
@@ -104,14 +109,17 @@ class PruningCallback(Callback):
         self._unseen = self._restored is None and self.pruner.needs_data
         if self._restored is not None:
             self.pruner.load_state_dict(self._restored)
+            self.meter.load_state_dict(self._restored["cost"])
         elif not self._unseen:
             self.pruner.start()
         self._settle(optimizer)
         self._detach()
         self._hook = optimizer.register_step_post_hook(self._after_step)
         log.info(
-            "%s: update period %d steps, sparsity now %s.",
-            *(self.config.name, self.pruner.period, [e.masks.sparsity for e in self._encoders]),
+            "%s, granularity %s: update period %d steps, sparsity now %s.\n%s",
+            *(self.config.name, self.config.granularity, self.pruner.period),
+            [encoder.masks.sparsity for encoder in self._encoders],
+            selection(pl_module.backbone, self.config).describe(),
         )
 
     # -- one optimizer step -----------------------------------------------------------------
@@ -133,12 +141,11 @@ class PruningCallback(Callback):
             return
         pruner = self.running
         pruner.online.project(optimizer)
+        self.meter.step()
         if pruner.after_step(optimizer):
             self._agree(f"Masks after step {pruner.t}")
         if self.config.debug:
-            pruner.online.check(optimizer)
-            for encoder in self._encoders[1:]:
-                encoder.check()
+            pruner.check(optimizer)
 
     # -- epochs -----------------------------------------------------------------------------
 
@@ -152,6 +159,9 @@ class PruningCallback(Callback):
         """
         if self.running.epoch < trainer.current_epoch:
             self.running.close_epoch(trainer.current_epoch)
+        if not self.meter.looked:
+            found = (getattr(pl_module, n, None) for n in ("backbone", "momentum_backbone"))
+            self.meter.look([unwrapped(e) for e in found if e is not None], batch)
         if self._unseen:
             self._unseen = False
             self.running.look(Probe(pl_module, trainer, batch))
@@ -172,9 +182,16 @@ class PruningCallback(Callback):
         if len(sparsities) > 1:
             figures |= {"momentum_sparsity": sparsities[1], "gap": sparsities[0] - sparsities[1]}
         total = sum(encoder.masks.n for encoder in self._encoders)
+        if not self.running.units.single:
+            groups = map(self.running.sparsity_of, self._encoders)
+            named = ("online_group_sparsity", "momentum_group_sparsity")
+            figures |= dict(zip(named, groups, strict=False))
         figures["mask_flips"], self.running.flips = self.running.flips / total, 0
-        densities = self._encoders[0].masks.layer_density()
-        return figures | {f"layer_density/{name}": d for name, d in densities.items()}
+        masks = self._encoders[0].masks
+        dead = dead_filters(masks)
+        figures |= {"dead_filters": all_dead_filters(masks, dead)} | self.meter.figures()
+        figures |= {f"layer_dead_filters/{name}": share for name, share in dead.items()}
+        return figures | {f"layer_density/{n}": d for n, d in masks.layer_density().items()}
 
     # -- state ------------------------------------------------------------------------------
 
@@ -183,7 +200,8 @@ class PruningCallback(Callback):
     ) -> None:
         """Masks, shadows and scores are buffers of the module; everything else goes here."""
         if self.pruner is not None:
-            checkpoint[STATE_KEY] = self.pruner.state_dict()
+            cost = {"cost": self.meter.state_dict()}
+            checkpoint[STATE_KEY] = self.pruner.state_dict() | cost
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
