@@ -10,7 +10,7 @@ checkpoint alone, whether the pruned or the dense network is what the method tra
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -244,15 +244,15 @@ def make_dual(modules: Iterable[nn.Module], branches: Branches, affine: bool = T
 # -- checkpoints -------------------------------------------------------------------------------
 
 
-def evaluated_masked(state: Iterable[str], values: Any) -> dict[str, bool]:
+def evaluated_masked(state: Mapping[str, Tensor]) -> dict[str, bool]:
     """Layers that a checkpoint marks as functional: whether evaluation sees their mask."""
     marks = [key for key in state if key.endswith(f".{MARKER}")]
-    return {key.removesuffix(f".{MARKER}"): bool(values[key]) for key in marks}
+    return {key.removesuffix(f".{MARKER}"): bool(state[key]) for key in marks}
 
 
-def training_only(state: Any) -> set[str]:
-    """Keys of the branch that evaluation does not use: markers, its masks, its batch norms."""
-    layers = evaluated_masked(state, state)
+def training_only(state: Mapping[str, Tensor]) -> set[str]:
+    """Keys of the branch that evaluation does not use: markers, its masks, second batch norms."""
+    layers = evaluated_masked(state)
     keys = {f"{name}.{MARKER}" for name in layers}
     keys |= {f"{name}.mask" for name, masked in layers.items() if not masked}
     if layers:
@@ -260,12 +260,38 @@ def training_only(state: Any) -> set[str]:
     return keys
 
 
-def fold_on_load(layer: nn.Module) -> None:
-    """Store pruned weights as zero when `layer` loads living weights and their mask."""
-    layer.register_load_state_dict_pre_hook(_fold)
+def hard_mask(backbone: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make a plain encoder load the pruned network out of living weights, in place.
+
+    Pruned weights are loaded as zero, and batch norms take the second set where there is one.
+
+    Args:
+        backbone: with masks on the layers that evaluation sees masked.
+        state: what it is about to load.
+    """
+    layers = [name for name, masked in evaluated_masked(state).items() if masked]
+    for name in layers:
+        backbone.get_submodule(name).register_load_state_dict_pre_hook(_fold)
+    marker = f".{OTHER_BN}."
+    seconds = {key: value for key, value in state.items() if layers and marker in key}
+    for name in {key.partition(marker)[0] for key in seconds}:
+        own = {k.partition(marker)[2]: v for k, v in seconds.items() if k.startswith(name + marker)}
+        backbone.get_submodule(name).register_load_state_dict_pre_hook(_Second(own))
 
 
 def _fold(layer: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     weight, mask = prefix + "weight", prefix + "mask"
     if weight in state and mask in state:
         state[weight] = state[weight].masked_fill(~state[mask].bool(), 0)
+
+
+class _Second:
+    """Puts a batch norm's second set in the place of its first."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        self.values = values
+
+    def __call__(self, norm: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        for name, value in self.values.items():
+            if prefix + name in state:
+                state[prefix + name] = value

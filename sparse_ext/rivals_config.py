@@ -227,9 +227,9 @@ class ASPConfig(FixedConfig):
         super().__post_init__()
         _all_nm(self)
 
-    def obstacle(self, weight: Any) -> str:
-        """Why a layer stays dense whose groups would fit; empty if it need not."""
-        rows, columns = weight.shape[:2]
+    def obstacle(self, shape: tuple[int, ...]) -> str:
+        """Why a layer stays dense whose groups would fit; empty if it does not."""
+        rows, columns = shape[:2]
         if self.tensor_core and (rows % 8 or columns % 16):
             return f"{rows}x{columns} channels, tensor cores take multiples of 8x16"
         return ""

@@ -16,9 +16,10 @@ from sparse_ext.constant import Constant, load_dense
 class ASP(Constant):
     """All groups become N:M before the first step, by the magnitude of the loaded weights."""
 
-    def warm_start(self, module: Any) -> None:
+    def enter(self, module: Any, fresh: bool) -> None:
         """Take over the trained weights."""
-        load_dense(module, self.config.dense_checkpoint, "asp")
+        if fresh:
+            load_dense(module, self.config.dense_checkpoint, "asp")
 
 
 PRUNER = ASP

@@ -53,9 +53,11 @@ class MCP(Constant):
         module.momentum_backbone.register_forward_hook(_SubnetStatistics(momentum))
         return [make_functional(encoders[0], DENSE), momentum]
 
-    def warm_start(self, module: Any) -> None:
+    def enter(self, module: Any, fresh: bool) -> None:
         """Phase 0 is another run: take over its weights."""
-        load_dense(module, self.config.dense_checkpoint, "mcp")
+        make_dual([module.momentum_backbone], SUBNET, affine=False)
+        if fresh:
+            load_dense(module, self.config.dense_checkpoint, "mcp")
 
     @property
     def finals(self) -> list[float]:

@@ -23,9 +23,9 @@ class OneShot(Pruner):
         self.begins = list(self.finals) if self.when < 0 else [0.0 for _ in self.encoders]
         self.aims = list(self.begins)
 
-    def warm_start(self, module: Any) -> None:
+    def enter(self, module: Any, fresh: bool) -> None:
         """Take over trained weights."""
-        if self.config.dense_checkpoint is not None:
+        if fresh and self.config.dense_checkpoint is not None:
             load_dense(module, self.config.dense_checkpoint, "oneshot")
 
     def due(self) -> bool:

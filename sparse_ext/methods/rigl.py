@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 
+from torch.optim import Optimizer
+
 from sparse_ext.constant import Constant, InstantRegrowth, drop_fraction, fraction_of
 from sparse_ext.encoder import Encoder
 from sparse_ext.initial import random_masks
@@ -30,9 +32,12 @@ class RigL(InstantRegrowth, Constant):
         """Random masks have earned one period before their first change."""
         return 0 < self.t < self.t_last and self.t % self.period == 0
 
-    def skips_step(self) -> bool:
-        """The gradient at an update decides about masks only."""
-        return self.config.skip_step and self.due()
+    def adjust_gradients(self, optimizer: Optimizer) -> None:
+        """The gradient of an update decides about masks only: the optimizer then finds none."""
+        if self.config.skip_step and self.due():
+            optimizer.zero_grad(set_to_none=True)
+        else:
+            super().adjust_gradients(optimizer)
 
     def initial_masks(self, encoder: Encoder, sparsity: float) -> Kept:
         """Random; the denser encoder's masks contain the sparser one's."""

@@ -36,17 +36,25 @@ class SDCLR(SD):
                 f"{type(module).__name__} has a momentum encoder. Use +sparse=sd."
             )
         if config.dual_bn:
-            make_dual([child for child in module.children() if _is_own(child)], DENSE_FIRST)
+            _double_norms(module)
         return [make_functional(encoders[0], DENSE_FIRST)]
 
-    def smallest_out(self, encoder: Encoder, sparsity: float, eligible: Kept | None = None) -> Kept:
+    def enter(self, module: Any, fresh: bool) -> None:
+        """The conversion to synchronised batch norm comes after `prepare`."""
+        if self.config.dual_bn:
+            _double_norms(module)
+
+    def budget(self, sparsity: float) -> int:
         """Exactly ceil(q N) units go."""
-        kept = self.units.total - math.ceil(round(sparsity * self.units.total, 6))
-        return allocation.global_topk(self.magnitudes(encoder), kept, eligible)
+        return self.units.total - math.ceil(round(sparsity * self.units.total, 6))
+
+    def smallest_out(self, encoder: Encoder, sparsity: float, eligible: Kept | None = None) -> Kept:
+        """By magnitude over all layers together."""
+        return allocation.global_topk(self.magnitudes(encoder), self.budget(sparsity), eligible)
 
 
-def _is_own(child: nn.Module) -> bool:
-    return any(True for _ in child.parameters())
+def _double_norms(module: nn.Module) -> None:
+    make_dual(module.children(), DENSE_FIRST)
 
 
 PRUNER = SDCLR

@@ -58,8 +58,9 @@ class SRSTE(Constant):
 
     def refresh(self, encoder: Encoder) -> None:
         """N:M masks of the present weights, without waiting for the device."""
-        best: Kept = {n: w.new_zeros(self.units.sizes[n]).bool() for n, w in encoder.weights.items()}
-        for name, mask in self.units.expand(best, encoder).items():
+        sizes = self.units.sizes
+        none: Kept = {k: w.new_zeros(sizes[k]).bool() for k, w in encoder.weights.items()}
+        for name, mask in self.units.expand(none, encoder).items():
             encoder.layers[name].mask.copy_(mask)
 
 
