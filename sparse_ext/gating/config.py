@@ -33,6 +33,10 @@ class GatingConfig:
     def __post_init__(self):
         schema.require_choice(f"gating.eval (of {self.name})", self.eval, self.BRANCHES)
 
+    def obstacle_to_masks(self) -> str:
+        """Why `sparse` cannot be asked of the same encoder, and what to do; empty if it can."""
+        return ""
+
 
 @dataclass(frozen=True)
 class VICRegGatingConfig(GatingConfig):
@@ -106,6 +110,12 @@ class VICRegDualConfig(VICRegGatingConfig):
             raise ConfigError(f"gating.encoders={self.encoders} must be 1 or 2.")
         if self.warmup_epochs < 0:
             raise ConfigError(f"gating.warmup_epochs={self.warmup_epochs} must not be negative.")
+
+    def obstacle_to_masks(self) -> str:
+        """One sparsity cannot be meant for two encoders of different kinds."""
+        if self.encoders == 1:
+            return ""
+        return "with two encoders it is open which one becomes sparse: set gating.encoders=1."
 
 
 METHODS: dict[str, type[GatingConfig]] = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from solo.errors import CheckpointError, ConfigError
 from sparse_ext.gating.branches import BranchContext, Pass
 from sparse_ext.gating.config import GatingConfig, build
 from sparse_ext.gating.method import Gated, GatingMethod, method_of
+from sparse_ext.gating.pair import TwoEncoders
 from sparse_ext.schema import to_dict
 
 CONFIG_KEY = "gating_config"
@@ -55,11 +56,19 @@ def gating_of(backbone: nn.Module | None) -> Gating | None:
     return getattr(getattr(backbone, "_orig_mod", backbone), "gating", None)
 
 
-def patch(backbone: nn.Module, config: GatingConfig) -> nn.Module:
+def patch(
+    backbone: nn.Module, config: GatingConfig, another: Callable[[], nn.Module] | None = None
+) -> nn.Module:
     """Put the gates of `config` into an encoder.
 
+    Args:
+        backbone: a plain encoder, changed in place.
+        config: the method and its settings.
+        another: builds a plain encoder of the same architecture, for methods with two; by default
+            that is a copy of `backbone`.
+
     Returns:
-        the encoder; another module around it where the method needs one.
+        the encoder, or for methods with two a module around both.
 
     Raises:
         ConfigError: if it has gates already, or nothing in it can be gated.
@@ -67,7 +76,10 @@ def patch(backbone: nn.Module, config: GatingConfig) -> nn.Module:
     if gating_of(backbone) is not None:
         raise ConfigError("This encoder has gates already: gate it once only.")
     method = method_of(config)
-    backbone, layers = method.patch(backbone)
+    if method.two_encoders:
+        second = copy.deepcopy(backbone) if another is None else another()
+        backbone = TwoEncoders(backbone, second)
+    layers = method.patch(backbone)
     context = BranchContext(config.BRANCHES, config.eval, method.branch_of)
     for name, layer in layers.items():
         layer.name, layer.context = name, context

@@ -39,9 +39,14 @@ class GatingExtension(extensions.Extension):
         from omegaconf import open_dict
 
         section = schema.plain(cfg.get("gating"))
-        if section is not None and not _only_eval(section, cfg):
-            with open_dict(cfg):
-                cfg.gating = schema.to_dict(settings.build(section))
+        if section is None or _only_eval(section, cfg):
+            return
+        config = settings.build(section)
+        obstacle = config.obstacle_to_masks()
+        if obstacle and cfg.get("sparse") is not None:
+            raise ConfigError(f"sparse and gating={config.name} together: {obstacle}")
+        with open_dict(cfg):
+            cfg.gating = schema.to_dict(config)
 
     def patch_backbone(self, backbone: nn.Module, cfg: DictConfig) -> nn.Module:
         """Put the gates of `cfg.gating` into a freshly built encoder.
@@ -54,7 +59,7 @@ class GatingExtension(extensions.Extension):
             return backbone
         from sparse_ext.gating.encoder import gating_of, patch, trace
 
-        backbone = patch(backbone, settings.build(section))
+        backbone = patch(backbone, settings.build(section), lambda: _without_gates(cfg))
         if cfg.get("augmentations"):
             gating, done = gating_of(backbone), trace(backbone, cfg.augmentations[0].crop_size)
             gating.method.check(done, gating.layers)  # type: ignore[union-attr]
@@ -128,6 +133,15 @@ class GatingExtension(extensions.Extension):
 
         gating = gating_of(backbone)
         return {} if gating is None else gating.context.collect()
+
+
+def _without_gates(cfg: DictConfig) -> nn.Module:
+    """Another encoder of the run, with weights of its own."""
+    from solo.backbones import build_encoder
+
+    plain = cfg.copy()
+    plain.gating = None
+    return build_encoder(plain)
 
 
 def _only_eval(section: Any, cfg: DictConfig) -> bool:

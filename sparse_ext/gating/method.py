@@ -48,6 +48,11 @@ class GatingMethod(ABC):
 
     gated: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def two_encoders(self) -> bool:
+        """Whether the branches have an encoder each (see `sparse_ext.gating.pair`)."""
+        return False
+
     def __init__(self, config: Any) -> None:
         self.config = config
 
@@ -56,11 +61,11 @@ class GatingMethod(ABC):
         """The branch that encodes an announced view: the only place that decides it."""
 
     @abstractmethod
-    def patch(self, backbone: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
-        """Replace layers of `backbone`.
+    def patch(self, backbone: nn.Module) -> Mapping[str, Any]:
+        """Replace layers of `backbone`, in place.
 
         Returns:
-            the encoder (`backbone` itself, or a module around it), and its gated layers by name.
+            the gated layers (`Gated`) by name.
 
         Raises:
             ConfigError: the encoder has no layer that this method gates, or shapes do not fit.

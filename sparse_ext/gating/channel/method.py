@@ -35,7 +35,10 @@ class ChannelGating(GatingMethod):
         """There is one branch."""
         return "gated"
 
-    def patch(self, backbone: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
+    #: globs of the blocks to gate
+    blocks: tuple[str, ...] = ("*",)
+
+    def patch(self, backbone: nn.Module) -> Mapping[str, Any]:
         """Gates in every residual block."""
         if not any(type(module) in GATED for module in backbone.modules()):
             raise ConfigError(
@@ -46,8 +49,9 @@ class ChannelGating(GatingMethod):
             self.config.name,
             tuple(GATED),
             lambda block: gate_block(block, self.config, self.separate_bn),
+            self.blocks,
         )
-        return backbone, apply([rule], backbone)
+        return apply([rule], backbone)
 
     def counts(self, name: str) -> bool:
         """All convolutions, with or without the stem."""
@@ -108,19 +112,23 @@ class ChannelDual(ChannelGating):
             return "dense"
         return "dense" if view.index % 2 else "gated"
 
-    def patch(self, backbone: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
-        """Gates, and for two encoders a dense one beside."""
-        if self.config.encoders == 2:
-            raise ConfigError("gating.encoders=2 is not there yet")
-        return super().patch(backbone)
+    @property
+    def two_encoders(self) -> bool:
+        """Table 4."""
+        return self.config.encoders == 2
 
-    def idle(self, backbone: nn.Module, branches: set[str]) -> list[nn.Parameter]:
-        """Gates and their norms without a gated pass; the dense norms without a dense one."""
-        unused = []
-        for block in backbone.modules():
-            if isinstance(block, GatedBlock):
-                unused += _branch_parameters(block, {"gated", "dense"} - branches)
-        return unused
+    @property
+    def blocks(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Of two encoders only one is gated."""
+        return ("gated.*",) if self.two_encoders else ("*",)
+
+    def idle(self, backbone: Any, branches: set[str]) -> list[nn.Parameter]:
+        """What belongs to the branches that have not run: an encoder, or gates and norms."""
+        unused = {"gated", "dense"} - branches
+        if self.two_encoders:
+            return [p for branch in unused for p in getattr(backbone, branch).parameters()]
+        blocks = (module for module in backbone.modules() if isinstance(module, GatedBlock))
+        return [p for block in blocks for p in _branch_parameters(block, unused)]
 
 
 def _rates(done: Pass) -> list[Tensor]:
