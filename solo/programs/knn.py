@@ -59,7 +59,9 @@ def knn(args: Namespace) -> list[dict]:
     if args.no_labels:
         raise ConfigError("--no_labels: a nearest-neighbour accuracy needs labels")
     device = device_of(args.device)
-    model = load_method(args.pretrained_checkpoint_dir, args.eval_encoder, getattr(args, "gating_eval", None))
+    model = load_method(
+        args.pretrained_checkpoint_dir, args.eval_encoder, getattr(args, "gating_eval", None)
+    )
     features = Features(model, args.eval_encoder).to(device)
     backbone = model.momentum_backbone if args.eval_encoder == "momentum" else model.backbone
     parts = []
