@@ -24,7 +24,7 @@ from solo.errors import CheckpointError
 from sparse_ext import checks, distributed
 from sparse_ext.config import SparseConfig
 from sparse_ext.cost.live import CostMeter
-from sparse_ext.diagnostics import all_dead_filters, dead_filters
+from sparse_ext.diagnostics import all_dead_filters, dead_filters, oscillation
 from sparse_ext.ema import install
 from sparse_ext.encoder import Encoder, selection, unwrapped
 from sparse_ext.messages import log
@@ -174,6 +174,10 @@ class PruningCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the method look at the epoch (CSI), and log."""
         figures = self.running.close_epoch(trainer.current_epoch + 1) | self._figures()
+        prefix = "layer_oscillation/"
+        swaps = {k[len(prefix) :]: v for k, v in figures.items() if k.startswith(prefix)}
+        if swaps:
+            figures["oscillation"] = oscillation(self._encoders[0].masks, swaps)
         named = {f"sparse/{name}": value for name, value in figures.items()}
         pl_module.log_dict(named, rank_zero_only=True)  # equal on all ranks
 

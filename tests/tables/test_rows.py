@@ -84,7 +84,11 @@ def test_rows_carry_the_settings_of_section_5_9(tmp_path):
     assert (cfg.momentum.base_tau, cfg.momentum.final_tau) == (0.99, 1.0)
     assert (section.initial, section.final, section.gap) == (0.3, 0.9, 0.3)
     cfg, _ = composed(four["mocov2plus-granet-80"], tmp_path)
-    assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.method_kwargs.queue_size) == ("sgd", 0.3, 32768)
+    assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.method_kwargs.queue_size) == (
+        "sgd",
+        0.3,
+        32768,
+    )
     cfg, section = composed(rows("table5", "imagenet")["synccp-80"], tmp_path)
     assert (cfg.backbone.name, cfg.optimizer.batch_size, len(cfg.devices)) == ("resnet50", 128, 2)
     assert (cfg.accumulate_grad_batches, cfg.optimizer.lr, cfg.max_epochs) == (16, 0.45, 300)
