@@ -67,10 +67,12 @@ def select(
     granularity = granularity or Element()
     layers: dict[str, nn.Module] = {}
     dense: dict[str, str] = {}
+    misfits: set[str] = set()
     seen: dict[int, str] = {}
     for name, layer in weighted.items():
         why = _reason(name, layer, stem if stem_dense else None, exclude)
-        why = why or granularity.obstacle(layer.weight, layer)  # type: ignore[arg-type]
+        if not why and (why := granularity.obstacle(layer.weight, layer)):  # type: ignore[arg-type]
+            misfits.add(why)
         owner = seen.setdefault(id(layer.weight), name)
         if owner != name:
             why = why or f"shares its weight with {owner}"
@@ -78,6 +80,13 @@ def select(
             dense[name] = why
         else:
             layers[name] = layer
+    if not layers and any(why in misfits for why in dense.values()):
+        examples = [f"{name}: {why}" for name, why in dense.items() if why in misfits]
+        raise ConfigError(
+            f"sparse.granularity={granularity} fits no layer of this {type(module).__name__} "
+            f"({'; '.join(examples[:3])}{', ...' if len(examples) > 3 else ''}). Choose a smaller "
+            f"one, or element."
+        )
     if not layers:
         reasons = "; ".join(f"{name}: {why}" for name, why in dense.items()) or "it has no layer"
         raise ConfigError(f"{type(module).__name__} has nothing to prune ({reasons}).")
