@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What makes `+sparse=NAME` work behind every configuration, and `sparsify` on any module.
 
+`register` makes both extensions known: masks (here) and gates (`sparse_ext.gating`).
+
 Importing this module does not import torch.
 """
 
@@ -10,8 +12,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from solo import extensions
-from solo.errors import ConfigError
 from sparse_ext import config as schema
+from sparse_ext.gating import config as gating
+from sparse_ext.gating.extension import GatingExtension
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule
@@ -26,7 +29,7 @@ TRAINING_ONLY = ("shadow", "score")
 class SparseExtension(extensions.Extension):
     """Masked encoders (`sparse:`) for every method of `solo`."""
 
-    sections = ("sparse", "gating")
+    sections = ("sparse",)
 
     def parse(self, cfg: DictConfig) -> None:
         """Check `cfg.sparse` and fill in its defaults, in place; None or absent means dense.
@@ -36,8 +39,6 @@ class SparseExtension(extensions.Extension):
         """
         from omegaconf import open_dict
 
-        if cfg.get("gating") is not None:
-            raise ConfigError("gating: this version has no gating method; remove the section.")
         section = _section(cfg)
         if section is not None:
             with open_dict(cfg):
@@ -101,22 +102,28 @@ class SparseExtension(extensions.Extension):
 
 
 def register() -> None:
-    """Make the extension and its Hydra groups known; twice changes nothing."""
+    """Make the extensions and their Hydra groups known; twice changes nothing.
+
+    Gates go in before masks: masks then see which convolutions belong to gates, and stay off.
+    """
+    extensions.register(GatingExtension())
     extensions.register(SparseExtension())
+    gating.store()
     schema.store()
 
 
 def enable(cfg: DictConfig) -> DictConfig:
-    """Check the sparse sections of a run's configuration and register the extension.
+    """Check the sections of a run's configuration and register the extensions.
 
     Args:
-        cfg: a configuration with `sparse: synccp` or `sparse: {name: synccp, final: 0.9}`.
+        cfg: a configuration with `sparse: synccp` or `gating: {name: vicreg_dual, budget: 0.3}`.
 
     Returns:
         The same object, its sections complete.
     """
     register()
-    SparseExtension().parse(cfg)
+    for extension in (GatingExtension(), SparseExtension()):
+        extension.parse(cfg)
     return cfg
 
 

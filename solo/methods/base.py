@@ -119,7 +119,7 @@ class BaseMethod(OptimizationMixin, pl.LightningModule):
     def learnable_params(self) -> list[dict[str, Any]]:
         """Parameter groups: encoder, online classifier, then the heads."""
         return [
-            {"name": "backbone", "params": self.backbone.parameters()},
+            *extensions.parameter_groups(self.backbone, name="backbone"),
             self._classifier_group("classifier"),
             *(
                 {"name": name, "params": getattr(self, name).parameters(), **extra}
@@ -196,7 +196,8 @@ class BaseMethod(OptimizationMixin, pl.LightningModule):
 
         Returns:
             the lists, over the views, of what the forward passes return, and the means over the
-            large crops of `loss`, `acc1` and `acc5`. A method returns the scalar loss instead.
+            large crops of `loss`, `acc1` and `acc5`; `loss` with what the extensions add. A method
+            returns the scalar loss instead.
         """
         _, X, targets = batch
         X = [X] if isinstance(X, Tensor) else X
@@ -220,6 +221,9 @@ class BaseMethod(OptimizationMixin, pl.LightningModule):
             )
         if self.knn_eval:
             self._feed_knn(outs["feats"][: self.num_large_crops], targets)
+        if terms := extensions.losses(self, X):
+            self._log_train(**terms)
+            outs["loss"] = outs["loss"] + sum(terms.values())
         return outs
 
     def _log_train(self, **metrics: Tensor) -> None:
