@@ -85,6 +85,10 @@ class SparseConfig:
         first, last = self.momentum_initial, self.momentum_final
         return (self.initial if first is None else first, self.final if last is None else last)
 
+    def obstacle(self, shape: tuple[int, ...]) -> str:
+        """Why this method leaves a layer of that weight shape dense; empty if it does not."""
+        return ""
+
     def _check_sparsity(self, key: str, value: float | None) -> None:
         if value is None or 0 <= value < 1 or (value == 1 and self.some_survive):
             return

@@ -7,11 +7,11 @@ never biases, norms or a classifier; the stem only if asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from solo.errors import ConfigError, did_you_mean
 from sparse_ext.granularity import Element, Granularity
@@ -44,6 +44,7 @@ def select(
     stem_dense: bool = True,
     exclude: Iterable[str] = (),
     granularity: Granularity | None = None,
+    obstacle: Callable[[tuple[int, ...]], str] = lambda shape: "",
 ) -> Selection:
     """Sort the layers of an encoder into prunable and dense.
 
@@ -52,6 +53,7 @@ def select(
         stem_dense: leave the first convolution dense (for a ViT: the patch embedding).
         exclude: globs of fully qualified names that stay dense.
         granularity: layers whose shape it cannot group stay dense; by default any shape will do.
+        obstacle: why a layer of that weight shape stays dense all the same; empty = it does not.
 
     Raises:
         ConfigError: if a glob matches no layer, or nothing is left to prune.
@@ -71,8 +73,10 @@ def select(
     seen: dict[int, str] = {}
     for name, layer in weighted.items():
         why = _reason(name, layer, stem if stem_dense else None, exclude)
-        if not why and (why := granularity.obstacle(layer.weight, layer)):  # type: ignore[arg-type]
-            misfits.add(why)
+        if not why:
+            weight: Tensor = layer.weight  # type: ignore[assignment]
+            why = granularity.obstacle(weight, layer) or obstacle(tuple(weight.shape))
+            misfits |= {why} - {""}
         owner = seen.setdefault(id(layer.weight), name)
         if owner != name:
             why = why or f"shares its weight with {owner}"
