@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import torch
@@ -22,18 +21,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from solo.errors import CheckpointError, ConfigError
-from sparse_ext import distributed
+from solo.errors import CheckpointError
+from sparse_ext import checks, distributed
 from sparse_ext.config import SparseConfig
-from sparse_ext.ema import MaskedEMA, MaskedHook
-from sparse_ext.encoder import Encoder, patch
-from sparse_ext.layers import Masked
-from sparse_ext.pruner import Clock, Pruner, build_pruner, method_class
+from sparse_ext.ema import install
+from sparse_ext.encoder import Encoder
+from sparse_ext.pruner import Pruner, build_pruner, method_class
 
 log = logging.getLogger("sparse_ext")
 
 STATE_KEY = "sparse_state"
-UNSUPPORTED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 
 
 class PruningCallback(Callback):
@@ -75,11 +72,11 @@ class PruningCallback(Callback):
         """Check that this run can be sparse and add the buffers that a checkpoint may fill."""
         if stage != "fit":
             return
-        check_strategy(trainer, pl_module)
-        self._encoders = encoders_of(pl_module)
+        checks.check_strategy(trainer, pl_module)
+        self._encoders = checks.encoders_of(pl_module)
         self._restored = None
         shared = len(self._encoders) == 1
-        check_encoders(self._encoders, self.config)
+        checks.check_encoders(self._encoders, self.config)
         method = method_class(self.config)
         if method.keeps_latents(self.config, shared):
             for encoder in self._encoders:
@@ -87,18 +84,19 @@ class PruningCallback(Callback):
         if method.scores_gradients:
             self._encoders[0].add_buffer("score")
         if not shared:
-            install_ema(pl_module, self.config.ema_mode)
-        ignore_in_ddp(pl_module)
+            install(pl_module, self.config.ema_mode)
+        checks.ignore_in_ddp(pl_module)
         # epoch ends are counted before anyone else's hook may write a checkpoint of that epoch
         others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the pruner and, unless this is a resumed run, apply the initial masks."""
-        optimizer = only_optimizer(trainer)
+        optimizer = checks.only_optimizer(trainer)
         online, *rest = self._encoders
         momentum = rest[0] if rest else None
-        self.pruner = build_pruner(self.config, online, momentum, clock_of(trainer), self.seed)
+        clock = checks.clock_of(trainer)
+        self.pruner = build_pruner(self.config, online, momentum, clock, self.seed)
         for encoder in self._encoders:
             encoder.widen_buffers()
             distributed.share(encoder.buffers())
@@ -192,7 +190,8 @@ class PruningCallback(Callback):
         self._restored = checkpoint[STATE_KEY]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the optimizer as it was."""
+        """Say so if the run never got where it should; leave the optimizer as it was."""
+        self.running.report_end()
         self._detach()
 
     def on_exception(
@@ -210,142 +209,6 @@ class PruningCallback(Callback):
         if distributed.world_size() > 1:
             for encoder in self._encoders:
                 distributed.check_equal(encoder.masks.checksum(), what)
-
-
-# -- attaching ------------------------------------------------------------------------------
-
-
-class _Callbacks:
-    """Stands in for a module's `configure_callbacks`; copies and pickles with the module."""
-
-    def __init__(self, module: LightningModule, callback: PruningCallback) -> None:
-        self.module = module
-        self.callback = callback
-
-    def __call__(self) -> list[Callback]:
-        own = type(self.module).configure_callbacks(self.module)
-        return [*([own] if isinstance(own, Callback) else own), self.callback]
-
-
-def attach(module: LightningModule, config: SparseConfig) -> PruningCallback:
-    """Patch the encoders of a built module and make it bring its own callback."""
-    if not hasattr(module, "backbone"):
-        raise ConfigError(
-            f"{type(module).__name__} has no attribute 'backbone': that is the encoder which "
-            f"becomes sparse ('momentum_backbone' is its EMA copy, if there is one)."
-        )
-    for name in ("backbone", "momentum_backbone"):
-        if getattr(module, name, None) is not None:
-            patch(getattr(module, name), config)
-    callback = callback_of(module, config)
-    module.configure_callbacks = _Callbacks(module, callback)  # type: ignore[method-assign]
-    return callback
-
-
-def callback_of(
-    module: LightningModule, config: SparseConfig, seed: int | None = None
-) -> PruningCallback:
-    """The pruning callback of a module, made at the first call."""
-    callback = module.__dict__.get("_pruning")
-    if callback is None or callback.config != config:
-        callback = module.__dict__["_pruning"] = PruningCallback(config, seed)
-    return callback
-
-
-def encoders_of(module: LightningModule) -> list[Encoder]:
-    """The masked encoders of a module, online first."""
-    found = (getattr(module, name, None) for name in ("backbone", "momentum_backbone"))
-    return [Encoder(backbone) for backbone in found if backbone is not None]
-
-
-def install_ema(module: LightningModule, mode: str) -> None:
-    """Make the update of the momentum encoder respect masks, wherever the module does it.
-
-    That is `module.momentum_updater`, as in solo's methods, or else `on_train_batch_end`.
-    """
-    updater = getattr(module, "momentum_updater", None)
-    if updater is None:
-        if not isinstance(module.on_train_batch_end, MaskedHook):
-            hook = MaskedHook(module, "on_train_batch_end", mode)
-            module.on_train_batch_end = hook  # type: ignore[method-assign]
-    elif not isinstance(updater, MaskedEMA):
-        module.momentum_updater = MaskedEMA(updater, mode)  # type: ignore[assignment]
-
-
-def ignore_in_ddp(module: LightningModule) -> None:
-    """Keep DDP from broadcasting our buffers at every forward: that costs time and hides drift."""
-    names = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
-    for prefix, child in module.named_modules():
-        if isinstance(child, Masked):
-            names |= {f"{prefix}.{name}" for name in child._buffers}  # type: ignore[attr-defined]
-    module._ddp_params_and_buffers_to_ignore = sorted(names)  # type: ignore[assignment]
-
-
-# -- checks ---------------------------------------------------------------------------------
-
-
-def check_strategy(trainer: Trainer, module: LightningModule) -> None:
-    """Raise ConfigError for a way of training that masks cannot follow."""
-    strategy = type(trainer.strategy).__name__
-    if strategy in UNSUPPORTED:
-        raise ConfigError(
-            f"strategy={strategy} replaces or shards the weights, so masks would not follow them. "
-            f"Train a sparse encoder with strategy=ddp or on one device."
-        )
-    if not module.automatic_optimization:
-        raise ConfigError(
-            f"{type(module).__name__} optimizes by hand (automatic_optimization=False); sparse "
-            f"training needs Lightning's automatic optimization."
-        )
-
-
-def check_encoders(encoders: list[Encoder], config: SparseConfig) -> None:
-    """Raise ConfigError if the encoders do not fit each other or the configuration."""
-    if len(encoders) == 1:
-        if config.momentum_initial is not None or config.momentum_final is not None:
-            raise ConfigError(
-                "sparse.momentum_initial and sparse.momentum_final are for methods with a momentum "
-                "encoder; this one has none. Leave them out."
-            )
-    elif encoders[0].sizes != encoders[1].sizes:
-        raise ConfigError("The online and the momentum encoder have different prunable layers.")
-
-
-def only_optimizer(trainer: Trainer) -> Optimizer:
-    """The run's optimizer.
-
-    Raises:
-        ConfigError: for several, or one that scales gradients by itself.
-    """
-    if len(trainer.optimizers) != 1:
-        raise ConfigError(
-            f"Sparse training supports one optimizer, this run has {len(trainer.optimizers)}."
-        )
-    optimizer = trainer.optimizers[0]
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-        raise ConfigError(
-            "A fused optimizer with fp16 loss scaling never shows its unscaled gradients. Use "
-            "precision=bf16-mixed, or the optimizer without fused=True."
-        )
-    return optimizer
-
-
-def clock_of(trainer: Trainer) -> Clock:
-    """Length of the run, from the trainer: the one place where batches become steps.
-
-    Raises:
-        ConfigError: for a run without end.
-    """
-    steps = trainer.estimated_stepping_batches
-    if not math.isfinite(steps) or steps < 1:
-        raise ConfigError(
-            "A sparsity schedule needs to know the length of the run: set max_epochs or max_steps."
-        )
-    per_epoch = steps
-    if math.isfinite(trainer.num_training_batches):
-        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    return Clock(int(steps), max(1, math.ceil(steps / per_epoch)), int(per_epoch))
 
 
 def all_finite(grads: list[Tensor]) -> Tensor:

@@ -9,13 +9,13 @@ works behind any YAML. Importing this module does not import torch.
 from __future__ import annotations
 
 import math
-import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from solo.errors import ConfigError, did_you_mean
+from sparse_ext.typed import fill
 
 TOLERANCE = 1e-9  # of a difference of two sparsities that must equal `gap`
 
@@ -263,7 +263,7 @@ def build(section: str | Mapping[str, Any] | SparseConfig) -> SparseConfig:
     if name not in METHODS:
         what = "sparse.name is missing" if name is None else f"sparse.name={name!r} is unknown"
         raise ConfigError(f"{what}. {did_you_mean(name or '', METHODS)}")
-    return _fill(METHODS[name], section, "sparse")
+    return fill(METHODS[name], section, "sparse")
 
 
 def to_dict(config: SparseConfig) -> dict[str, Any]:
@@ -278,38 +278,6 @@ def store() -> None:
     for name, schema in METHODS.items():
         # plain data: a frozen dataclass would become a read-only node that nobody can override
         ConfigStore.instance().store(group="sparse", name=name, node=to_dict(schema()))
-
-
-def _fill(schema: type, section: Mapping[str, Any], path: str) -> Any:
-    hints = typing.get_type_hints(schema)
-    names = [f.name for f in fields(schema)]
-    for key in section:
-        if key not in names:
-            raise ConfigError(f"Unknown key {path}.{key}. {did_you_mean(str(key), names)}")
-    values = {k: _convert(v, hints[k], f"{path}.{k}") for k, v in section.items()}
-    return schema(**values)
-
-
-def _convert(value: Any, kind: Any, key: str) -> Any:
-    if is_dataclass(kind):
-        if isinstance(value, (str, bool)):  # `csi: off`, which YAML 1.1 reads as false
-            value = {"mode": "off" if value is False else value}
-        if isinstance(value, Mapping):
-            return _fill(typing.cast(type, kind), value, key)
-    elif typing.get_origin(kind) is tuple:
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
-            return tuple(items)
-    else:
-        kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-        if kind is str and value is False:
-            return "off"
-        if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if type(value) in kinds:
-            return value
-    expected = kind.__name__ if isinstance(kind, type) else str(kind)
-    raise ConfigError(f"{key}={value!r} has the wrong type: expected {expected}.")
 
 
 def _require_choice(key: str, value: str, choices: tuple, extra: tuple = ()) -> None:

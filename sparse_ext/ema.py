@@ -75,6 +75,20 @@ class MaskedHook:
             return getattr(type(module), self.name)(module, *args, **kwargs)
 
 
+def install(module: Any, mode: str) -> None:
+    """Make the update of the momentum encoder respect masks, wherever the module does it.
+
+    That is `module.momentum_updater`, as in solo's methods, or else `on_train_batch_end`.
+    """
+    updater = getattr(module, "momentum_updater", None)
+    if updater is None:
+        if not isinstance(module.on_train_batch_end, MaskedHook):
+            hook = MaskedHook(module, "on_train_batch_end", mode)
+            module.on_train_batch_end = hook
+    elif not isinstance(updater, MaskedEMA):
+        module.momentum_updater = MaskedEMA(updater, mode)
+
+
 @contextmanager
 def masks_respected(online: nn.Module, momentum: nn.Module, mode: str) -> Iterator[None]:
     """Whatever averages `momentum` towards `online` inside leaves the masks in force.

@@ -57,7 +57,7 @@ class SparseExtension(extensions.Extension):
         section = _section(cfg)
         if section is None:
             return []
-        from sparse_ext.callback import callback_of
+        from sparse_ext.attach import callback_of
 
         return [callback_of(module, schema.build(section), seed=cfg.get("seed"))]
 
@@ -133,7 +133,7 @@ def sparsify(
             encoder it updates that through `module.momentum_updater`, as the methods of solo do.
         config: a method's name, a mapping with `name`, or one of `sparse_ext.config`'s classes.
     """
-    from sparse_ext.callback import attach
+    from sparse_ext.attach import attach
 
     return attach(module, schema.build(config))
 

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from sparse_ext.callback import check_strategy, only_optimizer
+from sparse_ext.checks import check_strategy, only_optimizer
 from sparse_ext.encoder import Encoder
 
 

@@ -7,13 +7,11 @@ gradients, weights, step, seed), so every rank computes the same ones.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -254,6 +252,21 @@ class Pruner:
         self.flips = state["flips"]
         self.load_extra_state(state["extra"])
 
+    def report_end(self) -> None:
+        """Warn if the run ends with another sparsity than it was asked for."""
+        wanted = (self.config.final, self.config.momentum[1])
+        for encoder, final in zip(self.encoders, wanted, strict=False):
+            if encoder.masks.nnz != budget(final, encoder):
+                log.warning(
+                    "The run ended at sparsity %.4f, not at the final %s: %s.",
+                    *(encoder.masks.sparsity, final, self._why_not()),
+                )
+
+    def _why_not(self) -> str:
+        if self.ramp is None:
+            return "the ramp never started"
+        return f"it stopped after {self.t} steps, the ramp ends at step {self.ramp.end}"
+
     def _start_from_present_masks(self) -> None:
         """Trained before: the ramp begins at the sparsity that is there."""
         self.begins = [encoder.masks.sparsity for encoder in self.encoders]
@@ -297,26 +310,6 @@ def default_period(steps: int) -> int:
 def budget(sparsity: float, encoder: Encoder) -> int:
     """Weights that `encoder` keeps at `sparsity`: round half to even (section 1.1)."""
     return allocation.budget(sparsity, encoder.masks.n)
-
-
-def draw(seed: int, name: str, purpose: str, step: int, n: int) -> Tensor:
-    """A random permutation of n positions that depends on nothing but its arguments."""
-    digest = hashlib.blake2b(f"{seed}/{name}/{purpose}/{step}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    return torch.randperm(n, generator=generator)
-
-
-def random_masks(encoder: Encoder, kept: Mapping[str, int], seed: int) -> Masks:
-    """The first `kept[name]` positions of each layer's permutation.
-
-    Equal seeds give nested masks: fewer kept is a subset of more kept (section 1.4).
-    """
-    masks = {}
-    for name, old in encoder.masks.items():
-        flat = torch.zeros(old.numel(), dtype=torch.bool)
-        flat[draw(seed, name, "initial", 0, old.numel())[: kept[name]]] = True
-        masks[name] = torch.empty_like(old).copy_(flat.view(old.shape))
-    return masks
 
 
 def build_pruner(

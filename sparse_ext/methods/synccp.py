@@ -21,8 +21,9 @@ from sparse_ext import allocation, maskfile
 from sparse_ext.csi import CSI, compare
 from sparse_ext.encoder import Encoder
 from sparse_ext.grow import drop_and_regrow
+from sparse_ext.initial import random_masks
 from sparse_ext.masks import MaskSet
-from sparse_ext.pruner import SHORT_RAMP, Masks, Pruner, log, random_masks
+from sparse_ext.pruner import SHORT_RAMP, Masks, Pruner, log
 from sparse_ext.schedules import Ramp, cosine_fraction
 
 
@@ -123,7 +124,7 @@ class SyncCP(Pruner):
     def initial_masks(self, encoder: Encoder, sparsity: float) -> Masks:
         """Random; the denser encoder's masks contain the sparser one's."""
         rule = getattr(allocation, self.config.initial_allocation)
-        return random_masks(encoder, rule(encoder.masks.shapes, 1 - sparsity), self.seed)
+        return random_masks(encoder.masks, rule(encoder.masks.shapes, 1 - sparsity), self.seed)
 
     def online_masks(self, sparsity: float) -> Masks:
         """Magnitude prune to the budget, then swap the weakest for the most wanted (Eq. 3-4)."""

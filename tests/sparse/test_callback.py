@@ -357,3 +357,13 @@ def test_modules_that_do_not_fit():
         sparsify(model, FAST)
     with pytest.raises(ConfigError, match=r"lower sparse\.update_period"):
         fit(toy(), section={**FAST, "update_period": 100})
+
+
+def test_a_run_that_misses_its_target_says_so(caplog):
+    with caplog.at_level("WARNING", "sparse_ext"):
+        fit(toy(), section={"name": "synccp", "csi": "epoch:50"})
+    assert "ended at sparsity 0.3001, not at the final 0.8: the ramp never started" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", "sparse_ext"):
+        fit(toy(), section=FAST)
+    assert "ended at" not in caplog.text

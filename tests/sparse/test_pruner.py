@@ -11,7 +11,8 @@ from solo.errors import CheckpointError, ConfigError
 from sparse_ext import allocation
 from sparse_ext.config import build
 from sparse_ext.encoder import Encoder, InvariantError, measured, patch, patch_named
-from sparse_ext.pruner import Clock, Pruner, default_period, draw
+from sparse_ext.initial import draw
+from sparse_ext.pruner import Clock, Pruner, default_period
 from sparse_ext.schedules import Ramp
 from tests.sparse.toys import pruner_of, tiny_net
 

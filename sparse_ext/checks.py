@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: MIT
+"""What sparse training reads from a Lightning run, and the runs that it refuses."""
+
+from __future__ import annotations
+
+import math
+
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim import Optimizer
+
+from solo.errors import ConfigError
+from sparse_ext.config import SparseConfig
+from sparse_ext.encoder import Encoder
+from sparse_ext.layers import Masked
+from sparse_ext.pruner import Clock
+
+UNSUPPORTED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
+
+
+def encoders_of(module: LightningModule) -> list[Encoder]:
+    """The masked encoders of a module, online first."""
+    found = (getattr(module, name, None) for name in ("backbone", "momentum_backbone"))
+    return [Encoder(backbone) for backbone in found if backbone is not None]
+
+
+def ignore_in_ddp(module: LightningModule) -> None:
+    """Keep DDP from broadcasting our buffers at every forward: that costs time and hides drift."""
+    names = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
+    for prefix, child in module.named_modules():
+        if isinstance(child, Masked):
+            names |= {f"{prefix}.{name}" for name in child._buffers}  # type: ignore[attr-defined]
+    module._ddp_params_and_buffers_to_ignore = sorted(names)  # type: ignore[assignment]
+
+
+def check_strategy(trainer: Trainer, module: LightningModule) -> None:
+    """Raise ConfigError for a way of training that masks cannot follow."""
+    strategy = type(trainer.strategy).__name__
+    if strategy in UNSUPPORTED:
+        raise ConfigError(
+            f"strategy={strategy} replaces or shards the weights, so masks would not follow them. "
+            f"Train a sparse encoder with strategy=ddp or on one device."
+        )
+    if not module.automatic_optimization:
+        raise ConfigError(
+            f"{type(module).__name__} optimizes by hand (automatic_optimization=False); sparse "
+            f"training needs Lightning's automatic optimization."
+        )
+
+
+def check_encoders(encoders: list[Encoder], config: SparseConfig) -> None:
+    """Raise ConfigError if the encoders do not fit each other or the configuration."""
+    if len(encoders) == 1:
+        if config.momentum_initial is not None or config.momentum_final is not None:
+            raise ConfigError(
+                "sparse.momentum_initial and sparse.momentum_final are for methods with a momentum "
+                "encoder; this one has none. Leave them out."
+            )
+    elif encoders[0].sizes != encoders[1].sizes:
+        raise ConfigError("The online and the momentum encoder have different prunable layers.")
+
+
+def only_optimizer(trainer: Trainer) -> Optimizer:
+    """The run's optimizer.
+
+    Raises:
+        ConfigError: for several, or one that scales gradients by itself.
+    """
+    if len(trainer.optimizers) != 1:
+        raise ConfigError(
+            f"Sparse training supports one optimizer, this run has {len(trainer.optimizers)}."
+        )
+    optimizer = trainer.optimizers[0]
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise ConfigError(
+            "A fused optimizer with fp16 loss scaling never shows its unscaled gradients. Use "
+            "precision=bf16-mixed, or the optimizer without fused=True."
+        )
+    return optimizer
+
+
+def clock_of(trainer: Trainer) -> Clock:
+    """Length of the run, from the trainer: the one place where batches become steps.
+
+    Raises:
+        ConfigError: for a run without end.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not math.isfinite(steps) or steps < 1:
+        raise ConfigError(
+            "A sparsity schedule needs to know the length of the run: set max_epochs or max_steps."
+        )
+    per_epoch = steps
+    if math.isfinite(trainer.num_training_batches):
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return Clock(int(steps), max(1, math.ceil(steps / per_epoch)), int(per_epoch))
