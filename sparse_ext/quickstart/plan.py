@@ -19,6 +19,14 @@ PRETRAIN, LINEAR = "scripts/pretrain/digits/quickstart.yaml", "scripts/linear/di
 KNN = ("--k", "20", "--distance_function", "cosine", "--temperature", "0.07")
 ENCODERS = {"dense": "dense", "sparse": "sparse", "random": "random encoder"}
 PRETRAINED = ("dense", "sparse")
+# SyncCP's defaults are for hundreds of epochs. A run of minutes has few updates, so each must do
+# little damage (`drop_start`) and be followed by enough steps (`update_period`) to recover.
+SPARSE = (
+    "+sparse=synccp",
+    "sparse.update_period=22",
+    "sparse.drop_start=0.1",
+    "sparse.csi.warmup_epochs=3",
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ def _newest(folder: Path, pattern: str) -> Path:
 
 
 def _pretrain(settings: Settings, name: str) -> Job:
-    more = ("+sparse=synccp",) if name == "sparse" else ()
+    more = SPARSE if name == "sparse" else ()
     command = (
         *(sys.executable, ROOT / "main_pretrain.py"),
         *_config(PRETRAIN),
