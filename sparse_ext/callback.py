@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -24,11 +23,13 @@ from torch.optim import Optimizer
 from solo.errors import CheckpointError
 from sparse_ext import checks, distributed
 from sparse_ext.config import SparseConfig
+from sparse_ext.cost.live import CostMeter
+from sparse_ext.diagnostics import all_dead_filters, dead_filters
 from sparse_ext.ema import install
-from sparse_ext.encoder import Encoder
+from sparse_ext.encoder import Encoder, unwrapped
+from sparse_ext.messages import log
+from sparse_ext.probe import Probe
 from sparse_ext.pruner import Pruner, build_pruner, method_class
-
-log = logging.getLogger("sparse_ext")
 
 STATE_KEY = "sparse_state"
 
@@ -44,16 +45,19 @@ class PruningCallback(Callback):
 
     Attributes:
         pruner: the method at work; None before training.
+        meter: what training costs.
     """
 
     def __init__(self, config: SparseConfig, seed: int | None = None) -> None:
         self.config = config
         self.seed = config.seed if config.seed is not None else (seed or 0)
         self.pruner: Pruner | None = None
+        self.meter = CostMeter()
         self._encoders: list[Encoder] = []
         self._restored: dict[str, Any] | None = None
         self._hook: Any = None
         self._graded = False
+        self._unseen = False  # the initial masks wait for the first batch
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not hooked into this optimizer."""
@@ -75,15 +79,17 @@ class PruningCallback(Callback):
         checks.check_strategy(trainer, pl_module)
         self._encoders = checks.encoders_of(pl_module)
         self._restored = None
+        self.meter = CostMeter()
         shared = len(self._encoders) == 1
         checks.check_encoders(self._encoders, self.config)
         method = method_class(self.config)
+        self._encoders = method.prepare(self.config, pl_module, self._encoders)
         if method.keeps_latents(self.config, shared):
             for encoder in self._encoders:
                 encoder.add_buffer("shadow")
         if method.scores_gradients:
             self._encoders[0].add_buffer("score")
-        if not shared:
+        if not shared and method.stores_zeros:
             install(pl_module, self.config.ema_mode)
         checks.ignore_in_ddp(pl_module)
         # epoch ends are counted before anyone else's hook may write a checkpoint of that epoch
@@ -100,14 +106,13 @@ class PruningCallback(Callback):
         for encoder in self._encoders:
             encoder.widen_buffers()
             distributed.share(encoder.buffers())
-        if self._restored is None:
-            self.pruner.start()
-        else:
+        self._unseen = self._restored is None and self.pruner.needs_data
+        if self._restored is not None:
             self.pruner.load_state_dict(self._restored)
-        online.project(optimizer)
-        for encoder in rest:
-            encoder.project()
-        self._agree("Masks at the start")
+            self.meter.load_state_dict(self._restored["cost"])
+        elif not self._unseen:
+            self.pruner.start()
+        self._settle(optimizer)
         self._detach()
         self._hook = optimizer.register_step_post_hook(self._after_step)
         log.info(
@@ -125,15 +130,16 @@ class PruningCallback(Callback):
         self._graded = bool(grads)
         if not grads:
             return
-        if self.running.scores_gradients:
+        if self.running.wants_gradients():
             self.running.observe(all_finite(grads))
-        self.running.online.mask_gradients()
+        self.running.adjust_gradients(optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if not self._graded:
             return
         pruner = self.running
         pruner.online.project(optimizer)
+        self.meter.step()
         if pruner.after_step(optimizer):
             self._agree(f"Masks after step {pruner.t}")
         if self.config.debug:
@@ -146,12 +152,23 @@ class PruningCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Make up for an epoch whose last batch, but not its end, is in the checkpoint.
+        """Initial masks that depend on data; masks that change between batches.
 
+        Also makes up for an epoch whose last batch, but not its end, is in the checkpoint.
         Lightning calls no hook of that epoch again; the momentum encoder has caught up by now.
         """
         if self.running.epoch < trainer.current_epoch:
             self.running.close_epoch(trainer.current_epoch)
+        if not self.meter.looked:
+            found = (getattr(pl_module, n, None) for n in ("backbone", "momentum_backbone"))
+            self.meter.look([unwrapped(e) for e in found if e is not None], batch)
+        if self._unseen:
+            self._unseen = False
+            self.running.look(Probe(pl_module, trainer, batch))
+            self.running.start()
+            self._settle(trainer.optimizers[0])
+        if self.running.begin_batch(trainer.current_epoch, trainer.optimizers[0]):
+            self._agree(f"Masks before step {self.running.t}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the method look at the epoch (CSI), and log."""
@@ -166,8 +183,11 @@ class PruningCallback(Callback):
             figures |= {"momentum_sparsity": sparsities[1], "gap": sparsities[0] - sparsities[1]}
         total = sum(encoder.masks.n for encoder in self._encoders)
         figures["mask_flips"], self.running.flips = self.running.flips / total, 0
-        densities = self._encoders[0].masks.layer_density()
-        return figures | {f"layer_density/{name}": d for name, d in densities.items()}
+        masks = self._encoders[0].masks
+        dead = dead_filters(masks)
+        figures |= {"dead_filters": all_dead_filters(masks, dead)} | self.meter.figures()
+        figures |= {f"layer_dead_filters/{name}": share for name, share in dead.items()}
+        return figures | {f"layer_density/{n}": d for n, d in masks.layer_density().items()}
 
     # -- state ------------------------------------------------------------------------------
 
@@ -176,7 +196,8 @@ class PruningCallback(Callback):
     ) -> None:
         """Masks, shadows and scores are buffers of the module; everything else goes here."""
         if self.pruner is not None:
-            checkpoint[STATE_KEY] = self.pruner.state_dict()
+            cost = {"cost": self.meter.state_dict()}
+            checkpoint[STATE_KEY] = self.pruner.state_dict() | cost
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -204,6 +225,12 @@ class PruningCallback(Callback):
         if self._hook is not None:
             self._hook.remove()
         self._hook = None
+
+    def _settle(self, optimizer: Optimizer) -> None:
+        """Masks are in place: pruned weights are zero, and every rank has the same."""
+        for encoder in self._encoders:
+            encoder.project(optimizer)
+        self._agree("Masks at the start")
 
     def _agree(self, what: str) -> None:
         if distributed.world_size() > 1:

@@ -7,7 +7,6 @@ gradients, weights, step, seed), so every rank computes the same ones.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,11 +18,10 @@ from solo.errors import CheckpointError, ConfigError
 from sparse_ext import allocation
 from sparse_ext.config import SparseConfig
 from sparse_ext.encoder import Encoder
+from sparse_ext.messages import listen, log
 from sparse_ext.schedules import Ramp, cubic
 
-log = logging.getLogger("sparse_ext")
-
-STATE_VERSION = 1
+STATE_VERSION = 2
 CIFAR_PERIOD = 1000  # optimizer steps, in the paper's runs of 195 steps an epoch, 1000 epochs
 CIFAR_UPDATES = 195  # that many updates fit into those runs
 SHORT_RAMP = 5
@@ -60,6 +58,9 @@ class Pruner:
 
     Attributes:
         scores_gradients: whether the running mean of |gradient| is kept for the online encoder.
+        needs_data: whether the initial masks depend on a batch; `look` then comes before `start`.
+        stores_zeros: whether pruned weights are stored as zero; False for methods with one latent
+            weight under several masks (see `sparse_ext.functional`).
         t: optimizer steps done.
         epoch: epochs done.
         ramp: when sparsity grows; None until that is known.
@@ -69,12 +70,28 @@ class Pruner:
     """
 
     scores_gradients: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = False
+    stores_zeros: ClassVar[bool] = True
     regrow_init: str = "zero"
 
     @classmethod
     def keeps_latents(cls, config: Any, shared: bool) -> bool:
         """Whether the last values of pruned weights are kept, in `shadow` buffers."""
         return not shared and config.ema_mode == "latent"
+
+    @classmethod
+    def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
+        """Check or change a LightningModule before its optimizer is made and weights are loaded.
+
+        Args:
+            config: the method's configuration.
+            module: what is trained, with all its heads.
+            encoders: its masked encoders, online first.
+
+        Returns:
+            the encoders as this method sees them.
+        """
+        return encoders
 
     def __init__(
         self,
@@ -138,12 +155,27 @@ class Pruner:
     def observe(self, finite: Tensor) -> None:
         """Look at the dense, averaged, unscaled gradients of the step under way.
 
-        Only called when `scores_gradients`.
+        Only called when `wants_gradients`.
 
         Args:
             finite: 0-dim bool on the gradients' device; False if any of them is NaN or infinite,
                 and then the step does not count.
         """
+
+    def wants_gradients(self) -> bool:
+        """Whether `observe` is to see the gradients of the step under way."""
+        return self.scores_gradients
+
+    def adjust_gradients(self, optimizer: Optimizer) -> None:
+        """Turn the dense gradients into those that clipping and the optimizer see."""
+        self.online.mask_gradients()
+
+    def look(self, probe: Any) -> None:
+        """Look at the first batch (`sparse_ext.probe.Probe`) before `start`, if `needs_data`."""
+
+    def begin_batch(self, epoch: int, optimizer: Optimizer | None = None) -> bool:
+        """Called before each batch of epoch `epoch` (0-based); returns whether masks changed."""
+        return False
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Called after epoch `epoch` (1-based); returns figures to log."""
@@ -320,6 +352,7 @@ def build_pruner(
     seed: int = 0,
 ) -> Pruner:
     """The pruner that `config` names."""
+    listen()
     return method_class(config)(config, online, momentum, clock, seed)
 
 

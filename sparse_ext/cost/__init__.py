@@ -10,6 +10,17 @@ Command: `python3 -m sparse_ext.cost CHECKPOINT`.
 """
 
 from sparse_ext.cost.layers import CostTable, LayerCost, count
-from sparse_ext.cost.training import CONVENTIONS, average, training_ratios
+from sparse_ext.cost.live import CostMeter
+from sparse_ext.cost.memory import Memory, memory
+from sparse_ext.cost.training import CONVENTIONS, training_ratios
 
-__all__ = ["CONVENTIONS", "CostTable", "LayerCost", "average", "count", "training_ratios"]
+__all__ = [
+    "CONVENTIONS",
+    "CostMeter",
+    "CostTable",
+    "LayerCost",
+    "Memory",
+    "count",
+    "memory",
+    "training_ratios",
+]

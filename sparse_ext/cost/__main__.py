@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,20 +15,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m sparse_ext.cost", description=__doc__)
     parser.add_argument("checkpoint", help="a .ckpt file with its args.json beside it")
     parser.add_argument("--encoder", choices=("online", "momentum"), default="online")
-    parser.add_argument("--input_size", type=int, help="image side; by default the dataset's")
+    parser.add_argument("--input_size", type=_side, help="image side; by default the dataset's")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     from solo.errors import SoloError
-    from sparse_ext.cost.checkpoint import measure
-    from sparse_ext.cost.text import describe
 
     try:
-        table = measure(args.checkpoint, args.encoder, args.input_size)
+        print(_answer(args))
     except SoloError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(table.to_dict(), indent=1) if args.json else describe(table, args.encoder))
     return 0
+
+
+def _answer(args: argparse.Namespace) -> str:
+    from sparse_ext.cost.checkpoint import granularity, input_size, rebuild, training_cost
+    from sparse_ext.cost.layers import count
+    from sparse_ext.cost.memory import memory
+    from sparse_ext.cost.text import describe
+
+    backbone, run = rebuild(args.checkpoint, args.encoder)
+    table = count(backbone, args.input_size or input_size(run))
+    size, training = memory(table, granularity(run)), training_cost(args.checkpoint)
+    if not args.json:
+        return describe(table, args.encoder, size, training)
+    figures: dict[str, Any] = {"encoder": args.encoder, **table.to_dict()}
+    figures |= {f"memory_{name}_bytes": value for name, value in size.to_dict().items()}
+    figures |= {f"training_cost_{name}": value for name, value in training.items()}
+    return json.dumps(figures, indent=1)
+
+
+def _side(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels")
+    return int(text)
 
 
 if __name__ == "__main__":

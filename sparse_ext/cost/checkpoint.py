@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo.errors import CheckpointError
-from solo.utils.weights import load_encoder, read_args
+from solo.utils.weights import load_encoder, read_args, read_checkpoint
 from sparse_ext.cost.layers import CostTable, count
+from sparse_ext.cost.training import training_ratios
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,6 +53,11 @@ def input_size(args: Mapping[str, Any]) -> int:
     return EVALUATION_SIZE.get(data["dataset"]) or crop or 224
 
 
+def granularity(args: Mapping[str, Any]) -> str:
+    """Pattern of the masks of this run."""
+    return (args.get("sparse") or {}).get("granularity") or "element"
+
+
 def measure(checkpoint: str | Path, encoder: str = "online", size: int | None = None) -> CostTable:
     """Cost of the encoder in a checkpoint, at the size its evaluation uses unless told otherwise.
 
@@ -61,3 +67,11 @@ def measure(checkpoint: str | Path, encoder: str = "online", size: int | None = 
     """
     backbone, args = rebuild(checkpoint, encoder)
     return count(backbone, size or input_size(args))
+
+
+def training_cost(checkpoint: str | Path) -> dict[str, float]:
+    """Training cost up to this checkpoint over that of dense training; empty for a dense run."""
+    cost = read_checkpoint(checkpoint).get("sparse_state", {}).get("cost", {})
+    if not cost.get("steps"):
+        return {}
+    return training_ratios(*(total / cost["steps"] for total in cost["sums"]))

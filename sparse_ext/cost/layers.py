@@ -148,7 +148,7 @@ def count(model: nn.Module, input_shape: Sequence[int] | int) -> CostTable:
         ConfigError: if the model cannot take such an image.
     """
     shape = (3, input_shape, input_shape) if isinstance(input_shape, int) else tuple(input_shape)
-    with torch.no_grad(), _evaluated(model), _every_product(), _recorded(model) as macs:
+    with torch.no_grad(), _untouched(model), _every_product(), _recorded(model) as macs:
         total = _forward(model, shape)
     prunable = _prunable_names(model)
     modules = dict(model.named_modules())
@@ -204,12 +204,14 @@ def _every_product() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; afterwards every module is in the mode it was in."""
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; afterwards modes and random numbers are as they were."""
     modes = {module: module.training for module in model.modules()}
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     model.eval()
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -3,20 +3,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sparse_ext.cost.layers import CostTable
+from sparse_ext.cost.memory import Memory
 
 _NOTE = (
     "MACs: multiply-accumulates per image, FLOPs = 2 x MACs. Effective: kept weights only, modelled"
     "\nfrom the masks; a dense kernel computes the dense figure, so this is no measured speed."
 )
+_TRAINING = "Training up to here over dense training (modelled MACs, masks of every step): {}."
 
 
-def describe(table: CostTable, encoder: str) -> str:
-    """Layers, totals over the prunable set and over the whole network."""
-    size = "x".join(str(side) for side in table.input_shape)
-    width = max([len(layer.name) for layer in table.layers] + [12])
+def describe(
+    table: CostTable, encoder: str, size: Memory, training: Mapping[str, float] | None = None
+) -> str:
+    """Layers, totals over the prunable set and over the whole network, memory, training."""
+    image = "x".join(str(side) for side in table.input_shape)
+    width = max([len(layer.name) for layer in table.layers] + [18])
     head = _row(width, "layer", "weight shape", "density", "MACs dense", "effective")
-    lines = [f"{encoder} encoder, one image of {size}", "", head, "-" * len(head)]
+    lines = [f"{encoder} encoder, one image of {image}", "", head, "-" * len(head)]
     for layer in table.layers:
         shape = "x".join(str(side) for side in layer.shape)
         mark = "" if layer.prunable else "  dense by rule"
@@ -24,8 +30,13 @@ def describe(table: CostTable, encoder: str) -> str:
         lines.append(_row(width, layer.name, shape, f"{layer.density:.4f}", *macs) + mark)
     if table.other_macs:
         other = f"{table.other_macs:,}"
-        lines.append(_row(width, "attention", "", "", other, other))
-    return "\n".join([*lines, "", *_totals(table), "", _NOTE])
+        mark = "  no mask: products of attention, each counted once"
+        lines.append(_row(width, "attention", "", "", other, other) + mark)
+    lines += ["", *_totals(table), _memory(size)]
+    if training:
+        ratios = ", ".join(f"{name} {ratio:.3f}" for name, ratio in training.items())
+        lines.append(_TRAINING.format(ratios))
+    return "\n".join([*lines, "", _NOTE])
 
 
 def _row(width: int, name: str, shape: str, density: str, dense: str, effective: str) -> str:
@@ -42,3 +53,11 @@ def _totals(table: CostTable) -> list[str]:
             f"{part.flops_dense:,}"
         )
     return lines
+
+
+def _memory(size: Memory) -> str:
+    dense, kept, total = (f"{x / 1e6:.2f} MB" for x in (size.dense, size.kept, size.total))
+    return (
+        f"{'memory':14} {dense} dense (float32, all parameters), {kept} kept without an index, "
+        f"{total} with one"
+    )

@@ -23,7 +23,8 @@ from sparse_ext.encoder import Encoder
 from sparse_ext.grow import drop_and_regrow
 from sparse_ext.initial import random_masks
 from sparse_ext.masks import MaskSet
-from sparse_ext.pruner import SHORT_RAMP, Masks, Pruner, log
+from sparse_ext.messages import log
+from sparse_ext.pruner import SHORT_RAMP, Masks, Pruner
 from sparse_ext.schedules import Ramp, cosine_fraction
 
 

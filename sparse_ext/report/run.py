@@ -42,7 +42,7 @@ def cost_cards(page: Page, log: RunLog) -> None:
     """Add size and cost of the run's last checkpoint, if it is there and can be rebuilt."""
     try:
         tables = checkpoint_costs(log)
-        ratios = training_cost(log, tables)
+        ratios = training_cost(log)
     except SoloError as error:  # a run's curves are worth a page even when its checkpoint is not
         page.facts("Cost", {"Not measured": str(error)})
         return
@@ -83,9 +83,8 @@ def training_card(page: Page, log: RunLog, ratios: Mapping[str, float]) -> None:
         meaning = CONVENTIONS if "sparse/momentum_sparsity" in log else SHARED_CONVENTIONS
         rows = [(key, f"{value:.3f}", meaning[key]) for key, value in ratios.items()]
         text = (
-            "Modelled in MACs from the logged densities, integrated over the run; f is a sparse "
-            "forward pass over a dense one. The momentum encoder's f is read off the online "
-            "encoder's curve at equal density. Heads and augmentation are not counted."
+            "Modelled in MACs from the masks of every optimizer step of the run; f is a sparse "
+            "forward pass over a dense one. Heads and augmentation are not counted."
         )
         page.table(
             "Training cost over dense training", ("convention", "ratio", "counts"), rows, text
@@ -110,20 +109,9 @@ def checkpoint_costs(log: RunLog) -> dict[str, CostTable]:
     return {encoder: measure(path, encoder) for encoder in encoders}
 
 
-def training_cost(log: RunLog, tables: dict[str, CostTable]) -> dict[str, float]:
-    """Training cost over dense by convention; empty for a dense run or without a checkpoint."""
-    from sparse_ext.cost.training import run_ratios
-
-    densities = log.group("sparse/layer_density/")
-    if not densities or "online" not in tables:
-        return {}
-    epochs = next(iter(densities.values())).epochs
-    rows = [
-        {name: series.values[i] for name, series in densities.items()} for i in range(len(epochs))
-    ]
-    momentum = log.get("sparse/momentum_sparsity")
-    other = None if momentum is None else [1 - value for value in momentum.values]
-    return run_ratios(tables["online"], epochs, rows, other)
+def training_cost(log: RunLog) -> dict[str, float]:
+    """Training cost over dense by convention, as the run added it up; empty for a dense run."""
+    return {name: s.last for name, s in log.group("sparse/training_cost_").items()}
 
 
 def _lead(log: RunLog) -> str:

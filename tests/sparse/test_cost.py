@@ -9,9 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from solo.errors import CheckpointError, ConfigError
-from sparse_ext.cost import average, count, training_ratios
+from sparse_ext.cost import count, training_ratios
 from sparse_ext.cost.__main__ import main
-from sparse_ext.cost.training import interpolate
 from sparse_ext.layers import mask_module
 
 pytestmark = pytest.mark.unit
@@ -171,53 +170,6 @@ def test_conventions_at_constant_cost():
     assert set(training_ratios(1.0, 1.0).values()) == set(training_ratios(1.0).values()) == {1.0}
 
 
-def test_average_of_a_cubic_ramp_equals_its_integral():
-    n, first, last = 2000, 0.8, 0.2
-    steps = [j / n for j in range(n + 1)]
-    ramp = [last + (first - last) * (1 - x) ** 3 for x in steps]
-    assert average(steps, ramp) == pytest.approx(last + (first - last) / 4, abs=1e-6)
-    assert average([3], [0.7]) == 0.7
-    assert average([0, 1, 3], [1.0, 0.0, 0.0]) == pytest.approx(0.5 / 3)
-
-
-@pytest.mark.parametrize(
-    ("steps", "values", "message"),
-    [([], [], "no average"), ([0, 1], [1.0], "no average"), ([0, 0], [1.0, 1.0], "rise")],
-)
-def test_a_log_that_has_no_average_is_a_named_error(steps, values, message):
-    with pytest.raises(ConfigError, match=message):
-        average(steps, values)
-
-
-@pytest.mark.parametrize(
-    ("online", "momentum", "expected"),
-    [
-        ((0.3, 0.8), (0.0, 0.5), 0.62),
-        ((0.3, 0.9), (0.0, 0.6), 0.56),
-        ((0.3, 0.5), (0.0, 0.2), 0.78),
-    ],
-)
-def test_convention_a_comes_near_the_training_ratios_that_synccp_prints(online, momentum, expected):
-    """Ramp from 0.30 T to 0.69 T; MAC ratios on lines between those that the paper prints."""
-    printed = {0.5: 0.68, 0.2: 0.33, 0.1: 0.22}
-    n = 1000
-
-    def cost(sparsities):
-        initial, final = sparsities
-        progress = [min(1.0, max(0.0, (j / n - 0.30) / 0.39)) for j in range(n + 1)]
-        density = [1 - (final + (initial - final) * (1 - x) ** 3) for x in progress]
-        return average(range(n + 1), [interpolate(printed, d) for d in density])
-
-    ratio = training_ratios(cost(online), cost(momentum))["A"]
-    assert ratio == pytest.approx(expected, abs=0.03)
-
-
-def test_interpolation_outside_of_densities_is_an_error():
-    assert interpolate({0.5: 0.7}, 0.75) == pytest.approx(0.85)
-    with pytest.raises(ConfigError, match="outside"):
-        interpolate({}, 1.5)
-
-
 # ---- command ----
 
 
@@ -252,6 +204,8 @@ def test_command_prints_what_a_sparse_checkpoint_costs(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "online encoder, one image of 3x32x32" in text
     assert "dense by rule" in text.split("conv1")[1].splitlines()[0]
+    assert "memory " in text
+    assert "attention" not in text
     assert main([str(path), "--json", "--input_size", "16"]) == 0
     table = json.loads(capsys.readouterr().out)
     layers = {x["name"]: x for x in table["layers"]}
@@ -259,6 +213,9 @@ def test_command_prints_what_a_sparse_checkpoint_costs(tmp_path, capsys):
     assert layers["layer1.0.conv1"]["density"] == 1
     assert table["macs_effective"] < table["macs_dense"]
     assert table["flops_dense"] == 2 * table["macs_dense"]
+    assert table["memory_kept_bytes"] == 4 * table["parameters_kept"]
+    assert table["encoder"] == "online"
+    assert "training_cost_A" not in table  # no run has written this file
     assert layers["conv1"]["macs_dense"] == 18 * 18 * 8 * 3 * 9  # padding 2
 
 
@@ -269,12 +226,30 @@ def test_command_on_a_dense_checkpoint(tmp_path, capsys):
     assert table["prunable_sparsity"] == 0
 
 
+def test_command_says_what_training_has_cost(tmp_path, capsys):
+    path = a_run(tmp_path, sparse={"name": "synccp"})
+    state = torch.load(path) | {"sparse_state": {"cost": {"steps": 4, "sums": [2.0, 3.0]}}}
+    torch.save(state, path)
+    assert main([str(path), "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["training_cost_A"] == pytest.approx((3 * 0.5 + 0.75) / 4)
+    assert main([str(path)]) == 0
+    assert "A 0.562, B 0.688, C 0.625" in capsys.readouterr().out
+
+
 def test_command_names_what_is_missing(tmp_path, capsys):
     assert main([str(tmp_path / "no.ckpt")]) == 2
     path = a_run(tmp_path)
     (tmp_path / "args.json").unlink()
     assert main([str(path)]) == 2
     assert "has no args.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0", "x", "-3"])
+def test_command_refuses_a_size_that_is_none(tmp_path, size, capsys):
+    with pytest.raises(SystemExit):
+        main([str(a_run(tmp_path)), "--input_size", size])
+    assert "no number of pixels" in capsys.readouterr().err
 
 
 def test_rebuild_refuses_a_file_without_arguments(tmp_path):

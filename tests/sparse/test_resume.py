@@ -48,8 +48,8 @@ class Forward(torch.utils.data.DataLoader):
 
 
 def everything(model, run):
-    """Weights, buffers, optimizer state, and the pruner's state, comparable."""
-    state = model._pruning.pruner.state_dict()
+    """Weights, buffers, optimizer state, the pruner's state and what was counted, comparable."""
+    state = model._pruning.pruner.state_dict() | {"cost": model._pruning.meter.state_dict()}
     states = run.optimizers[0].state_dict()["state"].values()
     buffers = [v for s in states for v in s.values() if isinstance(v, torch.Tensor)]
     return dict(model.state_dict()), buffers, state
@@ -93,7 +93,7 @@ def test_resumed_equals_straight(tmp_path, name, momentum, at):
     same(everything(resumed, again), expected)
     assert resumed._pruning.pruner.t == 25
     assert resumed._pruning.pruner.ramp.t0 < 25
-
+    assert resumed._pruning.meter.steps == 25
 
 
 def test_a_file_of_an_epoch_end_knows_that_epoch(tmp_path):

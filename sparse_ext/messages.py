@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""The log of sparse training: what it decides and what a user should know, seen in every run.
+
+Hydra's `job_logging: disabled`, which solo-learn's YAML files set, switches off every logger that
+exists by then, raises the root logger to ERROR and takes its handlers away.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+log = logging.getLogger("sparse_ext")
+
+
+class _Console(logging.Handler):
+    """Writes to standard error where the root logger writes nowhere."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:
+            print(self.format(record), file=sys.stderr, flush=True)
+
+
+_console = _Console()
+_console.setFormatter(logging.Formatter("[%(name)s] %(message)s"))
+
+
+def listen() -> None:
+    """Make sure that `log` is heard from INFO on; twice changes nothing."""
+    log.disabled = False
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
+    if _console not in log.handlers:
+        log.addHandler(_console)
