@@ -119,7 +119,7 @@ def test_plan_uses_the_programs_and_recipes_that_anyone_would(tmp_path):
     dense = [str(part) for part in jobs["pretrain-dense"].command()]
     assert sparse[1].endswith("main_pretrain.py")
     assert [p for p in sparse if p not in dense] == [
-        "+sparse=synccp",
+        *plan.SPARSE,
         f"checkpoint.dir='{tmp_path / 'sparse'}'",
     ]
     assert jobs["linear-sparse"].after == ("pretrain-sparse",)
@@ -137,7 +137,7 @@ def test_recipes_compose_and_ask_for_what_the_quickstart_promises(tmp_path):
     from sparse_ext.config import build
     from sparse_ext.quickstart.baselines import compose
 
-    cfg = compose(plan.PRETRAIN, ["+sparse=synccp"])
+    cfg = compose(plan.PRETRAIN, plan.SPARSE)
     sparse = build(OmegaConf.to_container(cfg.sparse))
     assert (sparse.initial, sparse.final, sparse.momentum) == (0.3, 0.8, (0.0, 0.5))
     linear = compose(plan.LINEAR, [])

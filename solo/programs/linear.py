@@ -53,6 +53,8 @@ def linear(cfg: DictConfig) -> Trainer:
 def load_backbone(cfg: DictConfig) -> LoadReport:
     """The encoder of `cfg.backbone` with all its weights from `pretrained_feature_extractor`.
 
+    That is a checkpoint, or the folder of a run, which stands for its last checkpoint.
+
     Raises:
         CheckpointError: no file is given, it cannot be read, or it does not fit.
     """
@@ -63,8 +65,11 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
             "pretrained_feature_extractor='\"trained_models/byol/0/name-0-ep=99.ckpt\"'"
         )
     from solo.backbones import build_encoder
+    from solo.utils.loggers import last_checkpoint
     from solo.utils.weights import load_encoder
 
+    if Path(path).is_dir():
+        path = last_checkpoint(Path(path)) or path
     return load_encoder(build_encoder(cfg), path, cfg.eval_encoder)
 
 
