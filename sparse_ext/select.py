@@ -7,7 +7,7 @@ never biases, norms or a classifier; the stem only if asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ def select(
     stem_dense: bool = True,
     exclude: Iterable[str] = (),
     granularity: Granularity | None = None,
+    obstacle: Callable[[tuple[int, ...]], str] = lambda shape: "",
 ) -> Selection:
     """Sort the layers of an encoder into prunable and dense.
 
@@ -52,6 +53,7 @@ def select(
         stem_dense: leave the first convolution dense (for a ViT: the patch embedding).
         exclude: globs of fully qualified names that stay dense.
         granularity: layers whose shape it cannot group stay dense; by default any shape will do.
+        obstacle: why a layer of that weight shape stays dense all the same; empty = it does not.
 
     Raises:
         ConfigError: if a glob matches no layer, or nothing is left to prune.
@@ -71,6 +73,7 @@ def select(
     for name, layer in weighted.items():
         why = _reason(name, layer, stem if stem_dense else None, exclude)
         why = why or granularity.obstacle(layer.weight, layer)  # type: ignore[arg-type]
+        why = why or obstacle(tuple(layer.weight.shape))  # type: ignore[union-attr,operator]
         owner = seen.setdefault(id(layer.weight), name)
         if owner != name:
             why = why or f"shares its weight with {owner}"

@@ -62,6 +62,7 @@ class Data:
     format: Literal["image_folder", "dali", "h5"] = "image_folder"
     no_labels: bool = False
     fraction: float = -1
+    fraction_of: Literal["images", "classes"] = "images"
     num_workers: int = 4
     num_classes: int | None = None
     num_large_crops: int | None = None
@@ -274,6 +275,13 @@ class ColorJitter(Probability):
 
 
 @dataclass(frozen=True)
+class Rotation(Probability):
+    """`rotation`: by an angle from -degrees to degrees."""
+
+    degrees: float | None = None
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """One entry of `augmentations`."""
 
@@ -286,5 +294,7 @@ class Augmentation:
     solarization: Probability = field(default_factory=Probability)
     equalization: Probability = field(default_factory=Probability)
     horizontal_flip: Probability = field(default_factory=Probability)
+    rotation: Rotation = field(default_factory=Rotation)
+    padding: int | None = None
     mean: list | None = None
     std: list | None = None

@@ -13,6 +13,7 @@ from solo.backbones.poolformer import (
 from solo.backbones.registry import BACKBONES
 from solo.backbones.resnet import resnet18, resnet50
 from solo.backbones.swin import swin_base, swin_large, swin_small, swin_tiny
+from solo.backbones.vgg import vgg19
 from solo.backbones.vit import vit_base, vit_large, vit_small, vit_tiny
 from solo.backbones.wide_resnet import wide_resnet28w2, wide_resnet28w8
 
@@ -36,6 +37,7 @@ __all__ = [
     "swin_large",
     "swin_small",
     "swin_tiny",
+    "vgg19",
     "vit_base",
     "vit_large",
     "vit_small",

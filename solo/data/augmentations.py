@@ -22,8 +22,9 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "solarization": ("prob",),
     "equalization": ("prob",),
     "horizontal_flip": ("prob",),
+    "rotation": ("prob", "degrees"),
 }
-PLAIN_KEYS = ("crop_size", "num_crops", "mean", "std")
+PLAIN_KEYS = ("crop_size", "num_crops", "mean", "std", "padding")
 
 
 def checked_augmentation(entry: Mapping[str, Any], where: str = "augmentations") -> dict[str, Any]:
@@ -35,7 +36,7 @@ def checked_augmentation(entry: Mapping[str, Any], where: str = "augmentations")
 
     Returns:
         dict with all of `SECTIONS` (each with `prob`, or `enabled` for `rrc`), `crop_size` and
-        whatever of `num_crops`, `mean`, `std` was given.
+        whatever of `num_crops`, `mean`, `std`, `padding` was given.
 
     Raises:
         ConfigError: unknown key (with the nearest one), missing `crop_size`, or a bad value.
@@ -46,9 +47,14 @@ def checked_augmentation(entry: Mapping[str, Any], where: str = "augmentations")
         raise ConfigError(f"{where}: crop_size is missing (side of the crop in pixels).")
     _check_integer(entry, "crop_size", where)
     _check_integer(entry, "num_crops", where)
+    _check_integer(entry, "padding", where)
     checked = {key: entry[key] for key in PLAIN_KEYS if entry.get(key) is not None}
     for name, keys in SECTIONS.items():
         checked[name] = _section(entry.get(name) or {}, name, keys, f"{where}.{name}")
+    if "padding" in checked and checked["rrc"]["enabled"]:
+        raise ConfigError(
+            f"{where}.padding is for crops of fixed size: set {where}.rrc.enabled to False."
+        )
     _check_statistics(checked, where)
     return checked
 
@@ -76,6 +82,8 @@ def _section(section: Any, name: str, keys: tuple[str, ...], where: str) -> dict
     section["prob"] = _number(section.get("prob") or 0.0, f"{where}.prob", 0.0, 1.0)
     if name == "color_jitter" and section["prob"]:
         _check_strengths(section, where)
+    if name == "rotation" and section["prob"]:
+        section["degrees"] = _number(section.get("degrees"), f"{where}.degrees", 0.0, 180.0)
     return section
 
 

@@ -231,6 +231,8 @@ def build_transform_pipeline_dali(dataset: str, cfg: Mapping[str, Any], dali_dev
         NotImplementedError: it asks for equalization (the error is a ConfigError too).
     """
     entry = checked_augmentation(cfg)
+    if "padding" in entry or entry["rotation"]["prob"]:
+        raise ConfigError("augmentations: DALI has no padding and no rotation; use image_folder.")
     if entry["equalization"]["prob"]:
         raise UnsupportedByDALI(
             "augmentations: DALI has no equalization; set equalization.prob to 0 or use "

@@ -180,7 +180,11 @@ def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
         dataset, (entry.get("mean", IMAGENET_MEAN), entry.get("std", IMAGENET_STD))
     )
     jitter = [entry["color_jitter"].get(strength) or 0 for strength in STRENGTHS]
+    turn = T.RandomRotation(
+        entry["rotation"].get("degrees") or 0, interpolation=T.InterpolationMode.BILINEAR
+    )
     optional = [
+        (T.RandomApply, [turn], "rotation"),
         (T.RandomApply, [T.ColorJitter(*jitter)], "color_jitter"),
         (T.RandomGrayscale, None, "grayscale"),
         (T.RandomApply, [GaussianBlur()], "gaussian_blur"),
@@ -199,6 +203,8 @@ def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
 def _crop(entry: Mapping[str, Any]) -> Callable:
     size, rrc = entry["crop_size"], entry["rrc"]
     bicubic = T.InterpolationMode.BICUBIC
+    if "padding" in entry:
+        return T.RandomCrop(size, padding=entry["padding"])
     if not rrc["enabled"]:
         return T.Resize(size, interpolation=bicubic)
     scale = (rrc["crop_min_scale"], rrc["crop_max_scale"])
@@ -229,6 +235,7 @@ def prepare_datasets(
     no_labels: bool | None = False,
     download: bool = True,
     data_fraction: float = -1.0,
+    fraction_of: str = "images",
 ) -> Dataset:
     """The training set of a dataset, items `(index, transform(image), target)`.
 
@@ -242,6 +249,7 @@ def prepare_datasets(
         no_labels: custom only: the images lie in one flat folder, targets are -1.
         download: fetch cifar and stl10 when they are missing.
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
+        fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
@@ -267,7 +275,7 @@ def prepare_datasets(
         built = dataset_with_index(CustomDatasetWithoutLabels)(path, transform)
     else:
         built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder))
-    return take_fraction(built, data_fraction)
+    return take_fraction(built, data_fraction, fraction_of)
 
 
 def prepare_dataloader(

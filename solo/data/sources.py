@@ -190,8 +190,39 @@ def fraction_indices(n: int, labels: Sequence[int] | None, fraction: float) -> n
     return kept
 
 
-def take_fraction(dataset: Dataset, data_fraction: float | None) -> Dataset:
-    """Keep a fixed random part of `dataset`, in place; see `fraction_indices`.
+#: what a fraction of a data set can be a fraction of
+FRACTION_OF = ("images", "classes")
+
+
+def subset_indices(
+    n: int, labels: Sequence[int] | None, fraction: float, of: str = "images"
+) -> np.ndarray:
+    """Positions of a fixed random part of `n` items.
+
+    Args:
+        n: number of items.
+        labels: their labels, None where there are none.
+        fraction: between 0 and 1.
+        of: `images` takes that part of every class (`fraction_indices`), `classes` all images of
+            that many classes (at least one).
+
+    Raises:
+        ConfigError: the fraction cannot be drawn, or `of` is unknown or needs labels.
+    """
+    if of not in FRACTION_OF:
+        raise ConfigError(f"data.fraction_of: '{of}'. {did_you_mean(of, FRACTION_OF)}")
+    if of == "images":
+        return fraction_indices(n, labels, fraction)
+    if labels is None:
+        raise ConfigError("data.fraction_of=classes needs a data set with labels.")
+    classes = np.unique(labels)
+    count = max(1, round(fraction * len(classes)))
+    chosen = np.random.default_rng(42).permutation(classes)[:count]
+    return np.flatnonzero(np.isin(labels, chosen))
+
+
+def take_fraction(dataset: Dataset, data_fraction: float | None, of: str = "images") -> Dataset:
+    """Keep a fixed random part of `dataset`, in place; see `subset_indices`.
 
     Understands `.samples` (image folders), `.images` (no labels), H5 files and the array datasets
     of torchvision (`.data` with `.targets` or `.labels`).
@@ -200,7 +231,7 @@ def take_fraction(dataset: Dataset, data_fraction: float | None) -> Dataset:
     if fraction is None:
         return dataset
     labels = item_labels(dataset)
-    kept = fraction_indices(len(dataset), labels, fraction)
+    kept = subset_indices(len(dataset), labels, fraction, of)
     for name in ("samples", "imgs", "images", "targets", "labels", "data", "_data", "originals"):
         value = getattr(dataset, name, None)
         if isinstance(value, np.ndarray) and len(value) == len(labels or value):

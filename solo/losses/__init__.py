@@ -9,10 +9,12 @@ from solo.losses.barlow import barlow_loss_func
 from solo.losses.byol import byol_loss_func
 from solo.losses.deepclusterv2 import deepclusterv2_loss_func
 from solo.losses.dino import DINOLoss
+from solo.losses.exemplar import exemplar_loss_func
 from solo.losses.mae import mae_loss_func
 from solo.losses.mocov2plus import mocov2plus_loss_func
 from solo.losses.mocov3 import mocov3_loss_func
 from solo.losses.nnclr import nnclr_loss_func
+from solo.losses.npid import npid_loss_func, npid_softmax_loss_func
 from solo.losses.ressl import ressl_loss_func
 from solo.losses.simclr import simclr_loss_func
 from solo.losses.simsiam import simsiam_loss_func
@@ -26,10 +28,13 @@ __all__ = [
     "barlow_loss_func",
     "byol_loss_func",
     "deepclusterv2_loss_func",
+    "exemplar_loss_func",
     "mae_loss_func",
     "mocov2plus_loss_func",
     "mocov3_loss_func",
     "nnclr_loss_func",
+    "npid_loss_func",
+    "npid_softmax_loss_func",
     "ressl_loss_func",
     "simclr_loss_func",
     "simsiam_loss_func",

@@ -7,6 +7,7 @@ from solo.methods.base import BaseMethod
 from solo.methods.byol import BYOL
 from solo.methods.deepclusterv2 import DeepClusterV2
 from solo.methods.dino import DINO
+from solo.methods.exemplar import Exemplar
 from solo.methods.linear import LinearModel
 from solo.methods.mae import MAE
 from solo.methods.mocov2plus import MoCoV2Plus
@@ -14,10 +15,14 @@ from solo.methods.mocov3 import MoCoV3
 from solo.methods.nnbyol import NNBYOL
 from solo.methods.nnclr import NNCLR
 from solo.methods.nnsiam import NNSiam
+from solo.methods.npid import NPID
 from solo.methods.ressl import ReSSL
+from solo.methods.rotnet import RotNet
+from solo.methods.s4l import S4L
 from solo.methods.simclr import SimCLR
 from solo.methods.simsiam import SimSiam
 from solo.methods.supcon import SupCon
+from solo.methods.supervised import Supervised
 from solo.methods.swav import SwAV
 from solo.methods.vibcreg import VIbCReg
 from solo.methods.vicreg import VICReg
@@ -32,16 +37,21 @@ METHODS = {
     "byol": BYOL,
     "deepclusterv2": DeepClusterV2,
     "dino": DINO,
+    "exemplar": Exemplar,
     "mae": MAE,
     "mocov2plus": MoCoV2Plus,
     "mocov3": MoCoV3,
     "nnbyol": NNBYOL,
     "nnclr": NNCLR,
     "nnsiam": NNSiam,
+    "npid": NPID,
     "ressl": ReSSL,
+    "rotnet": RotNet,
+    "s4l": S4L,
     "simclr": SimCLR,
     "simsiam": SimSiam,
     "supcon": SupCon,
+    "supervised": Supervised,
     "swav": SwAV,
     "vibcreg": VIbCReg,
     "vicreg": VICReg,
@@ -55,19 +65,24 @@ __all__ = [
     "METHODS",
     "NNBYOL",
     "NNCLR",
+    "NPID",
+    "S4L",
     "WMSE",
     "All4One",
     "BarlowTwins",
     "BaseMethod",
     "DeepClusterV2",
+    "Exemplar",
     "LinearModel",
     "MoCoV2Plus",
     "MoCoV3",
     "NNSiam",
     "ReSSL",
+    "RotNet",
     "SimCLR",
     "SimSiam",
     "SupCon",
+    "Supervised",
     "SwAV",
     "VICReg",
     "VIbCReg",

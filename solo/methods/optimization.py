@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
 from solo.errors import ConfigError, did_you_mean
 from solo.utils.lars import LARS
-from solo.utils.lr_scheduler import MultiStep, WarmupCosine
+from solo.utils.lr_scheduler import MultiStep, WarmupCosine, WarmupMultiStep
 from solo.utils.misc import omegaconf_select, remove_bias_and_norm_from_weight_decay, set_default
 
 OPTIMIZERS = {
@@ -23,7 +23,7 @@ OPTIMIZERS = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
-SCHEDULERS = ["reduce", "warmup_cosine", "step", "exponential", "none"]
+SCHEDULERS = ["reduce", "warmup_cosine", "warmup_step", "step", "exponential", "none"]
 
 DEFAULTS: dict[str, Any] = {
     "optimizer.exclude_bias_n_norm_wd": False,
@@ -134,6 +134,8 @@ class OptimizationMixin:
             )
         if name == "warmup_cosine":
             return self._warmup_cosine(optimizer, static)
+        if name == "warmup_step":
+            return self._warmup_step(optimizer, static)
         if name == "step":
             return MultiStep(optimizer, self.lr_decay_steps or [], static_indexes=static)
         if name == "reduce":
@@ -149,6 +151,20 @@ class OptimizationMixin:
         if state is not None and state.status == TrainerStatus.RUNNING:
             return {"scheduler": plateau, "monitor": "val_loss"}
         return plateau
+
+    def _warmup_step(self, optimizer: Optimizer, static: list[int]) -> dict[str, Any]:
+        steps = 1.0
+        if self.scheduler_interval == "step":
+            total = self.trainer.estimated_stepping_batches  # type: ignore[attr-defined]
+            steps = total / self.max_epochs
+        schedule = WarmupMultiStep(
+            optimizer,
+            warmup_epochs=self.warmup_epochs * steps,
+            milestones=[epoch * steps for epoch in self.lr_decay_steps or []],
+            warmup_start_lr=self.warmup_start_lr,
+            static_indexes=static,
+        )
+        return {"scheduler": schedule, "interval": self.scheduler_interval, "frequency": 1}
 
     def _warmup_cosine(self, optimizer: Optimizer, static: list[int]) -> dict[str, Any]:
         warmup: float = self.warmup_epochs

@@ -101,9 +101,11 @@ class LateBuffersMixin(nn.Module):
 
     Attributes:
         LATE_BUFFERS: their names.
+        LATE_PER_RANK: whether each rank has its own; otherwise all have the same.
     """
 
     LATE_BUFFERS: tuple[str, ...] = ()
+    LATE_PER_RANK = True
 
     def start_late_buffer(self, name: str, fresh: Tensor) -> None:
         """Register buffer `name`: what a checkpoint held if it fits, else `fresh`."""
@@ -115,7 +117,7 @@ class LateBuffersMixin(nn.Module):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add every rank's buffers: the state dict has those of the first rank only."""
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
-        if get_world_size() > 1:
+        if self.LATE_PER_RANK and get_world_size() > 1:
             checkpoint["late_buffers"] = {
                 name: concat_all_gather_no_grad(getattr(self, name)[None]).cpu()
                 for name in self.LATE_BUFFERS

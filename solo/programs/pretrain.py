@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from solo.programs.training import Data
 
 # Methods that are trained with another number of large crops than two.
-_ANY_NUMBER_OF_CROPS = ("wmse", "mae")
+_ANY_NUMBER_OF_CROPS = ("wmse", "mae", "rotnet", "npid", "supervised", "s4l")
 
 
 def pretrain(cfg: DictConfig) -> Trainer:
@@ -94,6 +94,7 @@ def build_data(cfg: DictConfig) -> Data:
         data_format=cfg.data.format,
         no_labels=cfg.data.no_labels,
         data_fraction=cfg.data.fraction,
+        fraction_of=cfg.data.get("fraction_of", "images"),
     )
     train = prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
     return train, val

@@ -88,9 +88,47 @@ class _StaticGroups:
         return static_lr(super().get_lr, self.static_indexes, own)
 
 
+class LinearWarmupMultiStepLR(LRScheduler):
+    """Linear warm-up (as above), then the group's rate, divided by ten at each milestone.
+
+    Args:
+        optimizer: whose groups are driven.
+        warmup_epochs: W, in whatever unit `step` is called; need not be an integer.
+        milestones: steps from which the rate is a tenth of what it was.
+        warmup_start_lr: rate at step 0, if W is above 0.
+        last_epoch: step to continue after.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_epochs: float,
+        milestones: Sequence[float],
+        warmup_start_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        self.warmup_epochs = warmup_epochs
+        self.milestones = sorted(milestones)
+        self.warmup_start_lr = warmup_start_lr
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float]:
+        """The rates of the current step, in closed form."""
+        step, warmup, start = self.last_epoch, self.warmup_epochs, self.warmup_start_lr
+        if step < warmup:
+            done = min(step / (warmup - 1), 1.0) if warmup > 1 else 0.0
+            return [start + done * (base - start) for base in self.base_lrs]
+        passed = sum(milestone <= step for milestone in self.milestones)
+        return [base * 0.1**passed for base in self.base_lrs]
+
+
 class WarmupCosine(_StaticGroups, LinearWarmupCosineAnnealingLR):
     """`LinearWarmupCosineAnnealingLR` with `static_indexes`."""
 
 
 class MultiStep(_StaticGroups, MultiStepLR):
     """`MultiStepLR` with `static_indexes`."""
+
+
+class WarmupMultiStep(_StaticGroups, LinearWarmupMultiStepLR):
+    """`LinearWarmupMultiStepLR` with `static_indexes`."""

@@ -27,6 +27,9 @@ COUNTS = {
     "poolformer_s36": (30349760, 512),
     "poolformer_m36": (55403520, 768),
     "poolformer_m48": (72704448, 768),
+    # one-column AlexNet and the modified VGG-19, both with batch normalisation
+    "alexnet": (57013184, 4096),
+    "vgg19": (20029888, 512),
 }
 
 

@@ -169,3 +169,14 @@ def test_bad_entries(change, message):
 def test_error_says_which_entry():
     with pytest.raises(ConfigError, match=r"^augmentations\[1\].solarization.prob"):
         checked_augmentation(augmentation(solarization={"prob": -1}), "augmentations[1]")
+
+
+def test_padded_crops_and_small_rotations():
+    entry = {"crop_size": 32, "num_crops": 1, "padding": 2, "rotation": {"prob": 1.0, "degrees": 9}}
+    crop, turn = build_transform_pipeline("cifar10", entry).transforms[:2]
+    assert (type(crop), crop.size, crop.padding) == (T.RandomCrop, (32, 32), 2)
+    assert (turn.p, turn.transforms[0].degrees) == (1.0, [-9.0, 9.0])
+    with pytest.raises(ConfigError, match="padding is for crops of fixed size"):
+        checked_augmentation({**entry, "rrc": {"enabled": True}})
+    with pytest.raises(ConfigError, match=r"rotation\.degrees must be a number"):
+        checked_augmentation({**entry, "rotation": {"prob": 0.5}})

@@ -95,8 +95,9 @@ class Spy(pl.Callback):
         self.seen = []
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.seen.append({n: p.grad.clone() for n, p in module.named_parameters()
-                          if p.grad is not None})
+        self.seen.append(
+            {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+        )
 
 
 def test_the_gradient_is_dense_for_the_score_and_masked_for_the_rest():
@@ -197,8 +198,12 @@ def test_loss_scaling_is_invisible():
     results = []
     for plugins in ([], [ScaledFloat32(2.0**16)]):
         callback = fit(toy(), plugins=plugins)
-        results.append((callback.pruner.online.masks.checksum(),
-                        [s.clone() for s in callback.pruner.online.scores.values()]))
+        results.append(
+            (
+                callback.pruner.online.masks.checksum(),
+                [s.clone() for s in callback.pruner.online.scores.values()],
+            )
+        )
     assert results[0][0] == results[1][0]
     assert all(torch.equal(*pair) for pair in zip(results[0][1], results[1][1], strict=True))
 

@@ -39,8 +39,10 @@ def test_unrelated_encoders_reach_chance_level():
     chance = 0.2 * 0.5 + 0.5 * 0.8
     assert seen.chance == pytest.approx(chance, abs=1e-9)
     # equal layer scales are not given here: compare within one layer for independence
-    flat = [{"w": torch.cat([v.flatten() / (1 + i) for i, v in enumerate(latents(s).values())])}
-            for s in (0, 1)]
+    flat = [
+        {"w": torch.cat([v.flatten() / (1 + i) for i, v in enumerate(latents(s).values())])}
+        for s in (0, 1)
+    ]
     seen = compare(masks(flat[0], 0.8), masks(flat[1], 0.5))
     sigma = math.sqrt(chance * (1 - chance) / N)
     assert abs(seen.inconsistency - chance) < 4 * sigma

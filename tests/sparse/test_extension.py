@@ -20,7 +20,10 @@ KWARGS = {
     "byol": {"proj_hidden_dim": 16, "proj_output_dim": 8, "pred_hidden_dim": 16},
     "simclr": {"proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2},
     "mocov2plus": {
-        "proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2, "queue_size": 16,
+        "proj_hidden_dim": 16,
+        "proj_output_dim": 8,
+        "temperature": 0.2,
+        "queue_size": 16,
     },
 }
 SPARSE = {"name": "synccp", "debug": True, "update_period": 1}
@@ -128,11 +131,13 @@ def test_masks_without_the_extension_are_an_error(files, monkeypatch):
 
 def test_resuming_on_the_wrong_side(files):
     with pytest.raises(CheckpointError, match=r"this run is dense.*\+sparse"):
-        tiny_trainer(max_epochs=3).fit(method("byol", None), *tiny_loaders(),
-                                       ckpt_path=files["sparse"])
+        tiny_trainer(max_epochs=3).fit(
+            method("byol", None), *tiny_loaders(), ckpt_path=files["sparse"]
+        )
     with pytest.raises(CheckpointError, match="leave out the sparse section"):
-        tiny_trainer(max_epochs=3).fit(method("byol", SPARSE), *tiny_loaders(),
-                                       ckpt_path=files["dense"])
+        tiny_trainer(max_epochs=3).fit(
+            method("byol", SPARSE), *tiny_loaders(), ckpt_path=files["dense"]
+        )
 
 
 def test_training_state_is_what_lies_beside_a_mask():

@@ -102,8 +102,12 @@ def test_initial_masks_are_nested_erk_and_depend_on_the_seed_only():
 def test_permutations_depend_on_every_argument():
     one = draw(1, "layer", "initial", 0, 50)
     assert sorted(one.tolist()) == list(range(50))
-    for other in [(2, "layer", "initial", 0), (1, "b", "initial", 0), (1, "layer", "x", 0),
-                  (1, "layer", "initial", 1)]:
+    for other in [
+        (2, "layer", "initial", 0),
+        (1, "b", "initial", 0),
+        (1, "layer", "x", 0),
+        (1, "layer", "initial", 1),
+    ]:
         assert not torch.equal(one, draw(*other, 50))
 
 

@@ -38,8 +38,12 @@ def flat(tensors):
 def reference(weight, mask, score, kept, p):
     """One online update by brute force: sort, cut, sort, cut (section 5.5)."""
     order = sorted(
-        ((-abs(w), i, name, j) for i, name in enumerate(weight)
-         for j, w in enumerate(weight[name]) if mask[name][j])
+        (
+            (-abs(w), i, name, j)
+            for i, name in enumerate(weight)
+            for j, w in enumerate(weight[name])
+            if mask[name][j]
+        )
     )
     new = {name: np.zeros_like(m) for name, m in mask.items()}
     for _, _, name, j in order[:kept]:
