@@ -12,10 +12,18 @@ from sparse_ext.quickstart import programs
 from sparse_ext.quickstart.jobs import Job
 from sparse_ext.quickstart.programs import ROOT
 
-PRETRAIN, LINEAR, CONFIG = "scripts/pretrain/digits", "scripts/linear/digits", "quickstart"
+PRETRAIN, LINEAR = "scripts/pretrain/digits/quickstart.yaml", "scripts/linear/digits/linear.yaml"
 KNN = ("--k", "20", "--distance_function", "cosine", "--temperature", "0.07")
 ENCODERS = {"dense": "dense", "sparse": "sparse", "random": "random encoder"}
 PRETRAINED = ("dense", "sparse")
+# SyncCP's defaults are for hundreds of epochs. A run of minutes has few updates, so each must do
+# little damage (`drop_start`) and be followed by enough steps (`update_period`) to recover.
+SPARSE = (
+    "+sparse=synccp",
+    "sparse.update_period=22",
+    "sparse.drop_start=0.1",
+    "sparse.csi.warmup_epochs=3",
+)
 
 
 @dataclass(frozen=True)
@@ -65,10 +73,10 @@ def linear_run(settings: Settings, name: str) -> Path:
 
 
 def _pretrain(settings: Settings, name: str) -> Job:
-    more = ("+sparse=synccp",) if name == "sparse" else ()
+    more = SPARSE if name == "sparse" else ()
     command = (
         *(sys.executable, ROOT / "main_pretrain.py"),
-        *("--config-path", ROOT / PRETRAIN, "--config-name", CONFIG),
+        *_config(PRETRAIN),
         *more,
         f"checkpoint.dir='{settings.folder / name}'",
         *settings.pretrain,
@@ -99,7 +107,7 @@ def _baselines(settings: Settings) -> Job:
 def _linear(settings: Settings, name: str) -> Job:
     base = (
         *(sys.executable, ROOT / "main_linear.py"),
-        *("--config-path", ROOT / LINEAR, "--config-name", CONFIG),
+        *_config(LINEAR),
         f"checkpoint.dir='{settings.folder / f'linear-{name}'}'",
         *settings.linear,
     )
@@ -137,8 +145,14 @@ def _maker(name: str) -> str:
 
 def _fingerprint(command: tuple) -> str:
     """Of the command, the recipes and the code: a change of any makes a job run again."""
-    return programs.fingerprint(command, (PRETRAIN, LINEAR, "solo", "sparse_ext"))
+    recipes = (str(Path(PRETRAIN).parent), str(Path(LINEAR).parent))
+    return programs.fingerprint(command, (*recipes, "solo", "sparse_ext"))
 
 
-def _progress(folder: str, overrides: tuple[str, ...]) -> Callable[[str], float | None]:
-    return programs.epochs(programs.max_epochs(ROOT / folder / f"{CONFIG}.yaml", overrides))
+def _config(recipe: str) -> tuple[str, ...]:
+    path = ROOT / recipe
+    return "--config-path", str(path.parent), "--config-name", path.name
+
+
+def _progress(recipe: str, overrides: tuple[str, ...]) -> Callable[[str], float | None]:
+    return programs.epochs(programs.max_epochs(ROOT / recipe, overrides))
