@@ -116,9 +116,9 @@ def test_figures_carry_the_logged_values(tmp_path, monkeypatch):
         page_module, "data_uri", lambda figure: drawn.setdefault(id(figure), figure) and ""
     )
     write_report(sparse_run(tmp_path))
-    lines = {
+    lines = {  # the first of equal names
         line.get_label(): line
-        for figure in drawn.values()
+        for figure in reversed(drawn.values())
         for axes in figure.axes
         for line in axes.get_lines()
     }
