@@ -2,13 +2,14 @@
 """How a package changes a run without `solo` importing it.
 
 An extension owns top-level sections of the configuration (`sparse`, `gating`). `solo` asks
-the registered extensions at four moments: when a configuration is parsed, when an encoder has
-been built, when callbacks are collected, and when an encoder is rebuilt from a checkpoint.
+the registered extensions when a configuration is parsed, when an encoder has been built, when
+callbacks and parameter groups are collected, in every training step, and when an encoder is
+rebuilt from a checkpoint and evaluated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,26 @@ class Extension:
         """
         return backbone
 
+    def after_load(self, backbone: nn.Module, cfg: DictConfig) -> None:
+        """Make an encoder that was loaded from a checkpoint do what the evaluation `cfg` asks."""
+
     def finetune_callbacks(self, backbone: nn.Module) -> list[Callback]:
         """Lightning callbacks that keep `backbone` what it is while all its weights train."""
         return []
+
+    def losses(self, module: LightningModule, views: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Terms to add to the training loss of this step, by the names they are logged under.
+
+        Called once per training step, when `module.backbone` has encoded its `views` (each
+        (N, 3, H, W)), whether or not this extension's section is there.
+        """
+        return {}
+
+    def parameter_groups(
+        self, backbone: nn.Module, group: Mapping[str, Any]
+    ) -> list[Mapping[str, Any]]:
+        """`group`, which holds parameters of `backbone`, in parts with options of their own."""
+        return [group]
 
     def training_state(self, state: Mapping[str, Tensor]) -> set[str]:
         """Keys of `state` that only training needs, so that evaluation may leave them out."""
@@ -64,6 +82,10 @@ class Extension:
 
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Figures measured on `backbone` that an evaluation must state, such as its sparsity."""
+        return {}
+
+    def collect(self, backbone: nn.Module) -> dict[str, float]:
+        """Figures of the passes that `backbone` has made, unannounced, since the last call."""
         return {}
 
 
@@ -94,3 +116,26 @@ def sections() -> set[str]:
 def active(cfg: DictConfig) -> list[Extension]:
     """The extensions that `cfg` turns on: those with a section that is present and not null."""
     return [e for e in registered() if any(cfg.get(section) is not None for section in e.sections)]
+
+
+def losses(module: LightningModule, views: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The terms that all extensions add to the training loss of this step."""
+    return {name: term for e in registered() for name, term in e.losses(module, views).items()}
+
+
+def parameter_groups(backbone: nn.Module, **options: Any) -> list[Mapping[str, Any]]:
+    """All parameters of `backbone` as groups for the optimizer, most of them in the first.
+
+    Args:
+        backbone: the encoder.
+        **options: keys of the group, such as its name.
+    """
+    groups: list[Mapping[str, Any]] = [{**options, "params": list(backbone.parameters())}]
+    for extension in registered():
+        groups = [part for group in groups for part in extension.parameter_groups(backbone, group)]
+    return groups
+
+
+def collect(backbone: nn.Module) -> dict[str, float]:
+    """What all extensions have measured in unannounced passes since the last call."""
+    return {name: value for e in registered() for name, value in e.collect(backbone).items()}

@@ -26,7 +26,7 @@ from sparse_ext.config import SparseConfig
 from sparse_ext.cost.live import CostMeter
 from sparse_ext.diagnostics import all_dead_filters, dead_filters
 from sparse_ext.ema import install
-from sparse_ext.encoder import Encoder, unwrapped
+from sparse_ext.encoder import Encoder, selection, unwrapped
 from sparse_ext.messages import log
 from sparse_ext.probe import Probe
 from sparse_ext.pruner import Pruner, build_pruner, method_class
@@ -106,6 +106,7 @@ class PruningCallback(Callback):
         for encoder in self._encoders:
             encoder.widen_buffers()
             distributed.share(encoder.buffers())
+        self.pruner.enter(pl_module, fresh=self._restored is None)
         self._unseen = self._restored is None and self.pruner.needs_data
         if self._restored is not None:
             self.pruner.load_state_dict(self._restored)
@@ -116,8 +117,10 @@ class PruningCallback(Callback):
         self._detach()
         self._hook = optimizer.register_step_post_hook(self._after_step)
         log.info(
-            "%s: update period %d steps, sparsity now %s.",
-            *(self.config.name, self.pruner.period, [e.masks.sparsity for e in self._encoders]),
+            "%s, granularity %s: update period %d steps, sparsity now %s.\n%s",
+            *(self.config.name, self.config.granularity, self.pruner.period),
+            [encoder.masks.sparsity for encoder in self._encoders],
+            selection(pl_module.backbone, self.config).describe(),
         )
 
     # -- one optimizer step -----------------------------------------------------------------
@@ -143,9 +146,7 @@ class PruningCallback(Callback):
         if pruner.after_step(optimizer):
             self._agree(f"Masks after step {pruner.t}")
         if self.config.debug:
-            pruner.online.check(optimizer)
-            for encoder in self._encoders[1:]:
-                encoder.check()
+            pruner.check(optimizer)
 
     # -- epochs -----------------------------------------------------------------------------
 
@@ -182,6 +183,10 @@ class PruningCallback(Callback):
         if len(sparsities) > 1:
             figures |= {"momentum_sparsity": sparsities[1], "gap": sparsities[0] - sparsities[1]}
         total = sum(encoder.masks.n for encoder in self._encoders)
+        if not self.running.units.single:
+            groups = map(self.running.sparsity_of, self._encoders)
+            named = ("online_group_sparsity", "momentum_group_sparsity")
+            figures |= dict(zip(named, groups, strict=False))
         figures["mask_flips"], self.running.flips = self.running.flips / total, 0
         masks = self._encoders[0].masks
         dead = dead_filters(masks)

@@ -68,3 +68,15 @@ def share_value(value: float) -> float:
     buffer = torch.tensor([value], dtype=torch.float64, device=device())
     dist.broadcast(buffer, src=0)
     return buffer.item()
+
+
+def mean_with_own_gradient(value: Tensor) -> Tensor:
+    """Mean of a 0-dim tensor over the processes, with this process's gradient.
+
+    DDP averages the gradients of the processes, which makes them that of the mean.
+    """
+    if world_size() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return value + (total / world_size() - value.detach())

@@ -18,10 +18,11 @@ from torch.optim import Optimizer
 from solo.errors import CheckpointError, ConfigError, SoloError, did_you_mean
 from sparse_ext import patch as patching
 from sparse_ext.config import SparseConfig
+from sparse_ext.granularity import parse
 from sparse_ext.layers import MASKED_TYPES, Masked
 from sparse_ext.masks import MaskSet, apply_new
 from sparse_ext.scorers import ema_gradient_
-from sparse_ext.select import select
+from sparse_ext.select import Selection, select
 
 SIDE_BUFFERS = ("shadow", "score")
 
@@ -164,8 +165,14 @@ def patch(backbone: nn.Module, config: SparseConfig) -> nn.Module:
     """
     if masked_layers(backbone):
         raise ConfigError("This encoder has masks already: make it sparse once only.")
-    chosen = select(unwrapped(backbone), config.stem_dense, config.exclude)
-    return _mask(backbone, chosen.layers)
+    return _mask(backbone, selection(backbone, config).layers)
+
+
+def selection(backbone: nn.Module, config: SparseConfig) -> Selection:
+    """Which layers of an encoder `config` makes prunable, and why the others stay dense."""
+    granularity, obstacle = parse(config.granularity), config.obstacle
+    net = unwrapped(backbone)
+    return select(net, config.stem_dense, config.exclude, granularity, obstacle)
 
 
 def patch_named(backbone: nn.Module, names: Iterable[str]) -> nn.Module:

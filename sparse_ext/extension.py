@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What makes `+sparse=NAME` work behind every configuration, and `sparsify` on any module.
 
+`register` makes both extensions known: masks (here) and gates (`sparse_ext.gating`).
+
 Importing this module does not import torch.
 """
 
@@ -10,8 +12,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from solo import extensions
-from solo.errors import ConfigError
 from sparse_ext import config as schema
+from sparse_ext.gating import config as gating
+from sparse_ext.gating.extension import GatingExtension
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule
@@ -26,7 +29,7 @@ TRAINING_ONLY = ("shadow", "score")
 class SparseExtension(extensions.Extension):
     """Masked encoders (`sparse:`) for every method of `solo`."""
 
-    sections = ("sparse", "gating")
+    sections = ("sparse",)
 
     def parse(self, cfg: DictConfig) -> None:
         """Check `cfg.sparse` and fill in its defaults, in place; None or absent means dense.
@@ -36,8 +39,6 @@ class SparseExtension(extensions.Extension):
         """
         from omegaconf import open_dict
 
-        if cfg.get("gating") is not None:
-            raise ConfigError("gating: this version has no gating method; remove the section.")
         section = _section(cfg)
         if section is not None:
             with open_dict(cfg):
@@ -66,13 +67,20 @@ class SparseExtension(extensions.Extension):
     ) -> nn.Module:
         """Put masks on exactly those layers whose `<name>.mask` is in `state`.
 
+        Where weights live on under their mask, those that it prunes are loaded as zero; where
+        the method's result is the dense network, it is loaded without its mask.
+
         Raises:
             CheckpointError: if `state` masks a layer that this encoder does not have.
         """
         from sparse_ext.encoder import patch_named
+        from sparse_ext.functional import evaluated_masked, hard_mask
 
+        alive = evaluated_masked(state)
         masked = [key.removesuffix(".mask") for key in state if key.endswith(".mask")]
-        return patch_named(backbone, masked)
+        backbone = patch_named(backbone, [name for name in masked if alive.get(name, True)])
+        hard_mask(backbone, state)
+        return backbone
 
     def finetune_callbacks(self, backbone: nn.Module) -> list[Callback]:
         """Masks stay as they are while a sparse encoder is fine-tuned (SyncCP, Table 8)."""
@@ -82,9 +90,12 @@ class SparseExtension(extensions.Extension):
         return [FixedMasks()] if any(isinstance(m, Masked) for m in backbone.modules()) else []
 
     def training_state(self, state: Mapping[str, Tensor]) -> set[str]:
-        """Shadows and scores: buffers beside a mask that only training reads."""
+        """What only training reads: shadows, scores, the branch that is not evaluated."""
+        from sparse_ext.functional import training_only
+
         masked = {key.removesuffix("mask") for key in state if key.endswith(".mask")}
-        return {prefix + name for prefix in masked for name in TRAINING_ONLY} & set(state)
+        beside = {prefix + name for prefix in masked for name in TRAINING_ONLY} & set(state)
+        return beside | training_only(state)
 
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Measured sparsity of `backbone`: over its prunable set, and over all its weights.
@@ -101,22 +112,28 @@ class SparseExtension(extensions.Extension):
 
 
 def register() -> None:
-    """Make the extension and its Hydra groups known; twice changes nothing."""
+    """Make the extensions and their Hydra groups known; twice changes nothing.
+
+    Gates go in before masks: masks then see which convolutions belong to gates, and stay off.
+    """
+    extensions.register(GatingExtension())
     extensions.register(SparseExtension())
+    gating.store()
     schema.store()
 
 
 def enable(cfg: DictConfig) -> DictConfig:
-    """Check the sparse sections of a run's configuration and register the extension.
+    """Check the sections of a run's configuration and register the extensions.
 
     Args:
-        cfg: a configuration with `sparse: synccp` or `sparse: {name: synccp, final: 0.9}`.
+        cfg: a configuration with `sparse: synccp` or `gating: {name: vicreg_dual, budget: 0.3}`.
 
     Returns:
         The same object, its sections complete.
     """
     register()
-    SparseExtension().parse(cfg)
+    for extension in (GatingExtension(), SparseExtension()):
+        extension.parse(cfg)
     return cfg
 
 

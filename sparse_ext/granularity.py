@@ -9,14 +9,13 @@ are read in the logical order (C_out, C_in, kh, kw), so the memory format never 
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solo.errors import ConfigError, did_you_mean
+from sparse_ext.spelling import Spelling, check_block, check_nm, read
 
 
 class Granularity(ABC):
@@ -78,6 +77,14 @@ class Granularity(ABC):
         """Inverse of `expand`: bool per group, 1 where all its members are kept."""
         return self.view(mask).all(dim=1)
 
+    def fits(self, mask: Tensor) -> bool:
+        """Whether `expand` could have made this mask: no group is in between."""
+        return torch.equal(self.expand(self.groups_kept(mask), mask), mask)
+
+    def sparsity(self, share: float, shape: tuple[int, ...]) -> float:
+        """Share of zeros in a weight of `shape` when that share of its groups is pruned."""
+        return share * (1 - self.keeps / self.group_size(shape))
+
 
 class Element(Granularity):
     """Single weights. `pool` and `expand` keep the weight's shape, so nothing is copied."""
@@ -117,8 +124,7 @@ class NM(Granularity):
     """
 
     def __init__(self, n: int, m: int) -> None:
-        if not 0 < n < m:
-            raise ConfigError(f"{n}:{m} sparsity: needs 0 < N < M, as in 2:4.")
+        check_nm(Spelling("nm", n=n, m=m))
         self.keeps, self.m = n, m
 
     def __str__(self) -> str:
@@ -153,6 +159,10 @@ class NM(Granularity):
                 rank[j] += ~earlier
         return (rank < self.keeps).t()
 
+    def fits(self, mask: Tensor) -> bool:
+        alive = self.view(mask).count_nonzero(dim=1)
+        return bool(((alive == self.keeps) | (alive == self.m)).all())
+
     def satisfied(self, weight: Tensor) -> bool:
         """Whether no group of `weight` has more than N non-zeros."""
         return int(self.view(weight).count_nonzero(dim=1).max()) <= self.keeps
@@ -172,10 +182,7 @@ class Block(Granularity):
     """
 
     def __init__(self, size: int = 8, merge_kernel: bool = False, pad: bool = False) -> None:
-        if size < 2:
-            raise ConfigError(
-                f"block size {size}: needs at least 2; use `element` for single weights."
-            )
+        check_block(Spelling("block", size=size))
         self.size, self.merge_kernel, self.pad = size, merge_kernel, pad
 
     def __str__(self) -> str:
@@ -252,37 +259,23 @@ class Filter(Granularity):
         return ""
 
 
-_PATTERNS = {
-    "element": re.compile(r"element"),
-    "2:4": re.compile(r"(?:nm\()?\s*(?P<n>\d+)\s*[:,]\s*(?P<m>\d+)\s*\)?"),
-    "block8": re.compile(r"block\(?(?P<size>\d*)\)?(?P<merged>-merged)?(?P<padded>-padded)?"),
-    "filter": re.compile(r"filter"),
-}
-
-
 def parse(text: str | Granularity) -> Granularity:
-    """The granularity that `text` names.
+    """The granularity that `text` names (see `sparse_ext.spelling.read`).
 
     Args:
-        text: `element`, `2:4` or `nm(2,4)` (any N:M), `block8` or `block` (any size; with
-            `-merged` all kernel positions in one group, with `-padded` any channel count),
-            `filter`; a `Granularity` comes back as it is.
+        text: as a user writes it; a `Granularity` comes back as it is.
 
     Raises:
-        ConfigError: for anything else, or numbers that make no sense (4:2, block1).
+        ConfigError: for an unknown name, or numbers that make no sense (4:2, block1).
     """
     if isinstance(text, Granularity):
         return text
-    found = {name: regex.fullmatch(str(text).strip()) for name, regex in _PATTERNS.items()}
-    if found["element"]:
-        return Element()
-    if found["filter"]:
-        return Filter()
-    if nm := found["2:4"]:
-        return NM(int(nm["n"]), int(nm["m"]))
-    if block := found["block8"]:
-        return Block(int(block["size"] or 8), bool(block["merged"]), bool(block["padded"]))
-    raise ConfigError(f"granularity={text!r} is unknown. {did_you_mean(text, _PATTERNS)}")
+    spelling = read(text)
+    if spelling.kind == "nm":
+        return NM(spelling.n, spelling.m)
+    if spelling.kind == "block":
+        return Block(spelling.size, spelling.merged, spelling.padded)
+    return Element() if spelling.kind == "element" else Filter()
 
 
 def _like(mask: Tensor, weight: Tensor) -> Tensor:

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from sparse_ext.scorers import random
 
 
 def draw(seed: int, name: str, purpose: str, step: int, n: int) -> Tensor:
@@ -18,18 +21,23 @@ def draw(seed: int, name: str, purpose: str, step: int, n: int) -> Tensor:
 
 
 def random_masks(
-    old: Mapping[str, Tensor], kept: Mapping[str, int], seed: int
+    sizes: Mapping[str, tuple[int, ...]], kept: Mapping[str, int], seed: int
 ) -> dict[str, Tensor]:
-    """The first `kept[name]` positions of each layer's permutation.
+    """The first `kept[name]` positions of each layer's permutation, as bool on the CPU.
 
     Args:
-        old: present masks; the new ones have their shapes, devices and memory formats.
+        sizes: shape per layer.
         kept: ones per layer.
         seed: equal seeds give nested masks: fewer kept is a subset of more (section 1.4).
     """
     masks = {}
-    for name, mask in old.items():
-        flat = torch.zeros(mask.numel(), dtype=torch.bool)
-        flat[draw(seed, name, "initial", 0, mask.numel())[: kept[name]]] = True
-        masks[name] = torch.empty_like(mask).copy_(flat.view(mask.shape))
+    for name, shape in sizes.items():
+        flat = torch.zeros(math.prod(shape), dtype=torch.bool)
+        flat[draw(seed, name, "initial", 0, flat.numel())[: kept[name]]] = True
+        masks[name] = flat.view(shape)
     return masks
+
+
+def random_members(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """A random number per weight, the same for both encoders: who survives in an N:M group."""
+    return {name: random(shape, seed, name, "members") for name, shape in shapes.items()}

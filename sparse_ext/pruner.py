@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The pruner: scorer x allocation x schedule. A method is a subclass that overrides little.
+"""The pruner: scorer x units x allocation x schedule. A method is a subclass that overrides little.
+
+A method decides which *units* are kept: single weights, N:M groups, blocks or filters, whatever the
+run's granularity is (see `sparse_ext.units`). The pruner turns that into masks.
 
 Everything is counted in optimizer steps. Masks are functions of synchronised state only (averaged
 gradients, weights, step, seed), so every rank computes the same ones.
@@ -8,46 +11,30 @@ gradients, weights, step, seed), so every rank computes the same ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from solo.errors import CheckpointError, ConfigError
-from sparse_ext import allocation
+from solo.errors import ConfigError
+from sparse_ext import resume
+from sparse_ext.clock import Clock, default_period
 from sparse_ext.config import SparseConfig
-from sparse_ext.encoder import Encoder
+from sparse_ext.encoder import Encoder, InvariantError
 from sparse_ext.messages import listen, log
 from sparse_ext.schedules import Ramp, cubic
+from sparse_ext.units import Kept, Units
 
-STATE_VERSION = 2
-CIFAR_PERIOD = 1000  # optimizer steps, in the paper's runs of 195 steps an epoch, 1000 epochs
-CIFAR_UPDATES = 195  # that many updates fit into those runs
 SHORT_RAMP = 5
 
-Masks = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Length of a run.
-
-    Attributes:
-        steps: optimizer steps in all.
-        epochs: epochs in all (the last one may be cut short).
-        steps_per_epoch: optimizer steps of a full epoch.
-    """
-
-    steps: int
-    epochs: int
-    steps_per_epoch: int
+__all__ = ["Clock", "Kept", "Pruner", "build_pruner", "default_period", "method_class"]
 
 
 class Pruner:
     """What all pruning methods share; on its own it keeps the encoders dense.
 
-    Override `plan`, `initial_masks`, `online_masks`, `momentum_masks`, `end_epoch`.
+    Override `plan`, `initial_masks`, `online_masks`, `momentum_masks`, `end_epoch`. The masks are
+    one bool per unit, 1 = kept, as `units` makes and takes them.
 
     Args:
         config: the method's configuration.
@@ -64,7 +51,9 @@ class Pruner:
         t: optimizer steps done.
         epoch: epochs done.
         ramp: when sparsity grows; None until that is known.
-        begins: sparsity per encoder before the ramp.
+        units: what is ranked, kept and dropped.
+        begins: sparsity per encoder before the ramp; with N:M the share of groups that are N:M.
+        aims: sparsity per encoder that the present masks were made for.
         kept: weights kept now, online and momentum.
         flips: mask entries changed since they were last reported, both encoders.
     """
@@ -109,10 +98,12 @@ class Pruner:
         self.t = 0
         self.epoch = 0
         self.flips = 0
+        self.units = Units(config.granularity, online.masks.shapes)
         self.period = config.update_period or default_period(clock.steps)
         # the update that reaches the final sparsity must be one that the run performs
         self.t_end = min(round(config.ramp_end * clock.steps), clock.steps - 1)
         self.begins = [config.initial, config.momentum[0]][: len(self.encoders)]
+        self.aims = list(self.begins)
         self.ramp = self.plan()
         self._check_room()
 
@@ -128,6 +119,23 @@ class Pruner:
 
     # -- what a method overrides ------------------------------------------------------------
 
+    @property
+    def finals(self) -> list[float]:
+        """Sparsity per encoder that the run is to end with."""
+        return [self.config.final, self.config.momentum[1]][: len(self.encoders)]
+
+    def budget(self, sparsity: float) -> int:
+        """Units that are kept at `sparsity`."""
+        return self.units.budget(sparsity)
+
+    def enter(self, module: Any, fresh: bool) -> None:
+        """Called when training starts, before masks are made or restored.
+
+        Args:
+            module: what is trained, with all its heads, as the strategy set it up.
+            fresh: this run is not resumed.
+        """
+
     def plan(self) -> Ramp | None:
         """The ramp, if it is known before training."""
         return None
@@ -136,16 +144,24 @@ class Pruner:
         """Step at which the ramp starts at the latest; None = it may never."""
         return None if self.ramp is None else self.ramp.t0
 
-    def initial_masks(self, encoder: Encoder, sparsity: float) -> Masks:
-        """Masks before the ramp."""
+    def start_is_given(self) -> bool:
+        """Whether the user named the step at which the ramp starts."""
+        return False
+
+    def initial_masks(self, encoder: Encoder, sparsity: float) -> Kept:
+        """Units kept before the ramp."""
         return self.smallest_out(encoder, sparsity)
 
-    def online_masks(self, sparsity: float) -> Masks:
-        """New masks of the online encoder; by default magnitude, and nothing comes back."""
-        return self.smallest_out(self.online, sparsity, eligible=self.online.masks)
+    def initial_members(self, encoder: Encoder) -> Mapping[str, Tensor] | None:
+        """Who survives in an N:M group that is sparse before the ramp: None = by magnitude."""
+        return None
 
-    def momentum_masks(self, encoder: Encoder, sparsity: float) -> Masks:
-        """New masks of the momentum encoder; by default magnitude of its latents."""
+    def online_masks(self, sparsity: float) -> Kept:
+        """Units the online encoder keeps; by default by magnitude, and nothing comes back."""
+        return self.smallest_out(self.online, sparsity, self.units.kept(self.online.masks))
+
+    def momentum_masks(self, encoder: Encoder, sparsity: float) -> Kept:
+        """Units the momentum encoder keeps; by default by the magnitude of its latents."""
         return self.smallest_out(encoder, sparsity)
 
     def due(self) -> bool:
@@ -190,47 +206,61 @@ class Pruner:
 
     # -- what all methods use ---------------------------------------------------------------
 
+    def sparsity_of(self, encoder: Encoder) -> float:
+        """Share of pruned units, as measured."""
+        return 1 - self.units.count(encoder.masks) / self.units.total
+
     def sparsities(self) -> list[float]:
         """Scheduled sparsity per encoder at this step: the same index for both (Eq. 10-12)."""
         index, n = (0, 1) if self.ramp is None else (self.ramp.index(self.t), self.ramp.n)
-        lasts = (self.config.final, self.config.momentum[1])
-        ends = zip(self.begins, lasts, strict=False)
+        ends = zip(self.begins, self.finals, strict=True)
         return [cubic(first, last, index, n) for first, last in ends]
 
-    def smallest_out(
-        self, encoder: Encoder, sparsity: float, eligible: Mapping[str, Tensor] | None = None
-    ) -> Masks:
-        """Keep the largest |latent| over all layers together, exactly the budget.
+    def magnitudes(self, encoder: Encoder) -> dict[str, Tensor]:
+        """Sum of |latent| per unit."""
+        return self.units.pool({name: value.abs() for name, value in encoder.latents.items()})
+
+    def smallest_out(self, encoder: Encoder, sparsity: float, eligible: Kept | None = None) -> Kept:
+        """Keep the units of largest magnitude over all layers together, exactly the budget.
 
         Args:
-            eligible: where weights may be kept; by default everywhere.
+            eligible: which units may be kept; by default any.
         """
-        values = {name: value.abs() for name, value in encoder.latents.items()}
-        return allocation.global_topk(values, budget(sparsity, encoder), eligible)
+        return self.units.largest(self.magnitudes(encoder), sparsity, eligible)
 
     def start(self) -> None:
         """Apply the initial masks; masks from before are never drawn again (section 0.9)."""
         if any(encoder.masks.nnz < encoder.masks.n for encoder in self.encoders):
             self._start_from_present_masks()
             return
-        new = [
-            self.initial_masks(encoder, sparsity)
-            for encoder, sparsity in zip(self.encoders, self.begins, strict=True)
-        ]
-        self._apply(new, None)
+        for encoder, sparsity in zip(self.encoders, self.begins, strict=True):
+            members = self.initial_members(encoder)
+            masks = self.units.expand(self.initial_masks(encoder, sparsity), encoder, members)
+            encoder.change(masks, self.regrow_init)
         self.flips = 0
 
     def after_step(self, optimizer: Optimizer | None = None) -> bool:
         """Count one optimizer step and change masks if that is due; returns whether they did."""
         changed = self.due()
         if changed:
-            sparsities = self.sparsities()
-            new = [self.online_masks(sparsities[0])]
+            self.aims = self.sparsities()
+            new = [self.online_masks(self.aims[0])]
             if self.momentum is not None:
-                new.append(self.momentum_masks(self.momentum, sparsities[1]))
+                new.append(self.momentum_masks(self.momentum, self.aims[1]))
             self._apply(new, optimizer)
         self.t += 1
         return changed
+
+    def check(self, optimizer: Optimizer | None = None) -> None:
+        """Raise InvariantError unless I1-I4 hold (section 0.3)."""
+        for encoder, aim in zip(self.encoders, self.aims, strict=True):
+            encoder.check(optimizer if encoder is self.online else None)
+            kept, budget = self.units.count(encoder.masks), self.budget(aim)
+            if kept != budget or not self.units.fit(encoder.masks):
+                raise InvariantError(
+                    f"{kept} units ({self.units.granularity}) are kept instead of {budget}, or "
+                    f"masks are not made of whole units."
+                )
 
     def close_epoch(self, epoch: int) -> dict[str, float]:
         """Count epoch `epoch` (1-based) as done; returns figures to log."""
@@ -239,59 +269,23 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything beside the buffers that an exact resume needs (tensors and plain data)."""
-        return {
-            "version": STATE_VERSION,
-            "method": self.config.name,
-            "t": self.t,
-            "epoch": self.epoch,
-            "period": self.period,
-            "ramp": None if self.ramp is None else [self.ramp.t0, self.ramp.period, self.ramp.n],
-            "seed": self.seed,
-            "begins": self.begins,
-            "layers": self.online.sizes,
-            "kept": self.kept,
-            "flips": self.flips,
-            "extra": self.extra_state(),
-        }
+        return resume.take(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; masks must be in place already.
 
         Raises:
-            CheckpointError: if it was taken by another method, from another encoder, or the masks
-                in place are not those it was taken with.
+            CheckpointError: see `sparse_ext.resume.restore`.
         """
-        if state["version"] != STATE_VERSION or state["method"] != self.config.name:
-            raise CheckpointError(
-                f"The checkpoint was trained with sparse.name={state['method']} (state version "
-                f"{state['version']}), this run has {self.config.name} ({STATE_VERSION})."
-            )
-        if dict(state["layers"]) != self.online.sizes:
-            odd = set(state["layers"].items()) ^ set(self.online.sizes.items())
-            raise CheckpointError(
-                f"The checkpoint's prunable layers are not those of this run; they differ in "
-                f"{sorted({name for name, _ in odd})[:4]}. Keep backbone, sparse.stem_dense and "
-                f"sparse.exclude as they were."
-            )
-        if list(state["kept"]) != self.kept:
-            raise CheckpointError(
-                f"The checkpoint says that {list(state['kept'])} weights are kept, its masks keep "
-                f"{self.kept}: it has lost its masks or was edited."
-            )
-        self.t, self.period, self.seed = state["t"], state["period"], state["seed"]
-        self.begins, self.epoch = list(state["begins"]), state["epoch"]
-        self.ramp = None if state["ramp"] is None else Ramp(*state["ramp"])
-        self.flips = state["flips"]
-        self.load_extra_state(state["extra"])
+        resume.restore(self, state)
 
     def report_end(self) -> None:
         """Warn if the run ends with another sparsity than it was asked for."""
-        wanted = (self.config.final, self.config.momentum[1])
-        for encoder, final in zip(self.encoders, wanted, strict=False):
-            if encoder.masks.nnz != budget(final, encoder):
+        for encoder, final in zip(self.encoders, self.finals, strict=True):
+            if self.units.count(encoder.masks) != self.budget(final):
                 log.warning(
                     "The run ended at sparsity %.4f, not at the final %s: %s.",
-                    *(encoder.masks.sparsity, final, self._why_not()),
+                    *(self.sparsity_of(encoder), final, self._why_not()),
                 )
 
     def _why_not(self) -> str:
@@ -301,19 +295,25 @@ class Pruner:
 
     def _start_from_present_masks(self) -> None:
         """Trained before: the ramp begins at the sparsity that is there."""
-        self.begins = [encoder.masks.sparsity for encoder in self.encoders]
+        if not all(self.units.fit(encoder.masks) for encoder in self.encoders):
+            raise ConfigError(
+                f"The encoder has masks already, and they are not made of the units of "
+                f"sparse.granularity={self.config.granularity}: choose the granularity that they "
+                f"were made with, or start from a dense encoder."
+            )
+        self.begins = self.aims = [self.sparsity_of(encoder) for encoder in self.encoders]
         log.info("The encoders have masks already: sparsity starts from %s.", self.begins)
-        lasts = (self.config.final, self.config.momentum[1])
-        for encoder, last in zip(self.encoders, lasts, strict=False):
-            if encoder.masks.nnz < budget(last, encoder):
+        for encoder, last in zip(self.encoders, self.finals, strict=True):
+            if self.units.count(encoder.masks) < self.budget(last):
                 raise ConfigError(
-                    f"The encoder has a sparsity of {encoder.masks.sparsity:.4f} already, more "
+                    f"The encoder has a sparsity of {self.sparsity_of(encoder):.4f} already, more "
                     f"than the final {last} asked for: raise sparse.final, or start from a denser "
                     f"encoder."
                 )
 
-    def _apply(self, new: list[Masks], optimizer: Optimizer | None) -> None:
-        for encoder, masks in zip(self.encoders, new, strict=True):
+    def _apply(self, new: list[Kept], optimizer: Optimizer | None) -> None:
+        for encoder, kept in zip(self.encoders, new, strict=True):
+            masks = self.units.expand(kept, encoder)
             self.flips += encoder.change(masks, self.regrow_init, optimizer)
 
     def _check_room(self) -> None:
@@ -329,19 +329,11 @@ class Pruner:
             f"(sparse.ramp_end={self.config.ramp_end} of {self.clock.steps} steps), which leaves "
             f"no room for one update period of {self.period} steps"
         )
+        if self.start_is_given():
+            raise ConfigError(f"{message}: start the ramp earlier, or train longer.")
         if self.config.update_period is not None:
             raise ConfigError(f"{message}: lower sparse.update_period, or train longer.")
         log.warning("%s: sparsity %s will not be reached.", message, self.config.final)
-
-
-def default_period(steps: int) -> int:
-    """Update period of a run of `steps` optimizer steps, in proportion to the paper's."""
-    return min(CIFAR_PERIOD, max(1, steps // CIFAR_UPDATES))
-
-
-def budget(sparsity: float, encoder: Encoder) -> int:
-    """Weights that `encoder` keeps at `sparsity`: round half to even (section 1.1)."""
-    return allocation.budget(sparsity, encoder.masks.n)
 
 
 def build_pruner(

@@ -17,19 +17,21 @@ def fill(schema: type, section: Mapping[str, Any], path: str) -> Any:
 
     Args:
         schema: a dataclass, which may have dataclasses as fields.
-        section: what a user wrote; absent keys keep their default.
+        section: what a user wrote; absent keys keep their default, and None means absent where
+            the default is None.
         path: what messages call the section, e.g. `sparse`.
 
     Raises:
         ConfigError: for an unknown key or a value of another type than the field's.
     """
     hints = typing.get_type_hints(schema)
-    names = [f.name for f in fields(schema)]
+    defaults = {f.name: f.default for f in fields(schema)}
+    names = list(defaults)
     for key in section:
         if key not in names:
             raise ConfigError(f"Unknown key {path}.{key}. {did_you_mean(str(key), names)}")
-    values = {k: _convert(v, hints[k], f"{path}.{k}") for k, v in section.items()}
-    return schema(**values)
+    given = {k: v for k, v in section.items() if v is not None or defaults[k] is not None}
+    return schema(**{k: _convert(v, hints[k], f"{path}.{k}") for k, v in given.items()})
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:

@@ -67,6 +67,10 @@ def evaluation_args(parser: ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--num_workers", type=int, default=10)
     parser.add_argument("--eval_encoder", choices=["online", "momentum"], default="online")
+    parser.add_argument(
+        "--gating_eval",
+        help="branch of a gated encoder, such as gated or dense; default: as trained",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 

@@ -77,7 +77,7 @@ class LinearModel(OptimizationMixin, pl.LightningModule):
         if self.layer_decay > 0:
             return [*self._layer_groups(), classifier]
         if self.finetune:
-            return [{"name": "backbone", "params": self.backbone.parameters()}, classifier]
+            return [*extensions.parameter_groups(self.backbone, name="backbone"), classifier]
         return [classifier]
 
     def _layer_groups(self) -> list[dict[str, Any]]:
@@ -126,8 +126,9 @@ class LinearModel(OptimizationMixin, pl.LightningModule):
             self.backbone.eval()
         out = self.shared_step(batch, batch_idx)
         log = {f"train_{key}": out[key] for key in ("loss", "acc1", "acc5") if key in out}
-        self.log_dict(log, on_epoch=True, sync_dist=True)
-        return out["loss"]
+        terms = extensions.losses(self, batch[:1]) if self.finetune else {}
+        self.log_dict({**log, **terms}, on_epoch=True, sync_dist=True)
+        return sum(terms.values(), out["loss"])
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:
         """Metrics of one batch: `batch_size`, `val_loss`, `val_acc1`, `val_acc5`."""
@@ -137,10 +138,16 @@ class LinearModel(OptimizationMixin, pl.LightningModule):
         self.validation_step_outputs.append(metrics)
         return metrics
 
+    def on_validation_epoch_start(self) -> None:
+        """What the encoder computes is measured on the validation images alone."""
+        extensions.collect(self.backbone)
+
     def on_validation_epoch_end(self) -> None:
-        """Log the means over the epoch."""
+        """Log the means over the epoch, and what the encoder computed in it."""
         outputs = self.validation_step_outputs
         keys = ("val_loss", "val_acc1", "val_acc5")
         log = {key: weighted_mean(outputs, key, "batch_size") for key in keys}
+        figures = extensions.collect(self.backbone)
+        log.update({f"encoder/{name}": value for name, value in figures.items()})
         self.log_dict(log, sync_dist=True)
         outputs.clear()

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from solo import extensions
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
 from solo.utils.loggers import last_checkpoint
@@ -37,15 +38,19 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def load_method(folder: str | Path, encoder: str = "online") -> nn.Module:
+def load_method(
+    folder: str | Path, encoder: str = "online", gating_eval: str | None = None
+) -> nn.Module:
     """The pretrained method in `folder` (args.json and a checkpoint), in eval mode on the CPU.
 
     Args:
         folder: of the run, as `main_pretrain.py` wrote it.
         encoder: which encoder `Features` will ask; the other one is loaded if it is there.
+        gating_eval: branch of a gated encoder; None leaves it as it was trained.
 
     Raises:
         CheckpointError: something is missing, damaged, or does not fit together.
+        ConfigError: the encoder has no such branch.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -67,6 +72,10 @@ def load_method(folder: str | Path, encoder: str = "online") -> nn.Module:
             raise CheckpointError(f"{args['method']} has no momentum encoder: {path}")
         report = load_encoder(model.momentum_backbone, checkpoint, "momentum")
         model.momentum_backbone = report.backbone
+    if gating_eval is not None:
+        wanted = OmegaConf.create({"gating": {"eval": gating_eval}})
+        for extension in extensions.active(wanted):
+            extension.after_load(report.backbone, wanted)
     print(f"{path}\n{report}")
     heads = {
         k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(_ENCODER_PREFIXES)

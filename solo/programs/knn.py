@@ -9,6 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from solo import extensions
 from solo.errors import CheckpointError, ConfigError
 from solo.programs.evaluation import (
     Features,
@@ -58,9 +59,19 @@ def knn(args: Namespace) -> list[dict]:
     if args.no_labels:
         raise ConfigError("--no_labels: a nearest-neighbour accuracy needs labels")
     device = device_of(args.device)
-    model = load_method(args.pretrained_checkpoint_dir, args.eval_encoder)
+    model = load_method(
+        args.pretrained_checkpoint_dir, args.eval_encoder, getattr(args, "gating_eval", None)
+    )
     features = Features(model, args.eval_encoder).to(device)
-    train, test = (extract_features(loader, features) for loader in evaluation_loaders(args))
+    backbone = model.momentum_backbone if args.eval_encoder == "momentum" else model.backbone
+    parts = []
+    for loader in evaluation_loaders(args):
+        extensions.collect(backbone)
+        parts.append(extract_features(loader, features))
+    train, test = parts
+    figures = {k: v for k, v in extensions.collect(backbone).items() if "/" not in k}
+    for name, value in figures.items():
+        print(f"{name}: {value:.6g} (validation images)")
     results = []
     for kind, k, distance in product(args.feature_type, args.k, args.distance_function):
         if kind == "projector":
@@ -71,7 +82,7 @@ def knn(args: Namespace) -> list[dict]:
             acc1, acc5 = run_knn(x, train[2].to(device), y, test[2].to(device), k, T, distance)
             print(f"Result: acc@1={acc1}, acc@5={acc5}")
             found = {"feature_type": kind, "distance_function": distance, "k": k, "temperature": T}
-            results.append({**found, "acc1": acc1, "acc5": acc5})
+            results.append({**found, **figures, "acc1": acc1, "acc5": acc5})
     return results
 
 

@@ -53,6 +53,8 @@ def linear(cfg: DictConfig) -> Trainer:
 def load_backbone(cfg: DictConfig) -> LoadReport:
     """The encoder of `cfg.backbone` with all its weights from `pretrained_feature_extractor`.
 
+    That is a checkpoint, or the folder of a run, which stands for its last checkpoint.
+
     Raises:
         CheckpointError: no file is given, it cannot be read, or it does not fit.
     """
@@ -62,10 +64,17 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
             "pretrained_feature_extractor is null: give the checkpoint to evaluate, as in "
             "pretrained_feature_extractor='\"trained_models/byol/0/name-0-ep=99.ckpt\"'"
         )
+    from solo import extensions
     from solo.backbones import build_encoder
+    from solo.utils.loggers import last_checkpoint
     from solo.utils.weights import load_encoder
 
-    return load_encoder(build_encoder(cfg), path, cfg.eval_encoder)
+    if Path(path).is_dir():
+        path = last_checkpoint(Path(path)) or path
+    report = load_encoder(build_encoder(cfg), path, cfg.eval_encoder)
+    for extension in extensions.active(cfg):
+        extension.after_load(report.backbone, cfg)
+    return report
 
 
 def build_model(cfg: DictConfig, backbone: Any) -> LinearModel:
@@ -129,13 +138,16 @@ def build_data(cfg: DictConfig) -> Data:
 
 
 def _print_result(trainer: Trainer, model: LinearModel, cfg: DictConfig) -> None:
-    """Accuracy of the last epoch and, as fine-tuning may change it, what the encoder is now."""
+    """Accuracy and measured cost of the last epoch, and what fine-tuning made of the encoder."""
     metrics = trainer.callback_metrics
     if not trainer.is_global_zero or "val_acc1" not in metrics:
         return
     kind = "fine-tuned" if cfg.finetune else "linear"
     acc1, acc5 = (float(metrics[key]) for key in ("val_acc1", "val_acc5"))
     print(f"Result ({kind}, {cfg.eval_encoder} encoder, last epoch): acc@1={acc1}, acc@5={acc5}")
+    for name, value in metrics.items():
+        if name.startswith("encoder/") and name.count("/") == 1:
+            print(f"  {name.removeprefix('encoder/')}: {float(value):.6g} (validation images)")
     if cfg.finetune:
         from solo import extensions
 

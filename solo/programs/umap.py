@@ -17,7 +17,9 @@ def umap(args: Namespace) -> list[Path]:
         SoloError: a mistake in the arguments, the checkpoint or the data.
     """
     device = device_of(args.device)
-    model = load_method(args.pretrained_checkpoint_dir, args.eval_encoder)
+    model = load_method(
+        args.pretrained_checkpoint_dir, args.eval_encoder, getattr(args, "gating_eval", None)
+    )
     encoder = Features(model, args.eval_encoder)
     prefix = "im100" if args.dataset == "imagenet100" else args.dataset
     written = []

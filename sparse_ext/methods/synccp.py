@@ -17,14 +17,14 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparse_ext import allocation, maskfile
+from sparse_ext import maskfile
 from sparse_ext.csi import CSI, compare
 from sparse_ext.encoder import Encoder
 from sparse_ext.grow import drop_and_regrow
-from sparse_ext.initial import random_masks
+from sparse_ext.initial import random_masks, random_members
 from sparse_ext.masks import MaskSet
 from sparse_ext.messages import log
-from sparse_ext.pruner import SHORT_RAMP, Masks, Pruner
+from sparse_ext.pruner import SHORT_RAMP, Kept, Pruner
 from sparse_ext.schedules import Ramp, cosine_fraction
 
 
@@ -47,9 +47,8 @@ class SyncCP(Pruner):
 
     def plan(self) -> Ramp | None:
         """Unknown until CSI fires."""
-        self.csi = CSI(
-            self.config.csi, self.clock.epochs, self.config.final, shared=self.momentum is None
-        )
+        final, shared = self.units.sparsity(self.config.final), self.momentum is None
+        self.csi = CSI(self.config.csi, self.clock.epochs, final, shared)
         self.previous: MaskSet | None = None
         self.oscillation: dict[str, float] = {}
         self.fires_at = self._step_of(self.csi.last_epoch)
@@ -62,6 +61,10 @@ class SyncCP(Pruner):
     def latest_start(self) -> int | None:
         """The deadline, in steps."""
         return self.fires_at
+
+    def start_is_given(self) -> bool:
+        """By `csi: epoch:<k>`."""
+        return self.csi.config.fixed_epoch is not None
 
     def _step_of(self, epoch: int | None) -> int | None:
         """The deadline: the end of `epoch`; in a run of few epochs the same share of its steps."""
@@ -82,10 +85,10 @@ class SyncCP(Pruner):
         """
         if not self._ramps or self.ramp is not None:
             return self._figures()
-        mine = MaskSet(self.smallest_out(self.online, self.config.final))
+        mine = self._pseudo_masks(self.online, self.config.final)
         other = self.previous
         if self.momentum is not None:
-            other = MaskSet(self.smallest_out(self.momentum, self.config.momentum[1]))
+            other = self._pseudo_masks(self.momentum, self.config.momentum[1])
         else:
             self.previous = mine
         seen = None if other is None else compare(mine, other).agreed()
@@ -97,6 +100,10 @@ class SyncCP(Pruner):
             figures |= {"inconsistency": seen.inconsistency, "excess": seen.excess}
             figures |= {f"layer_inconsistency/{name}": v for name, v in seen.layers.items()}
         return figures
+
+    def _pseudo_masks(self, encoder: Encoder, sparsity: float) -> MaskSet:
+        """The masks an encoder would get; of weights, whatever the units (section 5.3)."""
+        return MaskSet(self.units.expand(self.smallest_out(encoder, sparsity), encoder))
 
     def _fire(self, reason: str) -> None:
         self.previous = None
@@ -122,32 +129,57 @@ class SyncCP(Pruner):
             return False
         return self.config.regrow_after_ramp or self.t <= self.ramp.end
 
-    def initial_masks(self, encoder: Encoder, sparsity: float) -> Masks:
+    def initial_masks(self, encoder: Encoder, sparsity: float) -> Kept:
         """Random; the denser encoder's masks contain the sparser one's."""
-        rule = getattr(allocation, self.config.initial_allocation)
-        return random_masks(encoder.masks, rule(encoder.masks.shapes, 1 - sparsity), self.seed)
+        counts = self.units.allocate(self.config.initial_allocation, sparsity)
+        return random_masks(self.units.shapes_of_kept, counts, self.seed)
 
-    def online_masks(self, sparsity: float) -> Masks:
+    def initial_members(self, encoder: Encoder) -> Mapping[str, Tensor] | None:
+        """Random as well, the same for both encoders."""
+        if not self.units.granularity.keeps:
+            return None
+        return random_members(encoder.masks.shapes, self.seed)
+
+    def online_masks(self, sparsity: float) -> Kept:
         """Magnitude prune to the budget, then swap the weakest for the most wanted (Eq. 3-4)."""
-        eligible = self.online.masks if self.config.mp_on == "masked" else None
+        masked = self.config.mp_on == "masked"
+        eligible = self.units.kept(self.online.masks) if masked else None
         pruned = self.smallest_out(self.online, sparsity, eligible)
         new = self.regrow(self.online, pruned)
-        self.oscillation = MaskSet(pruned).layer_xor_fraction(new)  # Eq. 7
+        self.oscillation = self._oscillation(pruned, new)
         return new
 
-    def momentum_masks(self, encoder: Encoder, sparsity: float) -> Masks:
+    def momentum_masks(self, encoder: Encoder, sparsity: float) -> Kept:
         """Magnitude only, every position eligible (section 5.5)."""
         pruned = self.smallest_out(encoder, sparsity)
         return self.regrow(encoder, pruned) if self.config.offline_regrow else pruned
 
+    def smallest_out(self, encoder: Encoder, sparsity: float, eligible: Kept | None = None) -> Kept:
+        """As the base class, or every layer to that sparsity with `scope: layer`."""
+        if self.config.scope == "global":
+            return super().smallest_out(encoder, sparsity, eligible)
+        values = self.magnitudes(encoder)
+        return self.units.largest_per_layer(values, sparsity, "uniform", eligible)
+
+    def wants_gradients(self) -> bool:
+        """Every step's, or those of updates only."""
+        fires = self.ramp is None and self.t == self.fires_at
+        return self.config.score == "ema" or fires or self.due()
+
     def observe(self, finite: Tensor) -> None:
         """score <- gamma * score + (1 - gamma) * |gradient| (Eq. 17)."""
-        self.online.average_gradients(self.config.score_momentum, finite)
+        gamma = self.config.score_momentum if self.config.score == "ema" else 0.0
+        self.online.average_gradients(gamma, finite)
 
-    def regrow(self, encoder: Encoder, pruned: Masks) -> Masks:
+    def regrow(self, encoder: Encoder, pruned: Kept) -> Kept:
         """Drop and regrow by the online encoder's averaged gradient; budgets stay as they are."""
-        magnitude = {name: value.abs() for name, value in encoder.latents.items()}
-        return drop_and_regrow(pruned, magnitude, self.online.scores, self.drop_fraction)
+        scores = self.units.pool(self.online.scores)
+        return drop_and_regrow(pruned, self.magnitudes(encoder), scores, self.drop_fraction)
+
+    def _oscillation(self, pruned: Kept, regrown: Kept) -> dict[str, float]:
+        """Share of a layer's mask that regrowth changed (Eq. 7)."""
+        changed = MaskSet(pruned).layer_xor_fraction(regrown)
+        return {name: self.units.sparsity(share) for name, share in changed.items()}
 
     @property
     def drop_fraction(self) -> float:

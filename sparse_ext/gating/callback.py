@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""The only Lightning glue of gated encoders: epochs, idle gradients, what is logged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparse_ext.gating.branches import Meter
+from sparse_ext.gating.encoder import Gating, gating_of
+from sparse_ext.gating.training import idle_parameters
+
+
+class GatingCallback(Callback):
+    """Tells gated encoders the epoch, and logs what their gates do as `gating/...`.
+
+    Per epoch of training: means over all images of every branch with gates: `rho`,
+    `flops_reduction`, and one value per layer (`rate/layer1.0`); with the branch's name in front
+    where there are several (`gating/a1/rho`). Per validation: `gating/val_...` of the branch
+    `gating.eval`.
+    """
+
+    def __init__(self) -> None:
+        self._meters: dict[str, Meter] = {}
+        self._figures: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The methods' schedules count epochs."""
+        for gating in gatings_of(pl_module):
+            gating.context.epoch = trainer.current_epoch
+        self._meters, self._figures, self._steps = {}, {}, 0
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Parameters that no pass has used are left alone: no weight decay, no momentum."""
+        online = gatings_of(pl_module)[0]
+        for parameter in idle_parameters(pl_module.backbone, online):  # type: ignore[arg-type]
+            parameter.grad = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the passes of this step into the means, and let go of their graphs."""
+        passes = [list(gating.context.tape.values()) for gating in gatings_of(pl_module)]
+        method = gatings_of(pl_module)[0].method
+        for done in passes[0]:
+            if done.branch in method.gated:
+                self._meters.setdefault(done.branch, Meter()).add(done)
+        self._add_figures(method.figures(passes[0], passes[1] if len(passes) > 1 else []))
+        for gating in gatings_of(pl_module):
+            gating.context.tape.clear()
+
+    def _add_figures(self, figures: dict[str, Tensor]) -> None:
+        self._steps += 1
+        for name, value in figures.items():
+            self._figures[name] = self._figures.get(name, 0) + value.detach()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means of the epoch, averaged over the processes."""
+        log = {name: float(value) / self._steps for name, value in self._figures.items()}
+        several = len(gatings_of(pl_module)[0].method.gated) > 1
+        for branch, meter in self._meters.items():
+            prefix = f"{branch}/" if several else ""
+            log |= {f"{prefix}{name}": value for name, value in meter.means().items()}
+        _log(pl_module, log)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the validation images alone."""
+        gatings_of(pl_module)[0].context.collect()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the online encoder computed for the validation images."""
+        means = gatings_of(pl_module)[0].context.collect()
+        if not trainer.sanity_checking:
+            _log(pl_module, {f"val_{name}": value for name, value in means.items()})
+
+
+class FineTuning(GatingCallback):
+    """Gates while a pretrained encoder is fine-tuned: all schedules have ended.
+
+    The parameters of branches that are not in use are frozen. The validation images are measured
+    by `solo.methods.linear`, as in every evaluation.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Freeze what the chosen branch does not use."""
+        (gating,) = gatings_of(pl_module)
+        branches = {gating.context.evaluation}
+        for parameter in gating.method.idle(pl_module.backbone, branches):  # type: ignore[arg-type]
+            parameter.requires_grad = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As at the end of pretraining."""
+        super().on_train_epoch_start(trainer, pl_module)
+        for gating in gatings_of(pl_module):
+            gating.context.epoch = FINISHED
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Left to the module."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Left to the module."""
+
+
+FINISHED = 10**6  # an epoch after the end of every schedule
+
+
+def gatings_of(module: LightningModule) -> list[Gating]:
+    """The gatings of a module's encoders, online first."""
+    names = ("backbone", "momentum_backbone")
+    found = (gating_of(getattr(module, name, None)) for name in names)
+    return [gating for gating in found if gating is not None]
+
+
+def callback_of(module: LightningModule) -> GatingCallback:
+    """The gating callback of a module, made at the first call."""
+    return module.__dict__.setdefault("_gating_callback", GatingCallback())
+
+
+def _log(module: LightningModule, figures: dict[str, float]) -> None:
+    module.log_dict({f"gating/{name}": value for name, value in figures.items()}, sync_dist=True)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: MIT
+"""What makes `+gating=NAME` work behind every configuration whose encoder can be gated.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from solo import extensions
+from solo.errors import ConfigError
+from sparse_ext import schema
+from sparse_ext.gating import config as settings
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule
+    from omegaconf import DictConfig
+    from torch import Tensor, nn
+
+EVALUATION_KEY = "pretrained_feature_extractor"  # only evaluations have it
+
+
+class GatingExtension(extensions.Extension):
+    """Gated encoders (`gating:`) for every method of `solo`."""
+
+    sections = ("gating",)
+
+    def parse(self, cfg: DictConfig) -> None:
+        """Check `cfg.gating` and fill in its defaults, in place; None or absent means no gates.
+
+        An evaluation may have only `gating.eval`, the branch to evaluate: the rest is in the
+        checkpoint.
+
+        Raises:
+            ConfigError: see `sparse_ext.gating.config.build`.
+        """
+        from omegaconf import open_dict
+
+        section = schema.plain(cfg.get("gating"))
+        if section is None or _only_eval(section, cfg):
+            return
+        config = settings.build(section)
+        obstacle = config.obstacle_to_masks()
+        if obstacle and cfg.get("sparse") is not None:
+            raise ConfigError(f"sparse and gating={config.name} together: {obstacle}")
+        with open_dict(cfg):
+            cfg.gating = schema.to_dict(config)
+
+    def patch_backbone(self, backbone: nn.Module, cfg: DictConfig) -> nn.Module:
+        """Put the gates of `cfg.gating` into a freshly built encoder.
+
+        Raises:
+            ConfigError: it cannot be gated, or not as asked at the size of the run's images.
+        """
+        section = schema.plain(cfg.get("gating"))
+        if section is None or _only_eval(section, cfg):
+            return backbone
+        from sparse_ext.gating.encoder import gating_of, patch, trace
+
+        backbone = patch(backbone, settings.build(section), lambda: _without_gates(cfg))
+        if cfg.get("augmentations"):
+            gating, done = gating_of(backbone), trace(backbone, cfg.augmentations[0].crop_size)
+            gating.method.check(done, gating.layers)  # type: ignore[union-attr]
+        return backbone
+
+    def callbacks(self, module: LightningModule, cfg: DictConfig) -> list[Callback]:
+        """The gating callback of `module`: one per module, however often it is asked for."""
+        if cfg.get("gating") is None:
+            return []
+        from sparse_ext.gating.callback import callback_of
+
+        return [callback_of(module)]
+
+    def rebuild(
+        self, backbone: nn.Module, state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]
+    ) -> nn.Module:
+        """Give a plain encoder the gates that `state` was trained with.
+
+        Raises:
+            CheckpointError: it has other gates already.
+        """
+        from sparse_ext.gating.encoder import rebuild
+
+        return rebuild(backbone, state)
+
+    def after_load(self, backbone: nn.Module, cfg: DictConfig) -> None:
+        """Choose the branch `cfg.gating.eval` of an encoder that comes from a checkpoint.
+
+        Raises:
+            ConfigError: the encoder has no gates, or no such branch.
+        """
+        section = schema.plain(cfg.get("gating"))
+        if section is not None:
+            from sparse_ext.gating.encoder import choose
+
+            choose(backbone, section["eval"])
+
+    def finetune_callbacks(self, backbone: nn.Module) -> list[Callback]:
+        """Gates stay at work, and their losses at their final targets, in fine-tuning."""
+        from sparse_ext.gating.encoder import gating_of
+
+        if gating_of(backbone) is None:
+            return []
+        from sparse_ext.gating.callback import FineTuning
+
+        return [FineTuning()]
+
+    def losses(self, module: LightningModule, views: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The method's further losses, as `gating/<name>`."""
+        from sparse_ext.gating.training import losses
+
+        return losses(module, views)
+
+    def parameter_groups(
+        self, backbone: nn.Module, group: Mapping[str, Any]
+    ) -> list[Mapping[str, Any]]:
+        """The encoder's group, and one of its gates with options of their own."""
+        from sparse_ext.gating.training import parameter_groups
+
+        return parameter_groups(backbone, group)
+
+    def collect(self, backbone: nn.Module) -> dict[str, float]:
+        """Reduction of MACs on the images that `backbone` has evaluated since the last call.
+
+        Returns:
+            `flops_reduction` (1 - rho), `rho`, `macs_effective` and `macs_dense` per image (MACs
+            are counted, not timed), and figures of single layers as `<figure>/<layer>`; nothing
+            without gates.
+        """
+        from sparse_ext.gating.encoder import gating_of
+
+        gating = gating_of(backbone)
+        return {} if gating is None else gating.context.collect()
+
+
+def _without_gates(cfg: DictConfig) -> nn.Module:
+    """Another encoder of the run, with weights of its own."""
+    from solo.backbones import build_encoder
+
+    plain = cfg.copy()
+    plain.gating = None
+    return build_encoder(plain)
+
+
+def _only_eval(section: Any, cfg: DictConfig) -> bool:
+    """Whether an evaluation's section says nothing but which branch to evaluate."""
+    if EVALUATION_KEY not in cfg or not isinstance(section, Mapping) or "name" in section:
+        return False
+    if set(section) != {"eval"} or not isinstance(section["eval"], str):
+        raise ConfigError(
+            "gating: an evaluation needs only gating.eval (the branch to evaluate, such as gated "
+            "or dense); everything else is in the checkpoint."
+        )
+    return True
