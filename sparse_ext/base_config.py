@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from solo.errors import ConfigError, did_you_mean
 from sparse_ext.spelling import read as read_granularity
@@ -34,6 +34,8 @@ class SparseConfig:
         seed: of random masks; None = the run's seed.
         debug: check the storage invariants after every step (slow).
     """
+
+    PAIR_ONLY: ClassVar[tuple[str, ...]] = ("momentum_initial", "momentum_final", "ema_mode")
 
     name: str = ""
     granularity: str = "element"
@@ -66,6 +68,12 @@ class SparseConfig:
         if self.final is None:
             derive(self, "final", 1.0 if self.some_survive else 0.8)
 
+    def momentum_options(self) -> list[str]:
+        """Keys that were set though they mean nothing without a momentum encoder."""
+        plain = {f.name: f.default for f in fields(self)}
+        found = [key for key in self.PAIR_ONLY if getattr(self, key) != plain[key]]
+        return [key for key in found if key != "gap" or getattr(self, key)]
+
     @property
     def some_survive(self) -> bool:
         """Whether a pruned unit keeps some of its weights: N:M."""
@@ -76,6 +84,10 @@ class SparseConfig:
         """Initial and final sparsity of the momentum encoder: the online ones where not given."""
         first, last = self.momentum_initial, self.momentum_final
         return (self.initial if first is None else first, self.final if last is None else last)
+
+    def obstacle(self, shape: tuple[int, ...]) -> str:
+        """Why this method leaves a layer of that weight shape dense; empty if it does not."""
+        return ""
 
     def _check_sparsity(self, key: str, value: float | None) -> None:
         if value is None or 0 <= value < 1 or (value == 1 and self.some_survive):

@@ -106,6 +106,7 @@ class PruningCallback(Callback):
         for encoder in self._encoders:
             encoder.widen_buffers()
             distributed.share(encoder.buffers())
+        self.pruner.enter(pl_module, fresh=self._restored is None)
         self._unseen = self._restored is None and self.pruner.needs_data
         if self._restored is not None:
             self.pruner.load_state_dict(self._restored)

@@ -14,6 +14,7 @@ from typing import Any
 
 from solo.errors import ConfigError, did_you_mean
 from sparse_ext.base_config import SparseConfig, require_choice
+from sparse_ext.rivals_config import RIVALS
 from sparse_ext.spelling import spoken
 from sparse_ext.synccp_config import CSIConfig, SyncCPConfig
 from sparse_ext.typed import fill
@@ -55,7 +56,7 @@ class GMPConfig(SparseConfig):
             )
 
 
-METHODS: dict[str, type[SparseConfig]] = {"synccp": SyncCPConfig, "gmp": GMPConfig}
+METHODS: dict[str, type[SparseConfig]] = {"synccp": SyncCPConfig, "gmp": GMPConfig, **RIVALS}
 
 
 def build(section: str | Mapping[str, Any] | SparseConfig) -> SparseConfig:

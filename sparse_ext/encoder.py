@@ -170,8 +170,9 @@ def patch(backbone: nn.Module, config: SparseConfig) -> nn.Module:
 
 def selection(backbone: nn.Module, config: SparseConfig) -> Selection:
     """Which layers of an encoder `config` makes prunable, and why the others stay dense."""
-    granularity = parse(config.granularity)
-    return select(unwrapped(backbone), config.stem_dense, config.exclude, granularity)
+    granularity, obstacle = parse(config.granularity), config.obstacle
+    net = unwrapped(backbone)
+    return select(net, config.stem_dense, config.exclude, granularity, obstacle)
 
 
 def patch_named(backbone: nn.Module, names: Iterable[str]) -> nn.Module:

@@ -67,13 +67,20 @@ class SparseExtension(extensions.Extension):
     ) -> nn.Module:
         """Put masks on exactly those layers whose `<name>.mask` is in `state`.
 
+        Where weights live on under their mask, those that it prunes are loaded as zero; where
+        the method's result is the dense network, it is loaded without its mask.
+
         Raises:
             CheckpointError: if `state` masks a layer that this encoder does not have.
         """
         from sparse_ext.encoder import patch_named
+        from sparse_ext.functional import evaluated_masked, hard_mask
 
+        alive = evaluated_masked(state)
         masked = [key.removesuffix(".mask") for key in state if key.endswith(".mask")]
-        return patch_named(backbone, masked)
+        backbone = patch_named(backbone, [name for name in masked if alive.get(name, True)])
+        hard_mask(backbone, state)
+        return backbone
 
     def finetune_callbacks(self, backbone: nn.Module) -> list[Callback]:
         """Masks stay as they are while a sparse encoder is fine-tuned (SyncCP, Table 8)."""
@@ -83,9 +90,12 @@ class SparseExtension(extensions.Extension):
         return [FixedMasks()] if any(isinstance(m, Masked) for m in backbone.modules()) else []
 
     def training_state(self, state: Mapping[str, Tensor]) -> set[str]:
-        """Shadows and scores: buffers beside a mask that only training reads."""
+        """What only training reads: shadows, scores, the branch that is not evaluated."""
+        from sparse_ext.functional import training_only
+
         masked = {key.removesuffix("mask") for key in state if key.endswith(".mask")}
-        return {prefix + name for prefix in masked for name in TRAINING_ONLY} & set(state)
+        beside = {prefix + name for prefix in masked for name in TRAINING_ONLY} & set(state)
+        return beside | training_only(state)
 
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Measured sparsity of `backbone`: over its prunable set, and over all its weights.

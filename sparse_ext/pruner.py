@@ -119,6 +119,23 @@ class Pruner:
 
     # -- what a method overrides ------------------------------------------------------------
 
+    @property
+    def finals(self) -> list[float]:
+        """Sparsity per encoder that the run is to end with."""
+        return [self.config.final, self.config.momentum[1]][: len(self.encoders)]
+
+    def budget(self, sparsity: float) -> int:
+        """Units that are kept at `sparsity`."""
+        return self.units.budget(sparsity)
+
+    def enter(self, module: Any, fresh: bool) -> None:
+        """Called when training starts, before masks are made or restored.
+
+        Args:
+            module: what is trained, with all its heads, as the strategy set it up.
+            fresh: this run is not resumed.
+        """
+
     def plan(self) -> Ramp | None:
         """The ramp, if it is known before training."""
         return None
@@ -126,6 +143,10 @@ class Pruner:
     def latest_start(self) -> int | None:
         """Step at which the ramp starts at the latest; None = it may never."""
         return None if self.ramp is None else self.ramp.t0
+
+    def start_is_given(self) -> bool:
+        """Whether the user named the step at which the ramp starts."""
+        return False
 
     def initial_masks(self, encoder: Encoder, sparsity: float) -> Kept:
         """Units kept before the ramp."""
@@ -192,8 +213,7 @@ class Pruner:
     def sparsities(self) -> list[float]:
         """Scheduled sparsity per encoder at this step: the same index for both (Eq. 10-12)."""
         index, n = (0, 1) if self.ramp is None else (self.ramp.index(self.t), self.ramp.n)
-        lasts = (self.config.final, self.config.momentum[1])
-        ends = zip(self.begins, lasts, strict=False)
+        ends = zip(self.begins, self.finals, strict=True)
         return [cubic(first, last, index, n) for first, last in ends]
 
     def magnitudes(self, encoder: Encoder) -> dict[str, Tensor]:
@@ -235,7 +255,7 @@ class Pruner:
         """Raise InvariantError unless I1-I4 hold (section 0.3)."""
         for encoder, aim in zip(self.encoders, self.aims, strict=True):
             encoder.check(optimizer if encoder is self.online else None)
-            kept, budget = self.units.count(encoder.masks), self.units.budget(aim)
+            kept, budget = self.units.count(encoder.masks), self.budget(aim)
             if kept != budget or not self.units.fit(encoder.masks):
                 raise InvariantError(
                     f"{kept} units ({self.units.granularity}) are kept instead of {budget}, or "
@@ -261,9 +281,8 @@ class Pruner:
 
     def report_end(self) -> None:
         """Warn if the run ends with another sparsity than it was asked for."""
-        wanted = (self.config.final, self.config.momentum[1])
-        for encoder, final in zip(self.encoders, wanted, strict=False):
-            if self.units.count(encoder.masks) != self.units.budget(final):
+        for encoder, final in zip(self.encoders, self.finals, strict=True):
+            if self.units.count(encoder.masks) != self.budget(final):
                 log.warning(
                     "The run ended at sparsity %.4f, not at the final %s: %s.",
                     *(self.sparsity_of(encoder), final, self._why_not()),
@@ -284,9 +303,8 @@ class Pruner:
             )
         self.begins = self.aims = [self.sparsity_of(encoder) for encoder in self.encoders]
         log.info("The encoders have masks already: sparsity starts from %s.", self.begins)
-        lasts = (self.config.final, self.config.momentum[1])
-        for encoder, last in zip(self.encoders, lasts, strict=False):
-            if self.units.count(encoder.masks) < self.units.budget(last):
+        for encoder, last in zip(self.encoders, self.finals, strict=True):
+            if self.units.count(encoder.masks) < self.budget(last):
                 raise ConfigError(
                     f"The encoder has a sparsity of {self.sparsity_of(encoder):.4f} already, more "
                     f"than the final {last} asked for: raise sparse.final, or start from a denser "
@@ -311,6 +329,8 @@ class Pruner:
             f"(sparse.ramp_end={self.config.ramp_end} of {self.clock.steps} steps), which leaves "
             f"no room for one update period of {self.period} steps"
         )
+        if self.start_is_given():
+            raise ConfigError(f"{message}: start the ramp earlier, or train longer.")
         if self.config.update_period is not None:
             raise ConfigError(f"{message}: lower sparse.update_period, or train longer.")
         log.warning("%s: sparsity %s will not be reached.", message, self.config.final)

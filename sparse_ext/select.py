@@ -7,11 +7,11 @@ never biases, norms or a classifier; the stem only if asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from solo.errors import ConfigError, did_you_mean
 from sparse_ext.granularity import Element, Granularity
@@ -44,6 +44,7 @@ def select(
     stem_dense: bool = True,
     exclude: Iterable[str] = (),
     granularity: Granularity | None = None,
+    obstacle: Callable[[tuple[int, ...]], str] = lambda shape: "",
 ) -> Selection:
     """Sort the layers of an encoder into prunable and dense.
 
@@ -52,6 +53,7 @@ def select(
         stem_dense: leave the first convolution dense (for a ViT: the patch embedding).
         exclude: globs of fully qualified names that stay dense.
         granularity: layers whose shape it cannot group stay dense; by default any shape will do.
+        obstacle: why a layer of that weight shape stays dense all the same; empty = it does not.
 
     Raises:
         ConfigError: if a glob matches no layer, or nothing is left to prune.
@@ -67,10 +69,14 @@ def select(
     granularity = granularity or Element()
     layers: dict[str, nn.Module] = {}
     dense: dict[str, str] = {}
+    misfits: set[str] = set()
     seen: dict[int, str] = {}
     for name, layer in weighted.items():
         why = _reason(name, layer, stem if stem_dense else None, exclude)
-        why = why or granularity.obstacle(layer.weight, layer)  # type: ignore[arg-type]
+        if not why:
+            weight: Tensor = layer.weight  # type: ignore[assignment]
+            why = granularity.obstacle(weight, layer) or obstacle(tuple(weight.shape))
+            misfits |= {why} - {""}
         owner = seen.setdefault(id(layer.weight), name)
         if owner != name:
             why = why or f"shares its weight with {owner}"
@@ -78,6 +84,13 @@ def select(
             dense[name] = why
         else:
             layers[name] = layer
+    if not layers and any(why in misfits for why in dense.values()):
+        examples = [f"{name}: {why}" for name, why in dense.items() if why in misfits]
+        raise ConfigError(
+            f"sparse.granularity={granularity} fits no layer of this {type(module).__name__} "
+            f"({'; '.join(examples[:3])}{', ...' if len(examples) > 3 else ''}). Choose a smaller "
+            f"one, or element."
+        )
     if not layers:
         reasons = "; ".join(f"{name}: {why}" for name, why in dense.items()) or "it has no layer"
         raise ConfigError(f"{type(module).__name__} has nothing to prune ({reasons}).")

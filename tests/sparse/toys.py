@@ -77,11 +77,11 @@ def toy(seed=0, **kwargs) -> Toy:
     return Toy(**kwargs)
 
 
-def data(batches=5, size=4, seed=1, image=8) -> DataLoader:
+def data(batches=5, size=4, seed=1, image=8, width=8) -> DataLoader:
     """Fixed batches in a fixed order."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(batches * size, 3, image, image, generator=g)
-    y = torch.randn(batches * size, 8, generator=g)
+    y = torch.randn(batches * size, width, generator=g)
     return DataLoader(TensorDataset(x, y), batch_size=size)
 
 

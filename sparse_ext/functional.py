@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: MIT
+"""Masked forward passes of living weights: one latent weight under several masks.
+
+Most methods store pruned weights as zero. SDCLR, SD-* on one encoder, SR-STE and MCP cannot:
+a pruned weight goes on living and may come back. Their layers multiply by the mask in the forward
+pass, in those passes where `Branches` says so; the buffer `masked_eval` tells evaluation, from the
+checkpoint alone, whether the pruned or the dense network is what the method trains.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from solo.errors import ConfigError
+from solo.utils.views import current_view
+from sparse_ext.encoder import Encoder
+from sparse_ext.layers import MaskedConv2d, MaskedLinear
+
+MARKER = "masked_eval"  # the buffer of a functional layer
+OTHER_BN = "masked"  # the child of a dual batch norm that the pruned branch uses
+
+_forced: ContextVar[bool | None] = ContextVar("forced_branch", default=None)
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Which forward passes see the mask.
+
+    Attributes:
+        first: those of view 0.
+        others: those of the other views.
+        evaluation: those outside of a training step.
+    """
+
+    first: bool
+    others: bool
+    evaluation: bool
+
+    def masked(self, layer: nn.Module) -> bool:
+        """Whether the pass under way goes through the mask.
+
+        Raises:
+            ConfigError: in a training step that does not announce its views.
+        """
+        if (forced := _forced.get()) is not None:
+            return forced
+        if self.first == self.others == self.evaluation:
+            return self.first
+        view = current_view()
+        if view is not None:
+            return self.others if view.index else self.first
+        if layer.training and torch.is_grad_enabled():
+            raise ConfigError(
+                "This sparse method treats views differently, but the training step does not say "
+                "which view it encodes: wrap each pass in solo.utils.views.encoding(index), as "
+                "the methods of solo do."
+            )
+        return self.evaluation
+
+
+ALWAYS = Branches(True, True, True)
+
+
+@contextmanager
+def branch(masked: bool) -> Iterator[None]:
+    """Inside, every functional layer takes the masked (or the dense) branch."""
+    token = _forced.set(masked)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Product with a mask whose gradient is that of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0], None
+
+
+class _Functional:
+    """Mixed into masked layers whose weights stay alive."""
+
+    weight: Tensor
+    mask: Tensor
+    branches: Branches
+    straight: bool
+
+    def seen_weight(self) -> Tensor:
+        """The weight as this pass sees it."""
+        if not self.branches.masked(self):  # type: ignore[arg-type]
+            return self.weight
+        if self.straight:
+            return _StraightThrough.apply(self.weight, self.mask)
+        return self.weight * self.mask
+
+
+class FunctionalConv2d(_Functional, MaskedConv2d):
+    """A convolution with the mask in its forward pass; made by `make_functional`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.seen_weight(), self.bias)
+
+
+class FunctionalLinear(_Functional, MaskedLinear):
+    """A linear layer with the mask in its forward pass; made by `make_functional`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.seen_weight(), self.bias)
+
+
+_TYPES = {MaskedConv2d: FunctionalConv2d, MaskedLinear: FunctionalLinear}
+
+
+class LatentEncoder(Encoder):
+    """An encoder whose stored weights are the latent ones: masks never touch weights or state.
+
+    Args:
+        encoder: the same layers as any method sees them.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.layers, self.masks = encoder.layers, encoder.masks
+
+    def mask_gradients(self) -> None:
+        """What the forward pass did not use has no gradient already."""
+
+    def project(self, optimizer: Any = None) -> None:
+        """Pruned weights live on."""
+
+    @torch.no_grad()
+    def change(self, new: dict[str, Tensor], regrow: Any = None, optimizer: Any = None) -> int:
+        """Put new masks in place and return how many entries differ from the old ones."""
+        self.masks.check_same_layers(new)
+        flips = 0
+        for name, layer in self.layers.items():
+            flips += int((layer.mask ^ new[name]).count_nonzero())
+            layer.mask.copy_(new[name])
+        return flips
+
+    def check(self, optimizer: Any = None, kept: int | None = None) -> None:
+        """There is nothing that masks could contradict."""
+
+
+def make_functional(encoder: Encoder, branches: Branches, straight: bool = False) -> LatentEncoder:
+    """Move the masks of an encoder's layers into their forward passes, in place.
+
+    Args:
+        encoder: with masked layers; those that are functional already take the new branches.
+        branches: which passes are masked.
+        straight: the gradient of a masked pass reaches pruned weights too.
+    """
+    for layer in encoder.layers.values():
+        layer.__class__ = _TYPES.get(type(layer), type(layer))
+        layer.branches, layer.straight = branches, straight
+        flag = torch.tensor(branches.evaluation, device=layer.weight.device)
+        layer.register_buffer(MARKER, flag)
+    return LatentEncoder(encoder)
+
+
+# -- dual batch norm ---------------------------------------------------------------------------
+
+
+class _Dual:
+    """Mixed into batch norms that have a second set of parameters and statistics."""
+
+    branches: Branches
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.branches.masked(self):  # type: ignore[arg-type]
+            return getattr(self, OTHER_BN)(input)
+        return super().forward(input)  # type: ignore[misc]
+
+
+class DualBatchNorm1d(_Dual, nn.BatchNorm1d):
+    """Its own set for the dense branch, `masked` for the pruned one."""
+
+
+class DualBatchNorm2d(_Dual, nn.BatchNorm2d):
+    """Its own set for the dense branch, `masked` for the pruned one."""
+
+
+class DualSyncBatchNorm(_Dual, nn.SyncBatchNorm):
+    """Its own set for the dense branch, `masked` for the pruned one."""
+
+
+_DUAL = {
+    nn.BatchNorm1d: DualBatchNorm1d,
+    nn.BatchNorm2d: DualBatchNorm2d,
+    nn.SyncBatchNorm: DualSyncBatchNorm,
+}
+
+
+def make_dual(modules: Iterable[nn.Module], branches: Branches, affine: bool = True) -> int:
+    """Give every batch norm inside `modules` a second set, a copy of the first; returns how many.
+
+    Repeating it keeps the sets and restores the classes, which the conversion to synchronised
+    batch norm replaces.
+
+    Args:
+        modules: what to look through.
+        branches: which passes use the second set.
+        affine: scale and shift are doubled too; otherwise both sets share them.
+
+    Raises:
+        ConfigError: for a kind of batch norm whose forward pass we do not know.
+    """
+    norms = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
+    seconds = {id(getattr(m, OTHER_BN, None)) for m in norms}
+    firsts = {id(m): m for m in norms if id(m) not in seconds}
+    for norm in firsts.values():
+        if isinstance(norm, _Dual):
+            continue
+        if type(norm) not in _DUAL:
+            raise ConfigError(
+                f"sparse.dual_bn: a {type(norm).__name__} is none of the batch norms that can be "
+                f"doubled ({', '.join(kind.__name__ for kind in _DUAL)}). Set sparse.dual_bn=false."
+            )
+        if not hasattr(norm, OTHER_BN):
+            norm.add_module(OTHER_BN, copy.deepcopy(norm))
+            if not affine:
+                second = getattr(norm, OTHER_BN)
+                second.weight, second.bias = norm.weight, norm.bias
+        norm.__class__ = _DUAL[type(norm)]  # type: ignore[assignment]
+        norm.branches = branches  # type: ignore[assignment]
+    return len(firsts)
+
+
+# -- checkpoints -------------------------------------------------------------------------------
+
+
+def evaluated_masked(state: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Layers that a checkpoint marks as functional: whether evaluation sees their mask."""
+    marks = [key for key in state if key.endswith(f".{MARKER}")]
+    return {key.removesuffix(f".{MARKER}"): bool(state[key]) for key in marks}
+
+
+def training_only(state: Mapping[str, Tensor]) -> set[str]:
+    """Keys of the branch that evaluation does not use: markers, its masks, second batch norms."""
+    layers = evaluated_masked(state)
+    keys = {f"{name}.{MARKER}" for name in layers}
+    keys |= {f"{name}.mask" for name, masked in layers.items() if not masked}
+    if layers:
+        keys |= {key for key in state if f".{OTHER_BN}." in key}
+    return keys
+
+
+def hard_mask(backbone: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make a plain encoder load the pruned network out of living weights, in place.
+
+    Pruned weights are loaded as zero, and batch norms take the second set where there is one.
+
+    Args:
+        backbone: with masks on the layers that evaluation sees masked.
+        state: what it is about to load.
+    """
+    layers = [name for name, masked in evaluated_masked(state).items() if masked]
+    for name in layers:
+        backbone.get_submodule(name).register_load_state_dict_pre_hook(_fold)
+    marker = f".{OTHER_BN}."
+    seconds = {key: value for key, value in state.items() if layers and marker in key}
+    for name in {key.partition(marker)[0] for key in seconds}:
+        own = {k.partition(marker)[2]: v for k, v in seconds.items() if k.startswith(name + marker)}
+        backbone.get_submodule(name).register_load_state_dict_pre_hook(_Second(own))
+
+
+def _fold(layer: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    weight, mask = prefix + "weight", prefix + "mask"
+    if weight in state and mask in state:
+        state[weight] = state[weight].masked_fill(~state[mask].bool(), 0)
+
+
+class _Second:
+    """Puts a batch norm's second set in the place of its first."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        self.values = values
+
+    def __call__(self, norm: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        for name, value in self.values.items():
+            if prefix + name in state:
+                state[prefix + name] = value
