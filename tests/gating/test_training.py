@@ -95,6 +95,7 @@ def test_vicreg_weights():
     assert apart.item() == pytest.approx(25.0, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_budget_is_reached():
     """Only the budget loss pulls at the gates here: rho ends near t_d from either side."""
     for budget in (0.25, 0.75):
