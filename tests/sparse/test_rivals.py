@@ -92,8 +92,9 @@ def test_rigl_defaults():
     assert (itop.update_end, itop.skip_step, itop.drop_start) == (1.0, False, 0.5)
 
 
-@pytest.mark.parametrize(("name", "moves"), [("rigl", False), ("rigl_itop", True),
-                                             ("granet", True)])
+@pytest.mark.parametrize(
+    ("name", "moves"), [("rigl", False), ("rigl_itop", True), ("granet", True)]
+)
 def test_whether_an_update_step_moves_kept_weights(name, moves):
     """Property 13; regrown weights are zero with zero optimizer state."""
     from lightning.pytorch import Callback
