@@ -292,7 +292,7 @@ def test_sd_with_one_encoder_evaluates_the_masked_network(name, tmp_path):
 
 def nm_mask(weight, n, m):
     groups = weight.movedim(1, -1).reshape(-1, m)
-    best = groups.abs().argsort(1, descending=True, stable=True)[:, :n]
+    best = groups.abs().argsort(dim=1, descending=True, stable=True)[:, :n]
     keep = torch.zeros_like(groups, dtype=torch.bool).scatter(1, best, True)
     shape = weight.shape
     return keep.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
