@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from solo.errors import ConfigError, did_you_mean
 from sparse_ext.spelling import read as read_granularity
@@ -34,6 +34,8 @@ class SparseConfig:
         seed: of random masks; None = the run's seed.
         debug: check the storage invariants after every step (slow).
     """
+
+    PAIR_ONLY: ClassVar[tuple[str, ...]] = ("momentum_initial", "momentum_final", "ema_mode")
 
     name: str = ""
     granularity: str = "element"
@@ -65,6 +67,12 @@ class SparseConfig:
         """Set the defaults that depend on other keys; twice changes nothing."""
         if self.final is None:
             derive(self, "final", 1.0 if self.some_survive else 0.8)
+
+    def momentum_options(self) -> list[str]:
+        """Keys that were set though they mean nothing without a momentum encoder."""
+        plain = {f.name: f.default for f in fields(self)}
+        found = [key for key in self.PAIR_ONLY if getattr(self, key) != plain[key]]
+        return [key for key in found if key != "gap" or getattr(self, key)]
 
     @property
     def some_survive(self) -> bool:

@@ -50,10 +50,11 @@ def check_strategy(trainer: Trainer, module: LightningModule) -> None:
 def check_encoders(encoders: list[Encoder], config: SparseConfig) -> None:
     """Raise ConfigError if the encoders do not fit each other or the configuration."""
     if len(encoders) == 1:
-        if config.momentum_initial is not None or config.momentum_final is not None:
+        if given := config.momentum_options():
+            keys = ", ".join(f"sparse.{key}={getattr(config, key)}" for key in given)
             raise ConfigError(
-                "sparse.momentum_initial and sparse.momentum_final are for methods with a momentum "
-                "encoder; this one has none. Leave them out."
+                f"{keys}: only for a method with a momentum encoder; this one has none. Leave "
+                f"{'it' if len(given) == 1 else 'them'} out."
             )
     elif encoders[0].sizes != encoders[1].sizes:
         raise ConfigError("The online and the momentum encoder have different prunable layers.")

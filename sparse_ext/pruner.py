@@ -144,6 +144,10 @@ class Pruner:
         """Step at which the ramp starts at the latest; None = it may never."""
         return None if self.ramp is None else self.ramp.t0
 
+    def start_is_given(self) -> bool:
+        """Whether the user named the step at which the ramp starts."""
+        return False
+
     def initial_masks(self, encoder: Encoder, sparsity: float) -> Kept:
         """Units kept before the ramp."""
         return self.smallest_out(encoder, sparsity)
@@ -325,6 +329,8 @@ class Pruner:
             f"(sparse.ramp_end={self.config.ramp_end} of {self.clock.steps} steps), which leaves "
             f"no room for one update period of {self.period} steps"
         )
+        if self.start_is_given():
+            raise ConfigError(f"{message}: start the ramp earlier, or train longer.")
         if self.config.update_period is not None:
             raise ConfigError(f"{message}: lower sparse.update_period, or train longer.")
         log.warning("%s: sparsity %s will not be reached.", message, self.config.final)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from solo.errors import ConfigError, did_you_mean
 from sparse_ext.granularity import Element, Granularity
@@ -69,11 +69,14 @@ def select(
     granularity = granularity or Element()
     layers: dict[str, nn.Module] = {}
     dense: dict[str, str] = {}
+    misfits: set[str] = set()
     seen: dict[int, str] = {}
     for name, layer in weighted.items():
         why = _reason(name, layer, stem if stem_dense else None, exclude)
-        why = why or granularity.obstacle(layer.weight, layer)  # type: ignore[arg-type]
-        why = why or obstacle(tuple(layer.weight.shape))  # type: ignore[union-attr,operator]
+        if not why:
+            weight: Tensor = layer.weight  # type: ignore[assignment]
+            why = granularity.obstacle(weight, layer) or obstacle(tuple(weight.shape))
+            misfits |= {why} - {""}
         owner = seen.setdefault(id(layer.weight), name)
         if owner != name:
             why = why or f"shares its weight with {owner}"
@@ -81,6 +84,13 @@ def select(
             dense[name] = why
         else:
             layers[name] = layer
+    if not layers and any(why in misfits for why in dense.values()):
+        examples = [f"{name}: {why}" for name, why in dense.items() if why in misfits]
+        raise ConfigError(
+            f"sparse.granularity={granularity} fits no layer of this {type(module).__name__} "
+            f"({'; '.join(examples[:3])}{', ...' if len(examples) > 3 else ''}). Choose a smaller "
+            f"one, or element."
+        )
     if not layers:
         reasons = "; ".join(f"{name}: {why}" for name, why in dense.items()) or "it has no layer"
         raise ConfigError(f"{type(module).__name__} has nothing to prune ({reasons}).")

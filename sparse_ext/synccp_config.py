@@ -72,13 +72,21 @@ class CSIConfig:
 class SyncCPConfig(SparseConfig):
     """Synchronized contrastive pruning (SyncCP): both encoders, constant gap, start by CSI.
 
-    `momentum_initial` and `momentum_final` left at None follow from `gap`.
+    `momentum_initial` and `momentum_final` left out follow from `gap`. With N:M all sparsities are
+    shares of groups (section 5.6).
 
     Attributes:
+        initial: sparsity of the online encoder before the ramp; left out: 0.3, or 0 without `sync`.
+        sync: SyncS, the same gap from start to end. Without it both encoders start alike and the
+            gap grows to its full size, as in GraNet-SSL.
         gap: Delta_s, sparsity of the sparser encoder minus that of the other one.
         sparser: `online` (the paper) or `offline` (its Table 12).
         initial_allocation: layer densities of the initial random masks: `erk`, `er`, `uniform`.
+        scope: magnitudes are compared over all layers (`global`) or within each (`layer`, which
+            then all get the same sparsity).
         csi: when the ramp starts.
+        score: what brings weights back: the running mean of |gradient| (`ema`) or that of the
+            update's own step (`instant`).
         score_momentum: weight of the history in the gradient score (0.9; the paper's Eq. 17 read
             literally is 0.1, the authors' scripts have 0.99).
         drop_start: fraction of a layer's weights that is dropped and regrown, at the first step.
@@ -91,12 +99,23 @@ class SyncCPConfig(SparseConfig):
             ranked anew (section 5.6).
     """
 
+    PAIR_ONLY: typing.ClassVar = (
+        *SparseConfig.PAIR_ONLY,
+        "gap",
+        "sparser",
+        "offline_regrow",
+        "sync",
+    )
+
     name: str = "synccp"
-    initial: float = 0.3
+    initial: float = None  # type: ignore[assignment]
+    sync: bool = True
     gap: float = 0.3
     sparser: str = "online"
     initial_allocation: str = "erk"
+    scope: str = "global"
     csi: CSIConfig = field(default_factory=CSIConfig)
+    score: str = "ema"
     score_momentum: float = 0.9
     drop_start: float = 0.5
     drop_end: float = 0.005
@@ -111,11 +130,18 @@ class SyncCPConfig(SparseConfig):
         self._check_gaps()
         super().__post_init__()
         require_choice("initial_allocation", self.initial_allocation, ("erk", "er", "uniform"))
+        require_choice("scope", self.scope, ("global", "layer"))
+        require_choice("score", self.score, ("ema", "instant"))
         require_choice("regrow_init", self.regrow_init, ("latent", "zero"))
         require_choice("mp_on", self.mp_on, ("masked", "latent"))
         for key in ("score_momentum", "drop_start", "drop_end"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"sparse.{key}={getattr(self, key)} must be in [0, 1).")
+        if (self.csi.fixed_epoch or 0) < 1 and (self.csi.fixed_epoch or 0) >= self.ramp_end:
+            raise ConfigError(
+                f"sparse.csi.mode={self.csi.mode} starts the ramp after its end "
+                f"(sparse.ramp_end={self.ramp_end}, both fractions of the run): start earlier."
+            )
         if self.csi.deadline >= self.ramp_end and self.csi.mode in ("normalized", "absolute"):
             raise ConfigError(
                 f"sparse.csi.deadline={self.csi.deadline} must be before "
@@ -123,8 +149,10 @@ class SyncCPConfig(SparseConfig):
             )
 
     def fill_in(self) -> None:
-        """Ranking depends on the granularity."""
+        """The start depends on `sync`, the ranking on the granularity."""
         super().fill_in()
+        if self.initial is None:
+            derive(self, "initial", 0.3 if self.sync else 0.0)
         if self.mp_on is None:
             derive(self, "mp_on", "latent" if self.some_survive else "masked")
 
@@ -132,9 +160,10 @@ class SyncCPConfig(SparseConfig):
     def momentum(self) -> tuple[float, float]:
         """Initial and final sparsity of the momentum encoder (Eq. 12)."""
         signed = self.gap if self.sparser == "online" else -self.gap
-        pairs = ((self.momentum_initial, self.initial), (self.momentum_final, self.final))
-        first, last = (clean(online - signed) if own is None else own for own, online in pairs)
-        return first, last
+        first, last = self.momentum_initial, self.momentum_final
+        if first is None:
+            first = clean(self.initial - signed) if self.sync else self.initial
+        return first, clean(self.final - signed) if last is None else last
 
     def _check_gaps(self) -> None:
         if not 0 <= self.gap < 1:
@@ -143,16 +172,18 @@ class SyncCPConfig(SparseConfig):
         for when, online, own in zip(
             ("initial", "final"), (self.initial, self.final), self.momentum, strict=True
         ):
-            if abs(sign * (online - own) - self.gap) >= TOLERANCE:
+            if self.sync and abs(sign * (online - own) - self.gap) >= TOLERANCE:
                 raise ConfigError(
                     f"sparse.{when}={online} and sparse.momentum_{when}={own} differ by "
                     f"{clean(sign * (online - own))}, but sparse.gap={self.gap} (sparser: "
                     f"{self.sparser}). The gap is constant during training: give "
                     f"momentum_{when}={clean(online - sign * self.gap)}, or leave "
-                    f"momentum_{when} out, or set sparse.gap."
+                    f"momentum_{when} out, or set sparse.gap, or sparse.sync=false."
                 )
-            if getattr(self, f"momentum_{when}") is None and not 0 <= own < 1:
+            most = 1 if self.some_survive else 1 - TOLERANCE
+            if getattr(self, f"momentum_{when}") is None and not 0 <= own <= most:
                 raise ConfigError(
                     f"sparse.{when}={online} with sparse.gap={self.gap} (sparser: {self.sparser}) "
-                    f"leaves the momentum encoder a sparsity of {own}. Choose a smaller sparse.gap."
+                    f"leaves the momentum encoder a sparsity of {own}. Choose a smaller sparse.gap "
+                    f"(0 for a method without momentum encoder)."
                 )

@@ -53,6 +53,8 @@ def linear(cfg: DictConfig) -> Trainer:
 def load_backbone(cfg: DictConfig) -> LoadReport:
     """The encoder of `cfg.backbone` with all its weights from `pretrained_feature_extractor`.
 
+    That is a checkpoint, or the folder of a run, which stands for its last checkpoint.
+
     Raises:
         CheckpointError: no file is given, it cannot be read, or it does not fit.
     """
@@ -64,8 +66,11 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
         )
     from solo import extensions
     from solo.backbones import build_encoder
+    from solo.utils.loggers import last_checkpoint
     from solo.utils.weights import load_encoder
 
+    if Path(path).is_dir():
+        path = last_checkpoint(Path(path)) or path
     report = load_encoder(build_encoder(cfg), path, cfg.eval_encoder)
     for extension in extensions.active(cfg):
         extension.after_load(report.backbone, cfg)

@@ -62,6 +62,10 @@ class SyncCP(Pruner):
         """The deadline, in steps."""
         return self.fires_at
 
+    def start_is_given(self) -> bool:
+        """By `csi: epoch:<k>`."""
+        return self.csi.config.fixed_epoch is not None
+
     def _step_of(self, epoch: int | None) -> int | None:
         """The deadline: the end of `epoch`; in a run of few epochs the same share of its steps."""
         if epoch is None:
@@ -150,9 +154,22 @@ class SyncCP(Pruner):
         pruned = self.smallest_out(encoder, sparsity)
         return self.regrow(encoder, pruned) if self.config.offline_regrow else pruned
 
+    def smallest_out(self, encoder: Encoder, sparsity: float, eligible: Kept | None = None) -> Kept:
+        """As the base class, or every layer to that sparsity with `scope: layer`."""
+        if self.config.scope == "global":
+            return super().smallest_out(encoder, sparsity, eligible)
+        values = self.magnitudes(encoder)
+        return self.units.largest_per_layer(values, sparsity, "uniform", eligible)
+
+    def wants_gradients(self) -> bool:
+        """Every step's, or those of updates only."""
+        fires = self.ramp is None and self.t == self.fires_at
+        return self.config.score == "ema" or fires or self.due()
+
     def observe(self, finite: Tensor) -> None:
         """score <- gamma * score + (1 - gamma) * |gradient| (Eq. 17)."""
-        self.online.average_gradients(self.config.score_momentum, finite)
+        gamma = self.config.score_momentum if self.config.score == "ema" else 0.0
+        self.online.average_gradients(gamma, finite)
 
     def regrow(self, encoder: Encoder, pruned: Kept) -> Kept:
         """Drop and regrow by the online encoder's averaged gradient; budgets stay as they are."""

@@ -12,14 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_ext.quickstart.plan import CONFIG, KNN, LINEAR, PRETRAIN, ROOT
+from solo.data.digits import SIZE
+from sparse_ext.quickstart.plan import KNN, LINEAR, PRETRAIN, ROOT
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch import Tensor, nn
+    from torch.utils.data import DataLoader
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,19 +80,17 @@ def linear_on_pixels(folder: Path, overrides: Sequence[str]) -> None:
 
 def knn_on_pixels() -> None:
     """The kNN program on pixels; prints its result as that program does."""
-    from solo.programs.evaluation import extract_features
     from solo.programs.knn import run_knn
 
-    features = [extract_features(loader, _Feats(pixels())) for loader in _loaders()]
+    (x, x_labels), (y, y_labels) = (_flat(loader) for loader in _loaders())
     options = dict(zip(KNN[::2], KNN[1::2], strict=True))
-    (x, _, x_labels), (y, _, y_labels) = features
     k, temperature = int(options["--k"]), float(options["--temperature"])
     acc1, acc5 = run_knn(x, x_labels, y, y_labels, k, temperature, options["--distance_function"])
     print(f"Result: acc@1={acc1}, acc@5={acc5}", flush=True)
 
 
-def compose(folder: str, overrides: Sequence[str]) -> DictConfig:
-    """The recipe that `--config-path folder --config-name quickstart` composes."""
+def compose(recipe: str, overrides: Sequence[str]) -> DictConfig:
+    """What the programs compose from the YAML file `recipe` (a path in the repository)."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
@@ -97,38 +98,31 @@ def compose(folder: str, overrides: Sequence[str]) -> DictConfig:
     from sparse_ext.extension import register
 
     register()
-    with initialize_config_dir(str(ROOT / folder), version_base="1.2"):
-        cfg = hydra_compose(CONFIG, overrides=list(overrides))
+    path = ROOT / recipe
+    with initialize_config_dir(str(path.parent), version_base="1.2"):
+        cfg = hydra_compose(path.name, overrides=list(overrides))
     OmegaConf.set_struct(cfg, False)
     return cfg
 
 
-def pixels():
+def pixels() -> nn.Module:
     """An encoder without weights: the image, flattened."""
     from torch import nn
 
-    class Pixels(nn.Flatten):
-        num_features = 3 * 32 * 32
-
-    return Pixels()
-
-
-def _Feats(encoder):
-    from torch import nn
-
-    class Feats(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.encoder = encoder
-            self.anchor = nn.Parameter(__import__("torch").empty(0))  # says which device
-
-        def forward(self, images):
-            return {"feats": self.encoder(images)}
-
-    return Feats()
+    flatten = nn.Flatten()
+    flatten.num_features = 3 * SIZE * SIZE
+    return flatten
 
 
-def _loaders():
+def _flat(loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """All pixels (N, 3072) and labels (N,)."""
+    import torch
+
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images).flatten(1), torch.cat(labels)
+
+
+def _loaders() -> list[DataLoader]:
     from solo.data.classification_dataloader import (
         prepare_datasets,
         prepare_transforms,

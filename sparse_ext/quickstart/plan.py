@@ -15,10 +15,18 @@ from solo.errors import ConfigError, DataError
 from sparse_ext.quickstart.jobs import Job
 
 ROOT = Path(__file__).resolve().parents[2]
-PRETRAIN, LINEAR, CONFIG = "scripts/pretrain/digits", "scripts/linear/digits", "quickstart"
+PRETRAIN, LINEAR = "scripts/pretrain/digits/quickstart.yaml", "scripts/linear/digits/linear.yaml"
 KNN = ("--k", "20", "--distance_function", "cosine", "--temperature", "0.07")
 ENCODERS = {"dense": "dense", "sparse": "sparse", "random": "random encoder"}
 PRETRAINED = ("dense", "sparse")
+# SyncCP's defaults are for hundreds of epochs. A run of minutes has few updates, so each must do
+# little damage (`drop_start`) and be followed by enough steps (`update_period`) to recover.
+SPARSE = (
+    "+sparse=synccp",
+    "sparse.update_period=22",
+    "sparse.drop_start=0.1",
+    "sparse.csi.warmup_epochs=3",
+)
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,10 @@ def _newest(folder: Path, pattern: str) -> Path:
 
 
 def _pretrain(settings: Settings, name: str) -> Job:
-    more = ("+sparse=synccp",) if name == "sparse" else ()
+    more = SPARSE if name == "sparse" else ()
     command = (
         *(sys.executable, ROOT / "main_pretrain.py"),
-        *("--config-path", ROOT / PRETRAIN, "--config-name", CONFIG),
+        *_config(PRETRAIN),
         *more,
         f"checkpoint.dir='{settings.folder / name}'",
         *settings.pretrain,
@@ -110,7 +118,7 @@ def _baselines(settings: Settings) -> Job:
 def _linear(settings: Settings, name: str) -> Job:
     base = (
         *(sys.executable, ROOT / "main_linear.py"),
-        *("--config-path", ROOT / LINEAR, "--config-name", CONFIG),
+        *_config(LINEAR),
         f"checkpoint.dir='{settings.folder / f'linear-{name}'}'",
         *settings.linear,
     )
@@ -157,8 +165,13 @@ def _fingerprint(command: tuple) -> str:
     return digest.hexdigest()
 
 
-def _max_epochs(folder: str, overrides: tuple[str, ...]) -> int:
-    text = (ROOT / folder / f"{CONFIG}.yaml").read_text(encoding="utf-8")
+def _config(recipe: str) -> tuple[str, ...]:
+    path = ROOT / recipe
+    return "--config-path", str(path.parent), "--config-name", path.name
+
+
+def _max_epochs(recipe: str, overrides: tuple[str, ...]) -> int:
+    text = (ROOT / recipe).read_text(encoding="utf-8")
     found = re.findall(r"^max_epochs[:=] *(\d+)", "\n".join((text, *overrides)), re.MULTILINE)
     return int(found[-1])
 

@@ -54,6 +54,21 @@ def test_the_momentum_encoder_on_request(pretrained):
     assert all(torch.equal(v, source[f"momentum_backbone.{k}"]) for k, v in loaded.items())
 
 
+def test_a_run_folder_stands_for_its_newest_checkpoint(pretrained):
+    from solo.args.linear import parse_cfg
+
+    folder = pretrained[1].parent
+    older = folder / "older.ckpt"
+    older.write_bytes(b"not read")
+    os.utime(older, (0, 0))
+    try:
+        report = load_backbone(parse_cfg(evaluation(folder)))
+    finally:
+        older.unlink()
+    source = torch.load(pretrained[1])["state_dict"]["backbone.conv1.weight"]
+    assert torch.equal(report.backbone.state_dict()["conv1.weight"], source)
+
+
 def test_fine_tuning_moves_the_encoder(cwd, pretrained):
     linear(evaluation(pretrained[1], finetune=True, mixup=0.8, cutmix=1.0, label_smoothing=0.1))
     source = torch.load(pretrained[1])["state_dict"]["backbone.conv1.weight"]

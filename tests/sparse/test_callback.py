@@ -351,6 +351,17 @@ def test_modules_that_do_not_fit():
     sparsify(model, {**FAST, "momentum_initial": 0.0})
     with pytest.raises(ConfigError, match="momentum encoder; this one has none"):
         trainer().fit(model, data())
+    for option in (
+        {"gap": 0.2},
+        {"offline_regrow": True},
+        {"ema_mode": "hold"},
+        {"sparser": "offline", "initial": 0.0, "final": 0.5},
+    ):
+        model = toy(momentum=False)
+        sparsify(model, {**FAST, **option})
+        with pytest.raises(ConfigError, match=rf"sparse\.{next(iter(option))}=.*Leave it out"):
+            trainer().fit(model, data())
+    fit(toy(momentum=False), section={**FAST, "gap": 0.0, "initial": 0.0})
     model = toy()
     model.momentum_backbone = tiny_net(4)
     sparsify(model, FAST)
@@ -364,10 +375,18 @@ def test_modules_that_do_not_fit():
         fit(toy(), section={**FAST, "update_period": 100})
 
 
+class StopAfter(pl.Callback):
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
 def test_a_run_that_misses_its_target_says_so(caplog):
     with caplog.at_level("WARNING", "sparse_ext"):
-        fit(toy(), section={"name": "synccp", "csi": "epoch:50"})
-    assert "ended at sparsity 0.3001, not at the final 0.8: the ramp never started" in caplog.text
+        fit(toy(), section="synccp", callbacks=[StopAfter(2)])
+    assert "ended at sparsity 0.3001, not at the final 0.8: it stopped after 2 steps" in caplog.text
     caplog.clear()
     with caplog.at_level("WARNING", "sparse_ext"):
         fit(toy(), section=FAST)

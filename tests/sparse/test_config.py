@@ -73,11 +73,36 @@ def test_the_gap_of_the_specification_is_rejected():
         ({"name": "synccp", "ramp_end": 0.0}, "ramp_end"),
         ({"name": "gmp", "ramp_start": 0.7}, "before sparse.ramp_end"),
         ({"name": "gmp", "allocation": "globl"}, "Did you mean 'global'"),
+        ({"name": "gmp", "granularity": "4:2"}, "granularity=4:2 needs 0 < N < M"),
+        ({"name": "gmp", "granularity": "elemnt"}, "granularity='elemnt'.*Did you mean 'element'"),
+        ({"name": "gmp", "granularity": "block1"}, "at least 2 wide"),
+        ({"name": "gmp", "granularity": "block8", "final": 1.0}, "not a sparsity"),
+        ({"name": "gmp", "granularity": "2:4", "final": 1.5}, "not a share of groups"),
+        ({"name": "synccp", "csi": "epoch:0.9"}, "starts the ramp after its end"),
+        ({"name": "synccp", "scope": "layers"}, "Did you mean 'layer'"),
+        ({"name": "synccp", "score": "emma"}, "Did you mean 'ema'"),
     ],
 )
 def test_mistakes_are_named(section, message):
     with pytest.raises(ConfigError, match=message):
         build(section)
+
+
+def test_all_groups_become_nm():
+    """Section 5.6: shares of groups, 0.3 -> 1.0 online and 0 -> 0.7 offline."""
+    config = build({"name": "synccp", "granularity": "2:4"})
+    assert (config.initial, config.final, config.momentum) == (0.3, 1.0, (0.0, 0.7))
+    assert config.mp_on == "latent"
+    assert build("synccp").mp_on == "masked"
+    assert build({"name": "gmp", "granularity": "1:4"}).final == 1.0
+    assert build({"name": "gmp", "granularity": "block8"}).final == 0.8
+    assert build({"name": "synccp", "sync": False}).momentum == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("text", ["2:4", "1:8", "16:32"])
+def test_yaml_reads_a_ratio_as_minutes_and_seconds(text):
+    section = OmegaConf.create(f"{{name: gmp, granularity: {text}}}")
+    assert build(OmegaConf.to_container(section)).granularity == text
 
 
 def test_yaml_off_is_the_mode_off():
@@ -114,10 +139,13 @@ def test_the_group_exists_behind_any_yaml(tmp_path):
     with initialize_config_dir(str(tmp_path), version_base="1.2"):
         overrides = ["+sparse=synccp", "sparse.final=0.9", "sparse.csi.mode=epoch:60"]
         cfg = compose("plain", overrides)
+        ratio = compose("plain", ["+sparse=synccp", "sparse.granularity=2:4"])
         typo = compose("plain", ["+sparse=gmp", "++sparse.finale=0.9"])
     assert cfg.name == "never-heard-of-it"
     config = build(OmegaConf.to_container(cfg.sparse))
     assert (config.final, config.csi.fixed_epoch) == (0.9, 60)
+    config = build(OmegaConf.to_container(ratio.sparse))
+    assert (config.granularity, config.final) == ("2:4", 1.0)
     with pytest.raises(ConfigError, match="Did you mean 'final'"):
         sparse_ext.enable(typo)
 

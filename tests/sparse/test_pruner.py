@@ -148,6 +148,8 @@ def test_a_period_longer_than_the_ramp():
     with pytest.raises(ConfigError, match="as late as step 30 and must end by step 69"):
         pruner_of(build({"name": "synccp", "update_period": 40}))
     assert pruner_of(build({"name": "synccp", "update_period": 34})).ramp is None
+    with pytest.raises(ConfigError, match=r"as late as step 500 .*start the ramp earlier, or"):
+        pruner_of(build({"name": "synccp", "csi": "epoch:50"}))
 
 
 def test_a_run_too_short_is_told(caplog):
@@ -183,6 +185,24 @@ def test_state_must_fit():
         pruner_of(build("synccp")).load_state_dict(state)
     with pytest.raises(CheckpointError, match=r"they differ in \['3', '5', '9'\]"):
         pruner_of(build("synccp"), width=4).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"final": 0.9}, r"trained with sparse\.final=0\.8, sparse\.momentum_final=0\.5, this run"),
+        (
+            {"gap": 0.2},
+            r"sparse\.momentum_initial=0\.0.*this run has sparse\.momentum_initial=0\.1",
+        ),
+        ({"granularity": "2:4", "final": 0.8}, r"sparse\.granularity=element, this run has .*=2:4"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_goal(change, message):
+    pruner = pruner_of(build("synccp"))
+    pruner.start()
+    with pytest.raises(CheckpointError, match=message):
+        pruner_of(build({"name": "synccp", **change})).load_state_dict(pruner.state_dict())
 
 
 def test_a_chosen_set_of_layers():

@@ -95,6 +95,7 @@ def test_resumed_equals_straight(tmp_path, name, momentum, at):
     assert resumed._pruning.pruner.ramp.t0 < 25
     assert resumed._pruning.meter.steps == 25
 
+
 def test_a_file_of_an_epoch_end_knows_that_epoch(tmp_path):
     """Our hook runs before others may save, or the epoch's comparison would be lost."""
     from lightning.pytorch import Callback

@@ -6,6 +6,7 @@ import torchvision
 from torch import nn
 
 from solo.errors import ConfigError
+from sparse_ext.granularity import parse
 from sparse_ext.patch import apply, masking
 from sparse_ext.select import prunable, select
 
@@ -85,3 +86,21 @@ def test_linear_layers_of_a_transformer():
 def test_nothing_to_prune(net, message):
     with pytest.raises(ConfigError, match=message):
         prunable(net)
+
+
+def test_a_block_size_that_no_layer_allows():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 12, 3), nn.Linear(12, 4))
+    message = r"granularity=block16 fits no layer of this Sequential \(1: 12x16 .*2: 4x12.*smaller"
+    with pytest.raises(ConfigError, match=message):
+        select(net, granularity=parse("block16"))
+    with pytest.raises(ConfigError, match="nothing to prune"):
+        select(net[:1], granularity=parse("block16"))
+
+
+def test_depthwise_layers_have_their_reasons():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Linear(16, 16))
+    for name, reason in (("2:4", "1 input channels"), ("block8", "16 channel groups of 1 outputs")):
+        chosen = select(net, granularity=parse(name))
+        assert list(chosen.layers) == ["2"]
+        assert reason in chosen.describe()
+    assert list(select(net).layers) == ["1", "2"]

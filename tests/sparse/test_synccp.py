@@ -175,6 +175,49 @@ def test_after_the_ramp(goes_on):
     assert pruner.kept == [round(0.2 * pruner.online.masks.n), round(0.5 * pruner.online.masks.n)]
 
 
+def test_without_sync_the_gap_grows_from_nothing():
+    """GraNet-SSL's schedule: 0/0 -> 0.8/0.5, each on its own cubic."""
+    pruner = pruner_of(build({**RAMPING, "sync": False, "score": "instant"}))
+    pruner.start()
+    n, seen = pruner.online.masks.n, []
+    assert pruner.kept == [n, n]
+    for t in range(70):
+        if pruner.wants_gradients():
+            assert t % 10 == 0  # no work in between
+        if pruner.after_step():
+            seen.append(tuple(pruner.kept))
+    rest = [(1 - j / 6) ** 3 for j in range(7)]
+    assert seen == [(round(n * (0.2 + 0.8 * r)), round(n * (0.5 + 0.5 * r))) for r in rest]
+
+
+def test_an_instant_score_is_the_gradient_of_the_update():
+    pruner = pruner_of(build({**RAMPING, "score": "instant"}))
+    for value in (5.0, -2.0):
+        for layer in pruner.online.layers.values():
+            layer.weight.grad = torch.full_like(layer.weight, value)
+        pruner.observe(torch.tensor(True))
+    assert all((score == 2).all() for score in pruner.online.scores.values())
+
+
+def test_the_first_update_of_a_late_start_has_its_gradient():
+    """The deadline falls on an update: its own gradient must have been looked at."""
+    section = {"name": "synccp", "score": "instant", "update_period": 5}
+    pruner = pruner_of(build(section), clock=Clock(50, 1, 50))
+    pruner.start()
+    looked = [t for t in range(50) if (pruner.wants_gradients(), pruner.after_step())[0]]
+    assert looked == [15, 20, 25, 30, 35, 40, 45]
+
+
+def test_scope_layer_gives_every_layer_the_same_sparsity():
+    pruner = started({**RAMPING, "scope": "layer"})
+    for _ in range(70):
+        pruner.after_step()
+    for encoder, sparsity in zip(pruner.encoders, (0.8, 0.5), strict=True):
+        for mask in encoder.masks.values():
+            assert abs(int(mask.sum()) - (1 - sparsity) * mask.numel()) < 1
+        assert encoder.masks.nnz == round((1 - sparsity) * encoder.masks.n)
+
+
 def test_sparser_offline():
     section = {**RAMPING, "sparser": "offline", "initial": 0.0, "final": 0.5}
     pruner = started(section)

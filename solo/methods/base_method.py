@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: MIT
+"""What every self-supervised method shares: encoder, online classifier, steps.
+
+A method declares `KWARGS` (its method_kwargs) and `HEADS` (its projectors and predictors) and
+writes its forward pass and its loss; parameter groups, views, metrics and checkpoints follow from
+them here, momentum copies in `base_momentum`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from solo import extensions
+from solo.backbones import BACKBONES, build_encoder, features_dim
+from solo.errors import CheckpointError, ConfigError
+from solo.methods.kwargs import check_kwargs
+from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
+from solo.methods.step import average, by_key, class_metrics, val_metrics
+from solo.utils.metrics import weighted_mean
+from solo.utils.misc import get_world_size, omegaconf_select
+from solo.utils.views import encoding
+
+_METHOD_DEFAULTS = {
+    "backbone.kwargs": {},
+    **DEFAULTS,
+    "knn_eval.enabled": False,
+    "knn_eval.k": 20,
+    "knn_eval.distance_func": "euclidean",
+    "method_kwargs": {},
+}
+_METHOD_REQUIRED = (
+    "method",
+    "backbone.name",
+    "data.dataset",
+    "data.num_large_crops",
+    "data.num_small_crops",
+    "optimizer.classifier_lr",
+    *REQUIRED_KEYS,
+)
+
+
+class BaseMethod(OptimizationMixin, pl.LightningModule):
+    """Encoder with an online linear classifier that does not reach it with its gradient.
+
+    Attributes:
+        KWARGS: method_kwargs; a type stands for a required value of that type, anything else
+            is the default. None leaves method_kwargs unchecked.
+        IGNORED_KWARGS: method_kwargs that published recipes carry without effect.
+        HEADS: attribute name of each trained head to the extra keys of its parameter group.
+
+    Raises:
+        ConfigError: for a key that is missing, unknown or of the wrong type.
+    """
+
+    KWARGS: Mapping[str, Any] | None = None
+    IGNORED_KWARGS: frozenset[str] | set[str] = frozenset()
+    HEADS: Mapping[str, Mapping[str, Any]] = {}
+
+    _BACKBONES = BACKBONES
+    _ACCEPTED_SCHEDULERS = ("warmup_cosine", "warmup_step", "step", "none")
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__()
+        cfg = self.add_and_assert_specific_cfg(cfg)
+        self.cfg = cfg
+        self.backbone_args: DictConfig = cfg.backbone.kwargs
+        self.backbone_name: str = cfg.backbone.name
+        self.base_model = BACKBONES.get(self.backbone_name)
+        self.backbone: nn.Module = build_encoder(cfg)
+        self.features_dim: int = features_dim(self.backbone)
+        self.num_classes: int = cfg.data.num_classes
+        self.classifier = nn.Linear(self.features_dim, self.num_classes)
+        self._read_optimization(cfg)
+        self.classifier_lr: float = cfg.optimizer.classifier_lr
+        if self.accumulate_grad_batches:
+            self.lr *= self.accumulate_grad_batches
+            self.classifier_lr *= self.accumulate_grad_batches
+            self.min_lr *= self.accumulate_grad_batches
+            self.warmup_start_lr *= self.accumulate_grad_batches
+        self.num_large_crops: int = cfg.data.num_large_crops
+        self.num_small_crops: int = cfg.data.num_small_crops
+        self.num_crops: int = self.num_large_crops + self.num_small_crops
+        self.multicrop: bool = self.num_small_crops != 0
+        self.knn_eval: bool = cfg.knn_eval.enabled
+        self.knn_k: int = cfg.knn_eval.k
+        if self.knn_eval:
+            from solo.utils.knn import WeightedKNNClassifier
+
+            self.knn = WeightedKNNClassifier(k=self.knn_k, distance_fx=cfg.knn_eval.distance_func)
+        self.validation_step_outputs: list[dict[str, Any]] = []
+        self._labelled: bool = not omegaconf_select(cfg, "data.no_labels", False)
+
+    # ---- configuration ----
+
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        """Check the keys this method reads and fill in its defaults, in place; may be repeated."""
+        fill_defaults(cfg, _METHOD_REQUIRED, _METHOD_DEFAULTS)
+        if cls.KWARGS is not None:
+            check_kwargs(cfg, cls.KWARGS, cls.IGNORED_KWARGS)
+        return cfg
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """Parameter groups: encoder, online classifier, then the heads."""
+        return [
+            *extensions.parameter_groups(self.backbone, name="backbone"),
+            self._classifier_group("classifier"),
+            *(
+                {"name": name, "params": getattr(self, name).parameters(), **extra}
+                for name, extra in self.HEADS.items()
+            ),
+        ]
+
+    def _classifier_group(self, name: str) -> dict[str, Any]:
+        params = getattr(self, name).parameters()
+        return {"name": name, "params": params, "lr": self.classifier_lr, "weight_decay": 0}
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer, or ([optimizer], [schedule])."""
+        return self._build_optimizers(self.learnable_params)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The callbacks of the extensions that the configuration turns on."""
+        return [cb for ext in extensions.active(self.cfg) for cb in ext.callbacks(self, self.cfg)]
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer, *_) -> None:
+        """Drop the gradients instead of filling them with zeros."""
+        optimizer.zero_grad(set_to_none=True)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make files of older solo-learn releases fit, in place.
+
+        Before 1.0.3 the encoder was called `encoder`; SimSiam files hold a bound method as a
+        schedule's `get_lr`, which would call itself for ever.
+        """
+        for schedule in checkpoint.get("lr_schedulers", []):
+            schedule.pop("get_lr", None)
+        state = checkpoint["state_dict"]
+        for prefix in ("encoder.", "momentum_encoder."):
+            for key in [key for key in state if key.startswith(prefix)]:
+                state[key.replace("encoder", "backbone", 1)] = state.pop(key)
+        masks = {key for key in state if key.startswith("backbone.") and key.endswith(".mask")}
+        if masks - set(self.state_dict()):
+            raise CheckpointError(
+                "The checkpoint is of a sparse run (it has masks), but this run is dense. Add the "
+                "sparse section that is in the checkpoint's args.json, e.g. +sparse=synccp."
+            )
+
+    # ---- forward passes ----
+
+    def _channels(self, X: Tensor) -> Tensor:
+        return X if self.no_channel_last else X.to(memory_format=torch.channels_last)
+
+    def forward(self, X: Tensor) -> dict[str, Tensor]:
+        """Images (N, 3, H, W) to `feats` (N, F) and `logits` (N, C)."""
+        feats = self.backbone(self._channels(X))
+        return {"logits": self.classifier(feats.detach()), "feats": feats}
+
+    def multicrop_forward(self, X: Tensor) -> dict[str, Tensor]:
+        """Small crops to `feats` (N, F)."""
+        return {"feats": self.backbone(self._channels(X))}
+
+    # ---- training ----
+
+    def _base_shared_step(self, X: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        out = self(X)
+        return {**out, **class_metrics(out["logits"], targets)}
+
+    def base_training_step(self, X: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Forward pass and online classification of one large crop; made to be overridden."""
+        return self._base_shared_step(X, targets)
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Any:
+        """Encode every view and train the online classifier.
+
+        Args:
+            batch: `[indexes, views, targets]`; a view is (N, 3, H, W), large crops first;
+                target -1 means no label.
+            batch_idx: number of the batch.
+
+        Returns:
+            the lists, over the views, of what the forward passes return, and the means over the
+            large crops of `loss`, `acc1` and `acc5`; `loss` with what the extensions add. A method
+            returns the scalar loss instead.
+        """
+        _, X, targets = batch
+        X = [X] if isinstance(X, Tensor) else X
+        if len(X) != self.num_crops:
+            raise ConfigError(
+                f"the batch has {len(X)} views, but data.num_large_crops + data.num_small_crops "
+                f"is {self.num_crops}: make the augmentations' num_crops agree"
+            )
+        views = []
+        for index, x in enumerate(X):
+            with encoding(index, "online"):
+                if index < self.num_large_crops:
+                    views.append(self.base_training_step(x, targets))
+                else:
+                    views.append(self.multicrop_forward(x))
+        outs = by_key(views)
+        average(outs, ("loss", "acc1", "acc5"))
+        if self._has_labels(targets):
+            self._log_train(
+                train_class_loss=outs["loss"], train_acc1=outs["acc1"], train_acc5=outs["acc5"]
+            )
+        if self.knn_eval:
+            self._feed_knn(outs["feats"][: self.num_large_crops], targets)
+        if terms := extensions.losses(self, X):
+            self._log_train(**terms)
+            outs["loss"] = outs["loss"] + sum(terms.values())
+        return outs
+
+    def _log_train(self, **metrics: Tensor) -> None:
+        """Log training metrics, per step and per epoch, averaged over the ranks."""
+        self.log_dict(metrics, on_epoch=True, sync_dist=True)
+
+    def _has_labels(self, targets: Tensor) -> bool:
+        """Whether classifier metrics mean anything here.
+
+        Several processes decide by `data.no_labels` alone, because they must all log the same.
+        A single one looks at the labels, while they are on the host (`on_before_batch_transfer`).
+        """
+        if get_world_size() == 1 and targets.device.type == "cpu":
+            return bool((targets != -1).any())
+        return self._labelled
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Look at the labels before they leave for the device: later it would cost a wait."""
+        if self._training_batch(batch) and get_world_size() == 1:
+            targets = batch[2]
+            if isinstance(targets, Tensor) and targets.device.type == "cpu":
+                self._labelled = bool((targets != -1).any())
+        return batch
+
+    def _training_batch(self, batch: Any) -> bool:
+        return self.training and isinstance(batch, (list, tuple)) and len(batch) == 3
+
+    def _feed_knn(self, feats: list[Tensor], targets: Tensor) -> None:
+        targets = targets.repeat(len(feats))
+        labelled = targets != -1
+        features = torch.cat(feats).detach()[labelled]
+        self.knn(train_features=features, train_targets=targets[labelled])
+
+    # ---- validation ----
+
+    def base_validation_step(self, X: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Forward pass and online classification; made to be overridden."""
+        return self._base_shared_step(X, targets)
+
+    def validation_step(
+        self,
+        batch: Sequence[Tensor],
+        batch_idx: int,
+        dataloader_idx: int | None = None,
+        update_validation_step_outputs: bool = True,
+    ) -> dict[str, Any]:
+        """Metrics of one batch `(images, targets)`: `batch_size`, `val_loss`, `val_acc1/5`."""
+        X, targets = batch
+        out = self.base_validation_step(X, targets)
+        if self.knn_eval and not self.trainer.sanity_checking:
+            self.knn(test_features=out["feats"].detach(), test_targets=targets)
+        metrics = {"batch_size": targets.size(0), **val_metrics(out)}
+        if update_validation_step_outputs:
+            self.validation_step_outputs.append(metrics)
+        return metrics
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the epoch, and the kNN accuracies."""
+        log = self._epoch_means("val_loss", "val_acc1", "val_acc5")
+        if self.knn_eval and not self.trainer.sanity_checking:
+            log["val_knn_acc1"], log["val_knn_acc5"] = self.knn.compute()
+        self.log_dict(log, sync_dist=True)
+        self.validation_step_outputs.clear()
+
+    def _epoch_means(self, *keys: str) -> dict[str, Any]:
+        outputs = self.validation_step_outputs
+        return {key: weighted_mean(outputs, key, "batch_size") for key in keys}

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""What methods with a momentum encoder share: the copy, its passes, its update, its state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from solo.backbones import build_encoder
+from solo.methods.base_method import BaseMethod
+from solo.methods.step import average, by_key, class_metrics, val_metrics
+from solo.utils.misc import set_default
+from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
+from solo.utils.views import encoding
+
+_MOMENTUM_DEFAULTS = {
+    "momentum.base_tau": 0.99,
+    "momentum.final_tau": 1.0,
+    "momentum.classifier": False,
+}
+
+
+class BaseMomentumMethod(BaseMethod):
+    """A method with a momentum copy of the encoder, and of each head that has one.
+
+    A head `x` of `HEADS` with a `momentum_x` beside it is a momentum pair.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self.momentum_backbone: nn.Module = build_encoder(cfg)
+        initialize_momentum_params(self.backbone, self.momentum_backbone)
+        self.momentum_classifier: nn.Linear | None = None
+        if cfg.momentum.classifier:
+            self.momentum_classifier = nn.Linear(self.features_dim, self.num_classes)
+        self.momentum_updater = MomentumUpdater(cfg.momentum.base_tau, cfg.momentum.final_tau)
+        self.last_step = 0
+        self._resumed: dict[str, Any] | None = None
+
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        """As `BaseMethod`'s, with the `momentum` section."""
+        cfg = super().add_and_assert_specific_cfg(cfg)
+        for key, default in _MOMENTUM_DEFAULTS.items():
+            set_default(cfg, key, default)
+        return cfg
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """As `BaseMethod`'s, with the momentum classifier where there is one."""
+        groups = super().learnable_params
+        if self.momentum_classifier is not None:
+            groups.append(self._classifier_group("momentum_classifier"))
+        return groups
+
+    @property
+    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """(online, momentum) networks: the encoders, then the heads."""
+        paired = [name for name in ("backbone", *self.HEADS) if hasattr(self, f"momentum_{name}")]
+        return [(getattr(self, name), getattr(self, f"momentum_{name}")) for name in paired]
+
+    # ---- steps ----
+
+    @torch.no_grad()
+    def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
+        """Images to the momentum encoder's `feats` (N, F)."""
+        return {"feats": self.momentum_backbone(self._channels(X))}
+
+    def _shared_step_momentum(self, X: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        out = self.momentum_forward(X)
+        if self.momentum_classifier is None:
+            return out
+        logits = self.momentum_classifier(out["feats"])
+        return {**out, "logits": logits, **class_metrics(logits, targets)}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Any:
+        """As `BaseMethod`'s; adds `momentum_<key>` lists over the large crops."""
+        outs = super().training_step(batch, batch_idx)
+        _, X, targets = batch
+        X = [X] if isinstance(X, Tensor) else X
+        views = []
+        for index, x in enumerate(X[: self.num_large_crops]):
+            with encoding(index, "momentum"):
+                views.append(self._shared_step_momentum(x, targets))
+        momentum = {f"momentum_{key}": values for key, values in by_key(views).items()}
+        if self.momentum_classifier is not None:
+            average(momentum, ("momentum_loss", "momentum_acc1", "momentum_acc5"))
+            outs["loss"] = outs["loss"] + momentum["momentum_loss"]
+            if self._has_labels(targets):
+                self._log_train(
+                    train_momentum_class_loss=momentum["momentum_loss"],
+                    train_momentum_acc1=momentum["momentum_acc1"],
+                    train_momentum_acc5=momentum["momentum_acc5"],
+                )
+        return {**outs, **momentum}
+
+    def validation_step(
+        self,
+        batch: Sequence[Tensor],
+        batch_idx: int,
+        dataloader_idx: int | None = None,
+        update_validation_step_outputs: bool = True,
+    ) -> dict[str, Any]:
+        """As `BaseMethod`'s, with `momentum_val_*` where there is a momentum classifier."""
+        metrics = super().validation_step(
+            batch, batch_idx, dataloader_idx, update_validation_step_outputs=False
+        )
+        if self.momentum_classifier is not None:
+            X, targets = batch
+            out = self._shared_step_momentum(X, targets)
+            metrics.update({f"momentum_{key}": v for key, v in val_metrics(out).items()})
+        if update_validation_step_outputs:
+            self.validation_step_outputs.append(metrics)
+        return metrics
+
+    def on_validation_epoch_end(self) -> None:
+        """As `BaseMethod`'s, with the momentum classifier's means."""
+        if self.momentum_classifier is not None:
+            keys = ("momentum_val_loss", "momentum_val_acc1", "momentum_val_acc5")
+            self.log_dict(self._epoch_means(*keys), sync_dist=True)
+        super().on_validation_epoch_end()
+
+    # ---- the momentum update ----
+
+    def on_train_start(self) -> None:
+        """Take up the momentum schedule where the checkpoint, if any, left it."""
+        step = self.trainer.global_step if self._trainer is not None else 0
+        resumed, self._resumed = self._resumed, None
+        if resumed is None:
+            if step:  # a file without our record: tau follows from the step
+                self._update_tau(step)
+            self.last_step = step
+            return
+        self.momentum_updater.cur_tau = resumed["cur_tau"]
+        self.last_step = resumed["last_step"]
+        if step > self.last_step:  # saved between an optimizer step and its momentum update
+            self._update_momentum(step)
+
+    def on_train_batch_end(self, outputs: Any, batch: Sequence[Any], batch_idx: int) -> None:
+        """One momentum update per optimizer step (not per accumulated batch)."""
+        step = self.trainer.global_step
+        if step > self.last_step:
+            self.log("tau", self.momentum_updater.cur_tau)
+            self._update_momentum(step)
+        self.last_step = step
+
+    def _update_momentum(self, step: int) -> None:
+        for online, momentum in self.momentum_pairs:
+            self.momentum_updater.update(online, momentum)
+        self._update_tau(step)
+        self.last_step = step
+
+    def _update_tau(self, step: int) -> None:
+        max_steps = self.trainer.estimated_stepping_batches
+        self.momentum_updater.update_tau(cur_step=step, max_steps=max_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep tau and the step of the last update, so that a resumed run goes on exactly."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["momentum_state"] = {
+            "cur_tau": self.momentum_updater.cur_tau,
+            "last_step": self.last_step,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember tau and the step of the last update until training starts."""
+        super().on_load_checkpoint(checkpoint)
+        self._resumed = checkpoint.get("momentum_state")

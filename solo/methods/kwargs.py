@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""Checks `method_kwargs` against what a method declares."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from solo.errors import ConfigError, did_you_mean
+from solo.utils.misc import omegaconf_select, set_default
+
+
+def check_kwargs(cfg: DictConfig, kwargs: Mapping[str, Any], ignored: Iterable[str]) -> None:
+    """Check `method_kwargs` against a method's `KWARGS` and fill in its defaults, in place."""
+    for name in cfg.method_kwargs:
+        if name in kwargs:
+            continue
+        if name in ignored or name in _kwargs_of_all_methods():
+            warnings.warn(f"method_kwargs.{name} has no effect on {cfg.method}", stacklevel=5)
+        else:
+            raise ConfigError(
+                f"method_kwargs.{name} does not exist for {cfg.method}. "
+                f"{did_you_mean(str(name), kwargs)}"
+            )
+    for name, default in kwargs.items():
+        key = f"method_kwargs.{name}"
+        required = isinstance(default, type)
+        if not required:
+            set_default(cfg, key, default)
+        value = omegaconf_select(cfg, key)
+        kind = default if required else type(default)
+        if not _is_a(value, kind):
+            wanted = "a list" if kind is list else f"of type {kind.__name__}"
+            problem = "is missing" if value is None else f"is {value!r}"
+            raise ConfigError(f"{key} {problem}: {cfg.method} needs a value {wanted}")
+
+
+def _kwargs_of_all_methods() -> set[str]:
+    from solo.methods import METHODS
+
+    return {name for method in METHODS.values() for name in getattr(method, "KWARGS", None) or ()}
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind is type(None):
+        return True
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is list:
+        return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, (int, float) if kind is float else kind)
