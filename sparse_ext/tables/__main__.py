@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from solo.errors import ConfigError, SoloError
+from sparse_ext.quickstart import plan
 from sparse_ext.quickstart import programs as shared
 from sparse_ext.tables import images, programs
 from sparse_ext.tables.rows import SCALES, Row, find, rows, title
@@ -84,10 +85,11 @@ def _line(row: Row) -> str:
 
 def _options(args: argparse.Namespace) -> programs.Options:
     suffix = "" if args.scale == "paper" else f"-{args.scale}"
+    fast = () if args.scale == "paper" else plan.precision()
     return programs.Options(
         folder=args.output.resolve() / f"{args.table}-{args.dataset}{suffix}",
         images=None if args.data is None else images.require(args.data),
-        training=tuple(word for word in args.words if _override(word)),
+        training=(*fast, *(word for word in args.words if _override(word))),
         linear=tuple(args.linear),
         checkpoint=args.checkpoint,
     )
