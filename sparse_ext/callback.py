@@ -120,7 +120,7 @@ class PruningCallback(Callback):
             "%s, granularity %s: update period %d steps, sparsity now %s.\n%s",
             *(self.config.name, self.config.granularity, self.pruner.period),
             [encoder.masks.sparsity for encoder in self._encoders],
-            selection(pl_module.backbone, self.config).describe(),
+            selection(pl_module.backbone, self.config).describe(),  # type: ignore[arg-type]
         )
 
     # -- one optimizer step -----------------------------------------------------------------

@@ -135,8 +135,10 @@ def _linear(settings: Settings, name: str) -> Job:
 
 
 def _knn(settings: Settings, name: str) -> Job:
-    base = (sys.executable, ROOT / "main_knn.py", "--dataset", "digits", *KNN)
-    base = (*base, "--batch_size", "256", "--num_workers", "0")
+    base = (
+        *(sys.executable, ROOT / "main_knn.py", "--dataset", "digits", *KNN),
+        *("--batch_size", "256", "--num_workers", "0"),
+    )
     return Job(
         name=f"knn-{name}",
         title=f"{ENCODERS[name]}: kNN evaluation",

@@ -85,7 +85,7 @@ def sparsity(page: Page, log: RunLog) -> None:
     found = _found(log, SPARSITIES, scale=100)
     if not found:
         return
-    styles = {
+    styles: dict[str, dict[str, object]] = {
         "online encoder": {"color": plots.ONLINE},
         "momentum encoder": {"color": plots.MOMENTUM},
         "gap": {"color": plots.GREY, "linestyle": "--", "linewidth": 1.3},
