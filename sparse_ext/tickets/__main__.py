@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+"""`python -m sparse_ext.tickets curves|natural|svm`: what run folders of tickets say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from solo.programs.app import run_program
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one of the commands; mistakes end in one line and exit code 2."""
+    args = _parser().parse_args(argv)
+    run_program(lambda: args.run(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sparse_ext.tickets", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    curves = commands.add_parser("curves", help="one plot and table per figure")
+    curves.add_argument("roots", nargs="+", help="folders that are searched for run folders")
+    curves.add_argument("--output", default="figures", help="folder for FIGURE.svg and FIGURE.csv")
+    curves.add_argument("--metric", default="val_acc1")
+    curves.set_defaults(run=_curves)
+    natural = commands.add_parser("natural", help="weights at machine zero, by layer")
+    natural.add_argument("folder", help="run folder of a sweep")
+    natural.add_argument("--level", type=int, default=0, help="0 is the dense run")
+    natural.set_defaults(run=_natural)
+    return parser
+
+
+def _curves(args: argparse.Namespace) -> None:
+    from sparse_ext.tickets.curves import draw
+
+    for path in draw(args.roots, args.output, args.metric):
+        print(path)
+
+
+def _natural(args: argparse.Namespace) -> None:
+    from sparse_ext.tickets import store
+    from sparse_ext.tickets.randommasks import MACHINE_ZERO, natural_sparsity
+
+    level = store.RunFolder(args.folder).level(args.level)
+    weights, masks = store.load_weights(level.final), level.masks()
+    shares = natural_sparsity({name: weights[f"{name}.weight"] for name in masks})
+    width = max(map(len, shares))
+    print(
+        f"share of weights of {level.folder} with |w| <= {MACHINE_ZERO:.3g}, pruned ones included"
+    )
+    for name, share in shares.items():
+        print(f"  {name:<{width}}  {100 * share:6.2f}%")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
