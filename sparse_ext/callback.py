@@ -58,6 +58,7 @@ class PruningCallback(Callback):
         self._hook: Any = None
         self._graded = False
         self._unseen = False  # the initial masks wait for the first batch
+        self._updated = False  # figures of a mask update wait for the end of the batch
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not hooked into this optimizer."""
@@ -143,7 +144,8 @@ class PruningCallback(Callback):
         pruner = self.running
         pruner.online.project(optimizer)
         self.meter.step()
-        if pruner.after_step(optimizer):
+        self._updated = pruner.after_step(optimizer)
+        if self._updated:
             self._agree(f"Masks after step {pruner.t}")
         if self.config.debug:
             pruner.check(optimizer)
@@ -170,6 +172,15 @@ class PruningCallback(Callback):
             self._settle(trainer.optimizers[0])
         if self.running.begin_batch(trainer.current_epoch, trainer.optimizers[0]):
             self._agree(f"Masks before step {self.running.t}")
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Log every mask update by itself, whatever the logging interval."""
+        figures = self.running.update_figures() if self._updated else {}
+        self._updated = False
+        if figures:
+            named = {f"sparse/{name}": value for name, value in figures.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(named, step=self.running.t - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the method look at the epoch (CSI), and log."""
