@@ -131,6 +131,15 @@ def test_plan_uses_the_programs_and_recipes_that_anyone_would(tmp_path):
 
 
 @pytest.mark.unit
+def test_bf16_only_where_the_processor_has_it(tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("model name\t: x\nflags\t\t: fpu avx2 avx512_bf16 avx512_vnni\n")
+    assert plan.precision(file) == ("precision=bf16-mixed",)
+    file.write_text("model name\t: avx512_bf16\nflags\t\t: fpu avx2 avx512f\n")
+    assert plan.precision(file) == plan.precision(tmp_path / "absent") == ()
+
+
+@pytest.mark.unit
 def test_recipes_compose_and_ask_for_what_the_quickstart_promises(tmp_path):
     from omegaconf import OmegaConf
 

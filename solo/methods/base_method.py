@@ -152,6 +152,11 @@ class BaseMethod(OptimizationMixin, pl.LightningModule):
                 "The checkpoint is of a sparse run (it has masks), but this run is dense. Add the "
                 "sparse section that is in the checkpoint's args.json, e.g. +sparse=synccp."
             )
+        if "backbone.gating_config" in set(state) - set(self.state_dict()):
+            raise CheckpointError(
+                "The checkpoint is of a gated run, but this run has no gates. Add the gating "
+                "section that is in the checkpoint's args.json, e.g. +gating=vicreg_dual."
+            )
 
     # ---- forward passes ----
 

@@ -19,13 +19,15 @@ PRETRAIN, LINEAR = "scripts/pretrain/digits/quickstart.yaml", "scripts/linear/di
 KNN = ("--k", "20", "--distance_function", "cosine", "--temperature", "0.07")
 ENCODERS = {"dense": "dense", "sparse": "sparse", "random": "random encoder"}
 PRETRAINED = ("dense", "sparse")
-# SyncCP's defaults are for hundreds of epochs. A run of minutes has few updates, so each must do
-# little damage (`drop_start`) and be followed by enough steps (`update_period`) to recover.
+# SyncCP's defaults are for hundreds of epochs. A run of minutes has few updates: the ramp starts
+# when the encoder has learnt something, and each update leaves time to recover from it.
 SPARSE = (
     "+sparse=synccp",
-    "sparse.update_period=22",
+    "sparse.update_period=44",
     "sparse.drop_start=0.1",
-    "sparse.csi.warmup_epochs=3",
+    "sparse.regrow_after_ramp=False",
+    "sparse.ramp_end=0.75",
+    "sparse.csi.warmup_epochs=4",
 )
 
 
@@ -56,6 +58,13 @@ def jobs(settings: Settings) -> list[Job]:
     plan.append(_baselines(settings))
     plan += [_linear(settings, name) for name in ENCODERS]
     return plan + [_knn(settings, name) for name in ENCODERS]
+
+
+def precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """bf16 where the processor computes in it, which is faster there and slower anywhere else."""
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    native = re.search(r"^flags.*\b(avx512_bf16|amx_bf16)\b", text, re.MULTILINE)
+    return ("precision=bf16-mixed",) if native else ()
 
 
 def checkpoint(settings: Settings, name: str) -> Path:

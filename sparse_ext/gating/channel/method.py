@@ -30,6 +30,7 @@ class ChannelGating(GatingMethod):
 
     gated = ("gated",)
     separate_bn = False
+    warmup = 0
 
     def branch_of(self, view: View, epoch: int) -> str:
         """There is one branch."""
@@ -65,8 +66,9 @@ class ChannelGating(GatingMethod):
             return {}
         terms = {"budget_loss": sum(self._budget(done) for done in passes)}
         if config.gamma > 0:
+            epoch = context.epoch - self.warmup
             terms["bound_loss"] = sum(
-                bound_loss(_rates(done), config.budget, context.epoch, config.gamma, config.alpha)
+                bound_loss(_rates(done), config.budget, epoch, config.gamma, config.alpha)
                 for done in passes
             )
         return terms  # type: ignore[return-value]
@@ -106,9 +108,14 @@ class ChannelDual(ChannelGating):
         """Batch norms per branch; two encoders have them in any case."""
         return self.config.separate_bn and self.config.encoders == 1
 
+    @property
+    def warmup(self) -> int:  # type: ignore[override]
+        """Epochs in which every view is dense; the bounds begin to widen after them."""
+        return self.config.warmup_epochs if self.config.warmup_gate else 0
+
     def branch_of(self, view: View, epoch: int) -> str:
         """Views 1, 3, ... gated, 2, 4, ... dense, in the momentum encoder, too."""
-        if self.config.warmup_gate and epoch < self.config.warmup_epochs:
+        if epoch < self.warmup:
             return "dense"
         return "dense" if view.index % 2 else "gated"
 
