@@ -28,6 +28,13 @@ def _parser() -> argparse.ArgumentParser:
     natural.add_argument("folder", help="run folder of a sweep")
     natural.add_argument("--level", type=int, default=0, help="0 is the dense run")
     natural.set_defaults(run=_natural)
+    svm = commands.add_parser("svm", help="VOC07 mean average precision of each level of a sweep")
+    svm.add_argument("folder", help="run folder of the sweep")
+    svm.add_argument("--voc", required=True, help="VOC2007, or the VOCdevkit that holds it")
+    svm.add_argument("--output", required=True, help="run folder to write; curves --metric map")
+    svm.add_argument("--resize", type=int, default=256)
+    svm.add_argument("--crop", type=int, default=224)
+    svm.set_defaults(run=_svm)
     return parser
 
 
@@ -51,6 +58,12 @@ def _natural(args: argparse.Namespace) -> None:
     )
     for name, share in shares.items():
         print(f"  {name:<{width}}  {100 * share:6.2f}%")
+
+
+def _svm(args: argparse.Namespace) -> None:
+    from sparse_ext.tickets.transfer import transfer
+
+    transfer(args.folder, args.voc, args.output, resize=args.resize, size=args.crop)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class TicketConfig:
     Attributes:
         masks: mask file.
         weights: weight file that the encoder starts from; empty: the method's initialisation.
-        checksum: of both files' content, so that a run resumes only what it began.
+        checksum: of both contents, so that a run resumes only what it began.
         initial: where the weights before the first step go; empty: nowhere.
         rewind: where the weights after `rewind_step` optimizer steps go; empty: nowhere.
         rewind_step: see above.

@@ -177,12 +177,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def digest(*paths: Path) -> str:
-    """A short hash of files' content."""
-    found = hashlib.blake2b(digest_size=8)
-    for path in paths:
-        found.update(path.read_bytes())
-    return found.hexdigest()
+def digest(path: Path) -> str:
+    """A short hash of a file's content."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def wait_for(path: Path, patience: float = PATIENCE) -> None:

@@ -118,9 +118,10 @@ class Training:
         from solo.programs.pretrain import pretrain
 
         began = time.monotonic()
-        paths = [level.mask, *([Path(weights)] if weights else [])]
+        # of the masks themselves: the order of a mask file's metadata is not always the same
+        checksum = f"{level.masks().checksum()}/{store.digest(Path(weights)) if weights else ''}"
         ticket = TicketConfig(
-            masks=str(level.mask), weights=weights, checksum=store.digest(*paths), **snapshots
+            masks=str(level.mask), weights=weights, checksum=checksum, **snapshots
         )
         cfg = copy.deepcopy(self.cfg)
         cfg.ticket = plain(ticket)

@@ -139,6 +139,26 @@ def test_killed_between_training_and_record(finished, cwd):
     assert level.done["metrics"] == record["metrics"]
 
 
+def test_a_level_goes_on_from_its_checkpoint(finished, cwd, monkeypatch):
+    """A killed level finds its own training run again, though its mask file is written anew."""
+    run = copied(finished, cwd)
+    level = run.level(2)
+    found = []
+    (level.folder / store.DONE).unlink()
+
+    def stop(cfg, *_):
+        from solo.programs.training import find_resume
+
+        found.append(find_resume(cfg, level.train / "rotnet").path)
+        raise Stop
+
+    monkeypatch.setattr("solo.programs.training.fit", stop)
+    for _ in range(4):  # the order of a file's metadata differs from time to time
+        with pytest.raises(Stop):
+            tickets(config(sweep_section()))
+    assert {path.resolve() for path in found} == set(level.train.glob("*/*/*.ckpt"))
+
+
 def test_checkpoints_evaluate_by_themselves(finished):
     level = finished.level(2)
     encoder = load_pretrained(level.folder / level.done["run"])
