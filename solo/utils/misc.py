@@ -167,7 +167,7 @@ def compute_dataset_size(
     """How many images a dataset has, without loading it.
 
     Args:
-        dataset: name; cifar10, cifar100, stl10 and digits are known, of others the files are counted.
+        dataset: name; cifar10, cifar100, stl10 and digits are known, else files are counted.
         train: the training part rather than the validation part.
         data_path: folder `<class>/<image>` (flat with `no_labels`), or the file of format `h5`.
         data_format: `image_folder`, `h5` or `dali`.
