@@ -28,7 +28,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["solo", "solo.*", "sparse_ext", "sparse_ext.*"]),
-    py_modules=["main_pretrain", "main_linear", "main_knn", "main_umap"],
+    py_modules=["main_pretrain", "main_linear", "main_knn", "main_umap", "main_tickets"],
     package_data={
         "solo": ["recipes/**/*.yaml", "data/dataset_subset/*.txt"],
         "sparse_ext": ["report/*.html"],
@@ -55,6 +55,7 @@ setup(
             "solo-linear=main_linear:main",
             "solo-knn=main_knn:main",
             "solo-umap=main_umap:main",
+            "solo-tickets=main_tickets:main",
         ],
         "solo.extensions": ["sparse_ext=sparse_ext.extension:register"],
     },

@@ -9,6 +9,7 @@ from solo.errors import ConfigError
 from sparse_ext.callback import PruningCallback
 from sparse_ext.config import SparseConfig
 from sparse_ext.encoder import patch
+from sparse_ext.fixed import FixedMasks
 
 
 class _Callbacks:
@@ -20,7 +21,9 @@ class _Callbacks:
 
     def __call__(self) -> list[Callback]:
         own = type(self.module).configure_callbacks(self.module)
-        return [*([own] if isinstance(own, Callback) else own), self.callback]
+        own = [own] if isinstance(own, Callback) else own
+        # a classifier that is fine-tuned would keep the masks fixed that this callback moves
+        return [*(c for c in own if not isinstance(c, FixedMasks)), self.callback]
 
 
 def attach(module: LightningModule, config: SparseConfig) -> PruningCallback:

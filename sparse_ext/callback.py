@@ -24,7 +24,7 @@ from solo.errors import CheckpointError
 from sparse_ext import checks, distributed
 from sparse_ext.config import SparseConfig
 from sparse_ext.cost.live import CostMeter
-from sparse_ext.diagnostics import all_dead_filters, dead_filters
+from sparse_ext.diagnostics import all_dead_filters, dead_filters, oscillation
 from sparse_ext.ema import install
 from sparse_ext.encoder import Encoder, selection, unwrapped
 from sparse_ext.messages import log
@@ -58,6 +58,7 @@ class PruningCallback(Callback):
         self._hook: Any = None
         self._graded = False
         self._unseen = False  # the initial masks wait for the first batch
+        self._updated = False  # figures of a mask update wait for the end of the batch
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not hooked into this optimizer."""
@@ -120,7 +121,7 @@ class PruningCallback(Callback):
             "%s, granularity %s: update period %d steps, sparsity now %s.\n%s",
             *(self.config.name, self.config.granularity, self.pruner.period),
             [encoder.masks.sparsity for encoder in self._encoders],
-            selection(pl_module.backbone, self.config).describe(),
+            selection(pl_module.backbone, self.config).describe(),  # type: ignore[arg-type]
         )
 
     # -- one optimizer step -----------------------------------------------------------------
@@ -143,7 +144,8 @@ class PruningCallback(Callback):
         pruner = self.running
         pruner.online.project(optimizer)
         self.meter.step()
-        if pruner.after_step(optimizer):
+        self._updated = pruner.after_step(optimizer)
+        if self._updated:
             self._agree(f"Masks after step {pruner.t}")
         if self.config.debug:
             pruner.check(optimizer)
@@ -171,9 +173,22 @@ class PruningCallback(Callback):
         if self.running.begin_batch(trainer.current_epoch, trainer.optimizers[0]):
             self._agree(f"Masks before step {self.running.t}")
 
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Log every mask update by itself, whatever the logging interval."""
+        figures = self.running.update_figures() if self._updated else {}
+        self._updated = False
+        if figures:
+            named = {f"sparse/{name}": value for name, value in figures.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(named, step=self.running.t - 1)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the method look at the epoch (CSI), and log."""
         figures = self.running.close_epoch(trainer.current_epoch + 1) | self._figures()
+        prefix = "layer_oscillation/"
+        swaps = {k[len(prefix) :]: v for k, v in figures.items() if k.startswith(prefix)}
+        if swaps:
+            figures["oscillation"] = oscillation(self._encoders[0].masks, swaps)
         named = {f"sparse/{name}": value for name, value in figures.items()}
         pl_module.log_dict(named, rank_zero_only=True)  # equal on all ranks
 

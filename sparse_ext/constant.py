@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.optim import Optimizer
 
 from solo.errors import CheckpointError
 from sparse_ext.grow import drop_and_regrow
@@ -25,6 +26,32 @@ class Constant(Pruner):
         """There is no ramp."""
         self.begins = list(self.finals)
         self.aims = list(self.finals)
+
+
+class EpochMasks(Constant):
+    """The masks of `initial_masks`, made anew at the start of every epoch."""
+
+    def plan(self) -> None:
+        """The first epoch's masks are the initial ones."""
+        super().plan()
+        self.masked_epoch = 0
+
+    def begin_batch(self, epoch: int, optimizer: Optimizer | None = None) -> bool:
+        """New masks once an epoch."""
+        if self.masked_epoch >= epoch:
+            return False
+        self.masked_epoch = epoch
+        pairs = zip(self.encoders, self.finals, strict=True)
+        self._apply([self.initial_masks(*pair) for pair in pairs], optimizer)
+        return True
+
+    def extra_state(self) -> dict[str, Any]:
+        """The epoch whose masks are in place."""
+        return {"masked_epoch": self.masked_epoch}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take over `extra_state`."""
+        self.masked_epoch = state["masked_epoch"]
 
 
 class InstantRegrowth(Pruner):

@@ -26,3 +26,9 @@ def all_dead_filters(masks: Mapping[str, Tensor], layers: Mapping[str, float]) -
     """Share of all output channels of these layers that are dead, from the shares per layer."""
     channels = {name: mask.shape[0] for name, mask in masks.items()}
     return sum(layers[name] * n for name, n in channels.items()) / sum(channels.values())
+
+
+def oscillation(masks: Mapping[str, Tensor], layers: Mapping[str, float]) -> float:
+    """Share of all weights of these layers, from the shares per layer (SyncCP, Eq. 7)."""
+    sizes = {name: masks[name].numel() for name in layers}
+    return sum(share * sizes[name] for name, share in layers.items()) / sum(sizes.values())

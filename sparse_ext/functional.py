@@ -59,7 +59,7 @@ class Branches:
         view = current_view()
         if view is not None:
             return self.others if view.index else self.first
-        if layer.training and torch.is_grad_enabled():
+        if layer.training:
             raise ConfigError(
                 "This sparse method treats views differently, but the training step does not say "
                 "which view it encodes: wrap each pass in solo.utils.views.encoding(index), as "

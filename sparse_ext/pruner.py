@@ -193,6 +193,10 @@ class Pruner:
         """Called before each batch of epoch `epoch` (0-based); returns whether masks changed."""
         return False
 
+    def update_figures(self) -> dict[str, float]:
+        """Figures to log after a mask update."""
+        return {}
+
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Called after epoch `epoch` (1-based); returns figures to log."""
         return {}

@@ -251,6 +251,7 @@ class SRSTEConfig(FixedConfig):
         super().__post_init__()
         _all_nm(self)
         _unused(self, "ema_mode", why="the momentum encoder averages the latent weights")
+        _unused(self, "momentum_final", why="both encoders are N:M throughout")
         if self.decay < 0:
             raise ConfigError(f"sparse.decay={self.decay} must not be negative.")
 

@@ -35,10 +35,10 @@ def build(section: Any, path: str, methods: Mapping[str, type]) -> Any:
             f"{path}={section!r}: expected a method's name or a mapping with its keys. "
             f"{did_you_mean('', methods)}"
         )
-    name: Any = section.get("name")
-    if name not in methods:
+    name = section.get("name")
+    if not isinstance(name, str) or name not in methods:
         what = f"{path}.name is missing" if name is None else f"{path}.name={name!r} is unknown"
-        raise ConfigError(f"{what}. {did_you_mean(name or '', methods)}")
+        raise ConfigError(f"{what}. {did_you_mean(str(name or ''), methods)}")
     return fill(methods[name], section, path)
 
 

@@ -94,7 +94,7 @@ def select(
     if not layers:
         reasons = "; ".join(f"{name}: {why}" for name, why in dense.items()) or "it has no layer"
         raise ConfigError(f"{type(module).__name__} has nothing to prune ({reasons}).")
-    return Selection(layers, dense)
+    return Selection(layers, dense | _others(module))
 
 
 def prunable(
@@ -105,6 +105,16 @@ def prunable(
 ) -> dict[str, nn.Module]:
     """The prunable layers by name; `select` also gives the reasons for the others."""
     return select(module, stem_dense, exclude, granularity).layers
+
+
+def _others(module: nn.Module) -> dict[str, str]:
+    """Matrices that belong to no layer: position tables, tokens, projections of attention."""
+    weighted = {id(m.weight) for _, m in _weighted(module)}
+    return {
+        name: "no weight of a convolution or linear layer"
+        for name, parameter in module.named_parameters()
+        if parameter.ndim > 1 and id(parameter) not in weighted
+    }
 
 
 def _weighted(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -41,8 +41,8 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         if isinstance(value, Mapping):
             return fill(typing.cast(type, kind), value, key)
     elif typing.get_origin(kind) is tuple:
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if all(type(item) is typing.get_args(kind)[0] for item in items):
             return tuple(items)
     else:
         kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from sparse_ext.quickstart import plan
+from sparse_ext.quickstart import plan, programs
 from sparse_ext.quickstart.display import Display
 from sparse_ext.quickstart.jobs import Job, JobError, Runner
 
@@ -79,10 +79,10 @@ def test_a_failed_job_says_its_last_words_and_leaves_nothing_running(tmp_path):
 def test_progress_is_read_from_carriage_returns(tmp_path):
     seen = []
     code = "import sys\nfor i in range(3): print(f'Epoch 0: {40*i:3d}%|', end='\\r', flush=True)"
-    one = job("p", code + "; __import__('time').sleep(0.2)", progress=plan._epochs(2))
+    one = job("p", code + "; __import__('time').sleep(0.2)", progress=programs.epochs(2))
     runner(tmp_path, 1, lambda jobs: seen.append(jobs[0].fraction)).run([one])
     assert max(f for f in seen if f < 1) == pytest.approx(0.4)
-    read = plan._epochs(20)
+    read = programs.epochs(20)
     assert read("Epoch 3:  50%|#####     | 5/10 [00:01<00:01]") == pytest.approx(3.5 / 20)
     assert read("Validation DataLoader 0:  50%|") is None
 
@@ -128,6 +128,15 @@ def test_plan_uses_the_programs_and_recipes_that_anyone_would(tmp_path):
     assert all(other[n].fingerprint != jobs[n].fingerprint for n in ("pretrain-dense", "knn-dense"))
     assert other["pretrain-dense"].progress("Epoch 1: 50%|") == 0.5
     assert jobs["linear-sparse"].fingerprint != jobs["linear-dense"].fingerprint
+
+
+@pytest.mark.unit
+def test_bf16_only_where_the_processor_has_it(tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("model name\t: x\nflags\t\t: fpu avx2 avx512_bf16 avx512_vnni\n")
+    assert plan.precision(file) == ("precision=bf16-mixed",)
+    file.write_text("model name\t: avx512_bf16\nflags\t\t: fpu avx2 avx512f\n")
+    assert plan.precision(file) == plan.precision(tmp_path / "absent") == ()
 
 
 @pytest.mark.unit
@@ -189,7 +198,7 @@ def test_killed_in_the_middle_it_goes_on_and_leaves_no_process(tmp_path):
     while not list(tmp_path.glob("sparse/*/*/*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.2)
     second = quickstart(tmp_path)
-    assert "Another quickstart is at work" in second.communicate(timeout=120)[0]
+    assert "Another run is at work" in second.communicate(timeout=120)[0]
     assert second.returncode == 2
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=60)

@@ -17,9 +17,11 @@ from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
 from solo.data.digits import DIGITS_MEAN, DIGITS_STD, SIZE, DigitsDataset
 from solo.data.loading import make_loader, seeded
 from solo.data.sources import (
+    CIFAR_CLASSES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     default_data_path,
+    holds_class_folders,
     image_folder,
     named_torchvision,
     require_dataset,
@@ -104,6 +106,7 @@ def prepare_datasets(
         T_train: transform of the training images.
         T_val: transform of the validation images.
         train_data_path: folder, or H5 file with `data_format="h5"`; inside the package when None.
+            CIFAR may be there as torchvision's files or as `<class>/<image>`.
         val_data_path: the same for validation.
         data_format: `image_folder` or `h5` (imagenet, imagenet100 and custom).
         download: fetch cifar and stl10 when they are missing.
@@ -130,7 +133,9 @@ def _split(
     require_dataset(dataset)
     key = TRAIN_KEY if train else VAL_KEY
     path = default_data_path() if path is None else Path(path)
-    if dataset in ("cifar10", "cifar100"):
+    if holds_class_folders(path, CIFAR_CLASSES.get(dataset, 0)):
+        return image_folder(path, transform, key, seeded(ImageFolder))
+    if dataset in CIFAR_CLASSES:
         cls = seeded(CIFAR10 if dataset == "cifar10" else CIFAR100)
         kwargs = {"train": train, "transform": transform}
         return named_torchvision(dataset, path, download, key, cls, **kwargs)

@@ -24,10 +24,12 @@ from solo.data.digits import DigitsDataset
 from solo.data.images import read_image
 from solo.data.loading import make_loader, picklable_state, seeded
 from solo.data.sources import (
+    CIFAR_CLASSES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     PRETRAIN_STATS,
     default_data_path,
+    holds_class_folders,
     image_files,
     image_folder,
     named_torchvision,
@@ -244,7 +246,7 @@ def prepare_datasets(
             digits.
         transform: from a PIL image to a list of views.
         train_data_path: folder, or H5 file when `data_format` is `h5`; inside the package when
-            None.
+            None. CIFAR may be there as torchvision's files or as `<class>/<image>`.
         data_format: `image_folder` or `h5` (imagenet, imagenet100 and custom).
         no_labels: custom only: the images lie in one flat folder, targets are -1.
         download: fetch cifar and stl10 when they are missing.
@@ -257,7 +259,9 @@ def prepare_datasets(
     """
     require_dataset(dataset)
     path = default_data_path() if train_data_path is None else Path(train_data_path)
-    if dataset in ("cifar10", "cifar100"):
+    if holds_class_folders(path, CIFAR_CLASSES.get(dataset, 0)):
+        built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder))
+    elif dataset in CIFAR_CLASSES:
         cls = dataset_with_index(CIFAR10 if dataset == "cifar10" else CIFAR100)
         kwargs = {"train": True, "transform": transform}
         built = named_torchvision(dataset, path, download, TRAIN_KEY, cls, **kwargs)

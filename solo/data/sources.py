@@ -25,6 +25,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom", "digits")
 DATA_FORMATS = ("image_folder", "h5", "dali")
 
+CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
+
 # Channel mean and standard deviation while pretraining, as solo-learn has them.
 PRETRAIN_STATS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -125,6 +127,15 @@ def image_folder(
         raise DataError(
             f"{key}: some class folders of '{folder}' hold no images: {error}"
         ) from None
+
+
+def holds_class_folders(path: str | os.PathLike, classes: int) -> bool:
+    """Whether `path` holds exactly `classes` folders, all with images: a dataset of torchvision
+    (CIFAR) that someone keeps, whole or in part, as `<class>/<image>`."""
+    if not Path(path).is_dir():
+        return False
+    folders = [p for p in Path(path).iterdir() if p.is_dir() and not p.name.startswith(".")]
+    return len(folders) == classes and all(image_files(folder) for folder in folders)
 
 
 def _why_no_classes(folder: Path) -> str:

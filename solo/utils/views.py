@@ -21,7 +21,7 @@ class View(NamedTuple):
         encoder: `online` or `momentum`.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     encoder: Literal["online", "momentum"]
 
 

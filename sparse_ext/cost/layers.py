@@ -172,7 +172,8 @@ def _layer(name: str, module: nn.Module, prunable: bool, macs: int) -> LayerCost
 def _recorded(model: nn.Module) -> Iterator[dict[str, int]]:
     """MACs per image by layer name, filled in by forward passes inside the block."""
     macs: dict[str, int] = {}
-    names = {m: name for name, m in model.named_modules() if isinstance(m, COUNTED)}
+    counted = ((m, name) for name, m in model.named_modules() if isinstance(m, COUNTED))
+    names: dict[nn.Module, str] = dict(counted)
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         weight: Tensor = module.weight  # type: ignore[assignment]

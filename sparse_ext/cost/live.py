@@ -96,10 +96,23 @@ class _Watched:
         """MACs per image with the weights that are kept now."""
         seen = [(id(layer.mask), layer.mask._version) for layer in self.layers]  # type: ignore
         if seen != self._seen:
-            kept = [int(layer.mask.count_nonzero()) for layer in self.layers]  # type: ignore
-            self._macs = self.rest + sum(k * m for k, m in zip(kept, self.per_weight, strict=True))
+            used = [_used(layer) for layer in self.layers]
+            self._macs = self.rest + sum(n * m for n, m in zip(used, self.per_weight, strict=True))
             self._seen = seen
         return self._macs
+
+
+def _used(layer: nn.Module) -> float:
+    """Weights that a training pass uses: kept ones, in an unmasked branch all of them.
+
+    With several branches (`sparse_ext.functional`): the mean of the first view and the others,
+    which is that of two views.
+    """
+    mask: Tensor = layer.mask  # type: ignore[assignment]
+    kept, branches = int(mask.count_nonzero()), getattr(layer, "branches", None)
+    if branches is None:
+        return kept
+    return sum(kept if masked else mask.numel() for masked in (branches.first, branches.others)) / 2
 
 
 def image_shape(batch: Any) -> tuple[int, ...] | None:

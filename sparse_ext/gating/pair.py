@@ -24,5 +24,5 @@ class TwoEncoders(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) to features (N, F)."""
-        branch = self.gating.context.branch  # type: ignore[union-attr]
+        branch: str = self.gating.context.branch  # type: ignore[union-attr, assignment]
         return getattr(self, branch)(x)

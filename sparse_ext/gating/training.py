@@ -23,7 +23,7 @@ def losses(module: Any, views: Sequence[Tensor]) -> dict[str, Tensor]:
     terms = gating.method.losses(gating, module, views)
     idle = idle_parameters(module.backbone, gating)
     if idle:
-        terms = {**terms, "idle": sum((p * 0).sum() for p in idle)}
+        terms = {**terms, "idle": sum(((p * 0).sum() for p in idle[1:]), (idle[0] * 0).sum())}
     return {f"gating/{name}": term for name, term in terms.items()}
 
 

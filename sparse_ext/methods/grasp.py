@@ -10,10 +10,12 @@ encoder is pruned by the same scores.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-from sparse_ext import scorers
+from solo.errors import ConfigError
+from sparse_ext import distributed, scorers
 from sparse_ext.encoder import Encoder
 from sparse_ext.methods.snip import SNIP
 from sparse_ext.probe import Probe
@@ -21,6 +23,16 @@ from sparse_ext.probe import Probe
 
 class GraSP(SNIP):
     """Gradient signal preservation; `scores` are W * (H g), so that the largest are kept."""
+
+    @classmethod
+    def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
+        """Losses and batch norms that gather over processes have no second derivative."""
+        if distributed.world_size() > 1:
+            raise ConfigError(
+                "sparse.name=grasp needs second derivatives, which do not pass between processes. "
+                "Train on one device, or use +sparse=snip."
+            )
+        return super().prepare(config, module, encoders)
 
     def look(self, probe: Probe) -> None:
         """W * (H g) by double backward."""

@@ -94,7 +94,7 @@ class MCP(Constant):
         if not self.z and self.aims == self.finals:
             return False
         self.z, self.u, self.aims = {}, {}, list(self.finals)
-        kept = [self.initial_masks(self.online, 0.0), self.proj(self.momentum.weights)]
+        kept = [self.initial_masks(self.online, 0.0), self.proj(self.momentum.weights)]  # type: ignore[union-attr]
         self._apply(kept, optimizer)
         return True
 

@@ -10,20 +10,17 @@ keeps pruned weights moving; evaluation sees the pruned network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch.optim import Optimizer
-
 from solo.errors import ConfigError
-from sparse_ext.constant import Constant
+from sparse_ext.constant import EpochMasks
 from sparse_ext.encoder import Encoder
 from sparse_ext.functional import Branches, make_functional
 
 FIRST_VIEW = Branches(first=True, others=False, evaluation=True)
 
 
-class SD(Constant):
+class SD(EpochMasks):
     """A new magnitude mask every epoch; the stored weights of a pair are zero where pruned."""
 
     regrow_init = "latent"
@@ -48,31 +45,7 @@ class SD(Constant):
     @property
     def finals(self) -> list[float]:
         """Sparsity of each encoder: one is dense."""
-        if self.config.reverse:
-            return [0.0, self.config.final]
-        return super().finals
-
-    def plan(self) -> None:
-        """The first epoch's masks are the initial ones."""
-        super().plan()
-        self.masked_epoch = 0
-
-    def begin_batch(self, epoch: int, optimizer: Optimizer | None = None) -> bool:
-        """New masks once an epoch."""
-        if self.masked_epoch >= epoch:
-            return False
-        self.masked_epoch = epoch
-        pairs = zip(self.encoders, self.finals, strict=True)
-        self._apply([self.initial_masks(*pair) for pair in pairs], optimizer)
-        return True
-
-    def extra_state(self) -> dict[str, Any]:
-        """The epoch whose masks are in place."""
-        return {"masked_epoch": self.masked_epoch}
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over `extra_state`."""
-        self.masked_epoch = state["masked_epoch"]
+        return [0.0, self.config.final] if self.config.reverse else super().finals
 
 
 PRUNER = SD

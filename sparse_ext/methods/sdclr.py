@@ -16,16 +16,23 @@ from torch import nn
 
 from solo.errors import ConfigError
 from sparse_ext import allocation
+from sparse_ext.constant import EpochMasks
 from sparse_ext.encoder import Encoder
 from sparse_ext.functional import Branches, make_dual, make_functional
-from sparse_ext.methods.sd import SD
 from sparse_ext.pruner import Kept
 
 DENSE_FIRST = Branches(first=False, others=True, evaluation=False)
 
 
-class SDCLR(SD):
+class SDCLR(EpochMasks):
     """Dense against pruned, from one set of weights."""
+
+    stores_zeros = False
+
+    @classmethod
+    def keeps_latents(cls, config: Any, shared: bool) -> bool:
+        """The stored weights are the latent ones."""
+        return False
 
     @classmethod
     def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:

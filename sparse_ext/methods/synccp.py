@@ -190,8 +190,14 @@ class SyncCP(Pruner):
     # -- figures and state ------------------------------------------------------------------
 
     def _figures(self) -> dict[str, float]:
-        figures = {"triggered": float(self.ramp is not None), "drop_fraction": self.drop_fraction}
-        return figures | {f"layer_oscillation/{name}": v for name, v in self.oscillation.items()}
+        return {"triggered": float(self.ramp is not None), "drop_fraction": self.drop_fraction}
+
+    def update_figures(self) -> dict[str, float]:
+        """What regrowth changed, per layer and over all of them (Eq. 7)."""
+        sizes = self.online.sizes
+        changed = sum(share * sizes[name] for name, share in self.oscillation.items())
+        figures = {f"layer_oscillation/{name}": v for name, v in self.oscillation.items()}
+        return {"oscillation": changed / sum(sizes.values())} | figures
 
     def extra_state(self) -> dict[str, Any]:
         """What CSI has seen; the last pseudo-masks, eight to a byte, with one encoder."""

@@ -4,31 +4,29 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from solo.errors import SoloError
-from sparse_ext.quickstart import plan
+from sparse_ext.quickstart import plan, programs
 from sparse_ext.quickstart.display import Display
 from sparse_ext.quickstart.jobs import Runner
 
-SLOTS = 2  # programs at a time: one thread each is faster than two threads for one after the other
 OWN = ("dense", "sparse", "random", "linear-*", "logs", "done", "*.safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; 0, 2 after a message for an error, 130 when interrupted."""
     args = _parse(argv)
-    settings = plan.Settings(args.output.resolve(), tuple(args.pretrain), tuple(args.linear))
+    fast = plan.precision()
+    settings = plan.Settings(args.output.resolve(), (*fast, *args.pretrain), (*fast, *args.linear))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with _alone(settings.folder):
+        with programs.alone(settings.folder):
             if args.fresh:
                 _remove(settings.folder)
             return _run(settings)
@@ -42,12 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(settings: plan.Settings) -> int:
     began = time.monotonic()
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    slots = min(SLOTS, cores)
-    threads = str(max(1, min(4, cores // slots)))
-    env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+    slots, env = programs.share_cores()
+    env["PYTHONUNBUFFERED"] = "1"
     jobs = plan.jobs(settings)
     print(
         f"Two encoders learn digits without labels, then are evaluated: {len(jobs)} programs, "
@@ -84,24 +78,6 @@ def _remove(folder: Path) -> None:
     for pattern in OWN:
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second quickstart out of `folder`; the lock goes with the process, however it ends.
-
-    Raises:
-        SoloError: another one is at work there.
-    """
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SoloError(f"Another quickstart is at work in {folder}; wait for it.") from None
-        yield
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Job:
 
     name: str
     title: str
-    command: Callable[[], Sequence[str]]
+    command: Callable[[], Sequence[object]]
     fingerprint: str
     after: tuple[str, ...] = ()
     progress: Callable[[str], float | None] = lambda line: None

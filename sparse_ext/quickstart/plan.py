@@ -3,29 +3,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from solo.errors import ConfigError, DataError
+from sparse_ext.quickstart import programs
 from sparse_ext.quickstart.jobs import Job
+from sparse_ext.quickstart.programs import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN, LINEAR = "scripts/pretrain/digits/quickstart.yaml", "scripts/linear/digits/linear.yaml"
 KNN = ("--k", "20", "--distance_function", "cosine", "--temperature", "0.07")
 ENCODERS = {"dense": "dense", "sparse": "sparse", "random": "random encoder"}
 PRETRAINED = ("dense", "sparse")
-# SyncCP's defaults are for hundreds of epochs. A run of minutes has few updates, so each must do
-# little damage (`drop_start`) and be followed by enough steps (`update_period`) to recover.
+# SyncCP's defaults are for hundreds of epochs. A run of minutes has few updates: the ramp starts
+# when the encoder has learnt something, and each update leaves time to recover from it.
 SPARSE = (
     "+sparse=synccp",
-    "sparse.update_period=22",
+    "sparse.update_period=44",
     "sparse.drop_start=0.1",
-    "sparse.csi.warmup_epochs=3",
+    "sparse.regrow_after_ramp=False",
+    "sparse.ramp_end=0.75",
+    "sparse.csi.warmup_epochs=4",
 )
 
 
@@ -50,12 +50,18 @@ def jobs(settings: Settings) -> list[Job]:
     Raises:
         ConfigError: this is not a checkout of the repository.
     """
-    if not (ROOT / "main_pretrain.py").is_file():
-        raise ConfigError(f"The quickstart needs a checkout of the repository; {ROOT} is none.")
+    programs.require_checkout()
     plan = [_pretrain(settings, name) for name in PRETRAINED]
     plan.append(_baselines(settings))
     plan += [_linear(settings, name) for name in ENCODERS]
     return plan + [_knn(settings, name) for name in ENCODERS]
+
+
+def precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """bf16 where the processor computes in it, which is faster there and slower anywhere else."""
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    native = re.search(r"^flags.*\b(avx512_bf16|amx_bf16)\b", text, re.MULTILINE)
+    return ("precision=bf16-mixed",) if native else ()
 
 
 def checkpoint(settings: Settings, name: str) -> Path:
@@ -64,7 +70,7 @@ def checkpoint(settings: Settings, name: str) -> Path:
     Raises:
         DataError: there is none.
     """
-    return _newest(settings.folder / name, "*/*/*.ckpt")
+    return programs.newest(settings.folder / name, "*/*/*.ckpt")
 
 
 def linear_run(settings: Settings, name: str) -> Path:
@@ -73,14 +79,7 @@ def linear_run(settings: Settings, name: str) -> Path:
     Raises:
         DataError: there is none.
     """
-    return _newest(settings.folder / f"linear-{name}", "*/*/metrics.csv").parent
-
-
-def _newest(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise DataError(f"{folder}: nothing there fits {pattern}. Start again with --fresh.")
-    return found[-1]
+    return programs.newest(settings.folder / f"linear-{name}", "*/*/metrics.csv").parent
 
 
 def _pretrain(settings: Settings, name: str) -> Job:
@@ -97,7 +96,7 @@ def _pretrain(settings: Settings, name: str) -> Job:
         title=f"{ENCODERS[name]}: self-supervised pretraining",
         command=lambda: command,
         fingerprint=_fingerprint(command),
-        progress=_epochs(_max_epochs(PRETRAIN, settings.pretrain)),
+        progress=_progress(PRETRAIN, settings.pretrain),
     )
 
 
@@ -111,7 +110,7 @@ def _baselines(settings: Settings) -> Job:
         title="raw pixels: linear and kNN",
         command=lambda: command,
         fingerprint=_fingerprint(command),
-        progress=_epochs(_max_epochs(LINEAR, settings.linear)),
+        progress=_progress(LINEAR, settings.linear),
     )
 
 
@@ -131,13 +130,15 @@ def _linear(settings: Settings, name: str) -> Job:
         ),
         fingerprint=_fingerprint((*base, *settings.pretrain)),
         after=(_maker(name),),
-        progress=_epochs(_max_epochs(LINEAR, settings.linear)),
+        progress=_progress(LINEAR, settings.linear),
     )
 
 
 def _knn(settings: Settings, name: str) -> Job:
-    base = (sys.executable, ROOT / "main_knn.py", "--dataset", "digits", *KNN)
-    base = (*base, "--batch_size", "256", "--num_workers", "0")
+    base = (
+        *(sys.executable, ROOT / "main_knn.py", "--dataset", "digits", *KNN),
+        *("--batch_size", "256", "--num_workers", "0"),
+    )
     return Job(
         name=f"knn-{name}",
         title=f"{ENCODERS[name]}: kNN evaluation",
@@ -156,13 +157,8 @@ def _maker(name: str) -> str:
 
 def _fingerprint(command: tuple) -> str:
     """Of the command, the recipes and the code: a change of any makes a job run again."""
-    digest = hashlib.sha256(repr([str(part) for part in command]).encode())
-    folders = ("scripts/pretrain/digits", "scripts/linear/digits", "solo", "sparse_ext")
-    for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in (".py", ".yaml") and os.access(path, os.R_OK):
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
+    recipes = (str(Path(PRETRAIN).parent), str(Path(LINEAR).parent))
+    return programs.fingerprint(command, (*recipes, "solo", "sparse_ext"))
 
 
 def _config(recipe: str) -> tuple[str, ...]:
@@ -170,17 +166,5 @@ def _config(recipe: str) -> tuple[str, ...]:
     return "--config-path", str(path.parent), "--config-name", path.name
 
 
-def _max_epochs(recipe: str, overrides: tuple[str, ...]) -> int:
-    text = (ROOT / recipe).read_text(encoding="utf-8")
-    found = re.findall(r"^max_epochs[:=] *(\d+)", "\n".join((text, *overrides)), re.MULTILINE)
-    return int(found[-1])
-
-
-def _epochs(total: int) -> Callable[[str], float | None]:
-    """Reads Lightning's progress bar: `Epoch 3:  40%|...`."""
-
-    def progress(line: str) -> float | None:
-        found = re.search(r"Epoch (\d+): +(\d+)%", line)
-        return None if found is None else (int(found[1]) + int(found[2]) / 100) / total
-
-    return progress
+def _progress(recipe: str, overrides: tuple[str, ...]) -> Callable[[str], float | None]:
+    return programs.epochs(programs.max_epochs(ROOT / recipe, overrides))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""`python3 -m sparse_ext.report RUN_DIR [...]`: write report.html into each run's folder."""
+"""`python3 -m sparse_ext.report RUN_DIR [...]`: write report.html into each run's folder.
+
+Several runs and `--compare FILE`: one page with all of them in the same figures.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m sparse_ext.report", description=__doc__)
     parser.add_argument("run_dir", nargs="+", type=Path, help="folder with metrics.csv, args.json")
     parser.add_argument("--output", type=Path, help="another file (one run only)")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="one page for all runs")
     args = parser.parse_args(argv)
     if args.output and len(args.run_dir) > 1:
         parser.error("--output takes one run; several reports would overwrite each other")
+    if args.compare and len(args.run_dir) < 2:
+        parser.error("--compare takes at least two runs")
     from solo.errors import SoloError
+    from sparse_ext.report.compare import write_comparison
     from sparse_ext.report.run import write_report
 
     try:
+        if args.compare:
+            print(write_comparison(args.run_dir, args.compare))
+            return 0
         for folder in args.run_dir:
             print(write_report(folder, args.output))
     except SoloError as error:

@@ -34,6 +34,18 @@ _MOVEMENT = {
     "sparse/mask_flips": "mask positions changed (measured)",
     "sparse/drop_fraction": "swaps per update, of kept weights (planned)",
 }
+_MACS = {
+    "sparse/macs_effective": "online encoder",
+    "sparse/macs_effective_momentum": "momentum encoder",
+    "sparse/macs_dense": "dense",
+}
+_PER_LAYER = {
+    "density": "Online encoder, measured from the masks at the end of each epoch; the number is "
+    "the last.",
+    "inconsistency": "Share of a layer's positions where the pseudo-masks differ, as long as CSI "
+    "looked; the number is the last.",
+    "oscillation": "At the last update of each epoch; the number is the last.",
+}
 
 
 def losses(page: Page, log: RunLog) -> None:
@@ -73,7 +85,7 @@ def sparsity(page: Page, log: RunLog) -> None:
     found = _found(log, SPARSITIES, scale=100)
     if not found:
         return
-    styles = {
+    styles: dict[str, dict[str, object]] = {
         "online encoder": {"color": plots.ONLINE},
         "momentum encoder": {"color": plots.MOMENTUM},
         "gap": {"color": plots.GREY, "linestyle": "--", "linewidth": 1.3},
@@ -123,18 +135,54 @@ def momentum(page: Page, log: RunLog) -> None:
         page.figure("Momentum coefficient", plots.lines(found, "tau"), text)
 
 
-def layers(page: Page, log: RunLog) -> None:
-    """Density of every prunable layer over the run."""
-    densities = log.group("sparse/layer_density/")
-    if not densities:
+def oscillation(page: Page, log: RunLog) -> None:
+    """Architecture oscillation over the run and per layer (SyncCP, Figure 2a)."""
+    found = log.get("sparse/oscillation")
+    if found is None:
         return
-    epochs = next(iter(densities.values())).epochs
-    rows = {name: s.values for name, s in densities.items() if s.epochs == epochs}
-    figure = plots.heatmap(list(rows), epochs, list(rows.values()), "density (kept share)")
-    text = (
-        "Online encoder, measured from the masks at the end of each epoch; the number is the last."
-    )
-    page.figure("Density per layer", figure, text, wide=True)
+    text = "Share of weights whose mask differs before and after regrowth, at the last update of "
+    text += "each epoch (Eq. 7)."
+    figure = plots.lines({"all layers": found}, "share of weights", marks=_trigger(log))
+    page.figure("Architecture oscillation", figure, text)
+    _heatmap(page, log, "oscillation", "Architecture oscillation per layer", "share of weights")
+
+
+def dead_filters(page: Page, log: RunLog) -> None:
+    """Output channels that nothing is left of."""
+    found = _found(log, {"sparse/dead_filters": "all prunable layers"}, scale=100)
+    if found:
+        text = "Output channels of the online encoder without a single kept weight."
+        figure = plots.lines(found, "share of channels (%)", marks=_trigger(log))
+        page.figure("Dead filters", figure, text)
+
+
+def macs(page: Page, log: RunLog) -> None:
+    """MACs of both encoders, and what training has cost, over the run."""
+    found = _found(log, _MACS, scale=1e-6)
+    if found:
+        text = "Per image at the size of the first view, kept weights only: modelled from masks."
+        figure = plots.lines(found, "MACs (millions)", marks=_trigger(log))
+        page.figure("Effective MACs", figure, text)
+    found = _found(log, {f"sparse/training_cost_{name}": f"convention {name}" for name in "ABC"})
+    if found:
+        text = "Modelled in MACs from the masks of every step so far, over dense training."
+        page.figure("Training cost so far", plots.lines(found, "over dense training"), text)
+
+
+def layers(page: Page, log: RunLog) -> None:
+    """Density and inconsistency of every prunable layer over the run."""
+    _heatmap(page, log, "density", "Density per layer", "density (kept share)")
+    _heatmap(page, log, "inconsistency", "Inconsistency per layer", "inconsistency I")
+
+
+def _heatmap(page: Page, log: RunLog, quantity: str, title: str, label: str) -> None:
+    found = log.group(f"sparse/layer_{quantity}/")
+    if not found:
+        return
+    epochs = next(iter(found.values())).epochs
+    rows = {name: s.values for name, s in found.items() if s.epochs == epochs}
+    figure = plots.heatmap(list(rows), epochs, list(rows.values()), label)
+    page.figure(title, figure, _PER_LAYER[quantity], wide=True)
 
 
 def is_pretraining(log: RunLog) -> bool:
@@ -142,7 +190,10 @@ def is_pretraining(log: RunLog) -> bool:
     return "method_kwargs" in log.args or any("class_loss" in name for name in log.names)
 
 
-PANELS = (losses, accuracy, sparsity, inconsistency, movement, momentum, layers)
+PANELS = (
+    *(losses, accuracy, sparsity, inconsistency, movement, oscillation, dead_filters, macs),
+    *(momentum, layers),
+)
 
 
 def _found(log: RunLog, labels: Mapping[str, str], scale: float = 1) -> dict[str, Series]:

@@ -20,7 +20,7 @@ ONLINE, MOMENTUM, ALARM = "#2563eb", "#ea8a0c", "#dc2626"
 CYCLE = (ONLINE, MOMENTUM, "#0d9488", "#9333ea", "#64748b", "#be185d")
 DASHES: tuple[Any, ...] = ((0, (6, 3)), (0, (2, 2)))
 
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
@@ -26,6 +27,7 @@ OPTIMIZERS = {
     "lars": lambda p: LARS(p, 0.5, momentum=0.9, weight_decay=1e-2, eta=0.02, clip_lr=True),
 }
 FAST = {"name": "synccp", "csi": "off", "update_period": 2}
+UNITS = ["element", "2:4", "block8"]
 
 
 def fit(model, loader=None, section=None, **kwargs):
@@ -54,17 +56,27 @@ class CheckEveryStep(pl.Callback):
         self.steps += 1
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_pruned_weights_and_their_state_stay_zero(name):
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [
+        *((name, "element") for name in OPTIMIZERS),
+        ("lars", "2:4"),
+        ("adamw", "block8"),
+        ("sgd", "1:4"),
+    ],
+)
+def test_pruned_weights_and_their_state_stay_zero(name, granularity):
     """Property 4: momentum does not revive, weight decay does not leak; budgets are exact."""
     model = toy(optimizer=OPTIMIZERS[name])
-    callback = sparsify(model, {**FAST, "debug": True})
+    callback = sparsify(model, {**FAST, "granularity": granularity, "debug": True})
     check = CheckEveryStep(callback)
     run = trainer(epochs=5, gradient_clip_val=0.5, callbacks=[check])
     run.fit(model, data(batches=10, size=2))
     assert check.steps == callback.pruner.t == 50
-    n = callback.pruner.online.masks.n
-    assert callback.pruner.kept == [round(0.2 * n), round(0.5 * n)]
+    pruner = callback.pruner
+    units = [pruner.units.count(encoder.masks) for encoder in pruner.encoders]
+    ends = (1.0, 0.7) if ":" in granularity else (0.8, 0.5)
+    assert units == [round((1 - end) * pruner.units.total) for end in ends]
 
 
 def test_lars_on_a_masked_layer_is_lars_on_its_active_weights():
@@ -152,7 +164,8 @@ def test_clipping_sees_active_weights_only():
     assert torch.equal(*updates)
 
 
-def test_accumulation_counts_optimizer_steps():
+@pytest.mark.parametrize("granularity", UNITS)
+def test_accumulation_counts_optimizer_steps(granularity):
     """Property 8: 4 x batch 4 against batch 16."""
     kept, masks = [], []
     for size, accumulate in ((16, 1), (4, 4)):
@@ -160,7 +173,8 @@ def test_accumulation_counts_optimizer_steps():
         model.backbone[1] = nn.Identity()  # batch norm would see other batches
         loader = data(batches=80 // size, size=size)
         loader.dataset.tensors = tuple(t.double() for t in loader.dataset.tensors)
-        callback = fit(model, loader, epochs=2, accumulate_grad_batches=accumulate)
+        section = {**FAST, "granularity": granularity}
+        callback = fit(model, loader, section, epochs=2, accumulate_grad_batches=accumulate)
         kept.append((callback.pruner.t, callback.pruner.ramp))
         masks.append(callback.pruner.online.masks.checksum())
     assert kept[0] == kept[1]
@@ -168,14 +182,15 @@ def test_accumulation_counts_optimizer_steps():
     assert masks[0] == masks[1]
 
 
-def test_channels_last_gives_equal_masks():
+@pytest.mark.parametrize("granularity", UNITS)
+def test_channels_last_gives_equal_masks(granularity):
     """Property 9, with initial masks, ties and regrowth."""
     sums = []
     for layout in (torch.contiguous_format, torch.channels_last):
         model = toy().double().to(memory_format=layout)
         loader = data()
         loader.dataset.tensors = tuple(t.double() for t in loader.dataset.tensors)
-        callback = fit(model, loader)
+        callback = fit(model, loader, {**FAST, "granularity": granularity, "debug": True})
         assert model.backbone[5].mask.is_contiguous(memory_format=layout)
         assert model.backbone[5].shadow.is_contiguous(memory_format=layout)
         sums.append([encoder.masks.checksum() for encoder in callback.pruner.encoders])
@@ -193,11 +208,13 @@ class ScaledFloat32(MixedPrecision):
         return nullcontext()
 
 
-def test_loss_scaling_is_invisible():
+@pytest.mark.parametrize("granularity", UNITS)
+def test_loss_scaling_is_invisible(granularity):
     """Property 10: scale 2^16 against no scaling, bit by bit."""
     results = []
     for plugins in ([], [ScaledFloat32(2.0**16)]):
-        callback = fit(toy(), plugins=plugins)
+        section = {**FAST, "granularity": granularity, "debug": True}
+        callback = fit(toy(), section=section, plugins=plugins)
         results.append(
             (
                 callback.pruner.online.masks.checksum(),
@@ -289,6 +306,36 @@ def test_figures_are_logged_under_their_names():
     assert {"mask_flips", "drop_fraction", "layer_density/3", "layer_density/9"} <= set(figures)
     run = fit(toy(), section="synccp", epochs=4, max_epochs=2).trainer_of_test
     assert {"sparse/inconsistency", "sparse/excess"} <= set(run.callback_metrics)
+
+
+class Rows(Logger):
+    """Keeps what is logged."""
+
+    name = version = "rows"
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *_):
+        pass
+
+
+def test_every_mask_update_is_logged():
+    """Eq. 7 per layer at each update, though Lightning logs every 50th step only."""
+    rows = Rows()
+    callback = fit(toy(), epochs=4, logger=rows)
+    seen = {t: row for t, row in rows.rows if "sparse/oscillation" in row}
+    assert list(seen) == list(range(0, 20, 2))
+    sizes = callback.pruner.online.sizes
+    for row in seen.values():
+        layers = {name: row[f"sparse/layer_oscillation/{name}"] for name in sizes}
+        mean = sum(layers[name] * n for name, n in sizes.items()) / sum(sizes.values())
+        assert row["sparse/oscillation"] == pytest.approx(mean)
+    assert max(row["sparse/oscillation"] for row in seen.values()) > 0.05
 
 
 def test_the_callback_acts_once_whether_or_not_the_trainer_has_it():

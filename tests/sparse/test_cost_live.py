@@ -10,7 +10,7 @@ from torch import nn
 from sparse_ext import sparsify
 from sparse_ext.cost import CostMeter, count, memory
 from sparse_ext.cost.live import image_shape
-from sparse_ext.diagnostics import all_dead_filters, dead_filters
+from sparse_ext.diagnostics import all_dead_filters, dead_filters, oscillation
 from sparse_ext.layers import mask_module
 from tests.sparse.toys import data, tiny_net, toy, trainer
 
@@ -124,6 +124,20 @@ def test_counting_leaves_random_numbers_alone():
     assert torch.equal(torch.randn(3), expected)
 
 
+def test_a_layer_of_two_branches_costs_their_mean():
+    from sparse_ext.encoder import Encoder
+    from sparse_ext.functional import Branches, make_functional
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), mask_module(nn.Conv2d(4, 8, 1)))
+    net[1].mask.view(-1)[8:] = False  # a quarter is kept
+    make_functional(Encoder(net), Branches(first=True, others=False, evaluation=True))
+    meter = CostMeter()
+    meter.look([net], torch.zeros(2, 3, 5, 5))
+    meter.step()
+    assert meter.table.macs_dense == 25 * (12 + 32)
+    assert meter.figures()["macs_effective"] == 25 * (12 + (8 + 32) / 2)
+
+
 # ---- memory ----
 
 
@@ -162,6 +176,15 @@ def test_dead_filters_are_output_channels_without_a_weight():
     shares = dead_filters(masks)
     assert shares == {"a": 0.25, "b": 0.5}
     assert all_dead_filters(masks, shares) == pytest.approx(5 / 12)
+
+
+def test_oscillation_of_all_layers_weighs_them_by_size():
+    masks = {"a": torch.ones(4, 2, dtype=torch.bool), "b": torch.ones(8, 3, dtype=torch.bool)}
+    assert oscillation(masks, {"a": 0.5, "b": 0.25}) == pytest.approx((4 + 6) / 32)
+    callback, _, rows = watched(True)
+    layers = {n: rows.last(f"sparse/layer_oscillation/{n}") for n in callback.pruner.online.masks}
+    expected = oscillation(callback.pruner.online.masks, layers)
+    assert rows.last("sparse/oscillation") == pytest.approx(expected)
 
 
 def test_dead_filters_are_logged():

@@ -60,10 +60,11 @@ class Perturb(Callback):
             module.backbone[3].mask.view(-1)[0].logical_not_()
 
 
-def train(rank, perturb):
+def train(rank, perturb, granularity="element"):
     """Other random state and other data on each rank."""
     model = toy(seed=rank)
     section = {"name": "synccp", "csi": "off", "update_period": 2, "debug": not perturb}
+    section["granularity"] = granularity
     callback = sparsify(model, section)
     run = trainer(
         epochs=2,
@@ -86,8 +87,9 @@ def train(rank, perturb):
     return masks, digest, callback.pruner.t, sorted(model._ddp_params_and_buffers_to_ignore)
 
 
-def test_ranks_end_with_equal_masks_and_weights():
-    first, second = launch(train, False)
+@pytest.mark.parametrize("granularity", ["element", "2:4", "block8"])
+def test_ranks_end_with_equal_masks_and_weights(granularity):
+    first, second = launch(train, False, granularity)
     assert first[0] == second[0]
     assert first[1] == second[1]
     assert first[2] == second[2] == 10

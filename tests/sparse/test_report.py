@@ -43,10 +43,13 @@ def sparse_run(folder, epochs=4):
             **{"sparse/mask_flips": 0.1, "sparse/drop_fraction": 0.5},
             **{"sparse/training_cost_A": 0.8 - 0.1 * epoch + 0.11 * (epoch == 3)},
             **{"sparse/training_cost_B": 0.72, "sparse/dead_filters": 0.01 * epoch},
+            **{"sparse/oscillation": 0.2, "sparse/macs_effective": 2e6, "sparse/macs_dense": 4e6},
+            **{f"sparse/layer_oscillation/{name}": 0.3 for name in LAYERS},
             **{f"sparse/layer_density/{name}": d[epoch] for name, d in LAYERS.items()},
         }
         if epoch < 2:
             row["sparse/inconsistency"] = 0.33 - 0.02 * epoch
+            row |= {f"sparse/layer_inconsistency/{name}": 0.4 for name in LAYERS}
         rows.append(row)
     write_metrics(folder, rows)
     args = {
@@ -93,7 +96,8 @@ def test_a_sparse_run_shows_every_aspect_in_one_file(tmp_path):
     assert set(drawn) == {
         *("Self-supervised loss", "Classification loss", "Accuracy", "Sparsity"),
         *("Inconsistency and the start of the ramp", "Mask changes", "Momentum coefficient"),
-        "Density per layer",
+        *("Density per layer", "Inconsistency per layer", "Architecture oscillation per layer"),
+        *("Architecture oscillation", "Dead filters", "Effective MACs", "Training cost so far"),
     }
     for svg in drawn.values():
         assert ElementTree.fromstring(svg).tag.endswith("svg")
@@ -112,9 +116,9 @@ def test_figures_carry_the_logged_values(tmp_path, monkeypatch):
         page_module, "data_uri", lambda figure: drawn.setdefault(id(figure), figure) and ""
     )
     write_report(sparse_run(tmp_path))
-    lines = {
+    lines = {  # the first of equal names
         line.get_label(): line
-        for figure in drawn.values()
+        for figure in reversed(drawn.values())
         for axes in figure.axes
         for line in axes.get_lines()
     }
@@ -122,6 +126,10 @@ def test_figures_carry_the_logged_values(tmp_path, monkeypatch):
     assert list(lines["momentum encoder"].get_ydata()) == pytest.approx([0, 0, 30, 50])
     assert list(lines["I"].get_ydata()) == pytest.approx([0.33, 0.31])
     assert set(lines["ramp starts (epoch 2)"].get_xdata()) == {2}
+    assert list(lines["all layers"].get_ydata()) == pytest.approx([0.2] * 4)
+    assert list(lines["all prunable layers"].get_ydata()) == pytest.approx([0, 1, 2, 3])
+    assert list(lines["convention A"].get_ydata()) == pytest.approx([0.8, 0.7, 0.6, 0.61])
+    assert list(lines["dense"].get_ydata()) == pytest.approx([4] * 4)
     assert lines["lowest possible (the gap)"].get_ydata()[0] == pytest.approx(0.3)
     assert lines["unrelated encoders"].get_ydata()[0] == pytest.approx(0.8 * 0.5 + 0.5 * 0.2)
 
@@ -203,3 +211,29 @@ def test_command_prints_where_the_report_is(tmp_path, capsys):
     assert main([str(sparse_run(tmp_path)), "--output", str(tmp_path / "o" / "r.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "o" / "r.html")
     assert (tmp_path / "o" / "r.html").is_file()
+
+
+def test_several_runs_in_the_same_figures(tmp_path, capsys, monkeypatch):
+    from sparse_ext.report import page as page_module
+
+    drawn = []
+    monkeypatch.setattr(page_module, "data_uri", lambda figure: drawn.append(figure) or "")
+    runs = [sparse_run(tmp_path / name, epochs) for name, epochs in (("a", 4), ("b", 3))]
+    dense = write_metrics(tmp_path / "dense", [{"epoch": 0, "step": 9, "val_acc1": 50.0}])
+    (dense / "args.json").write_text(json.dumps({"name": "dense"}))
+    out = tmp_path / "all.html"
+    assert main([*map(str, [*runs, dense]), "--compare", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    html = out.read_text()
+    titles = re.findall("<h3>([^<]*)</h3>", html)
+    assert {"Online accuracy", "Gap between the encoders", "Inconsistency"} <= set(titles)
+    accuracy = {line.get_label(): list(line.get_ydata()) for line in drawn[0].axes[0].get_lines()}
+    assert accuracy["dense"] == [50.0]
+    assert accuracy[f"toy <run> ({runs[1]})"] == [20.0, 21.0, 22.0]
+    sparsity = drawn[titles.index("Sparsity of the online encoder")].axes[0].get_lines()
+    assert [len(line.get_ydata()) for line in sparsity] == [4, 3]  # the dense run has none
+
+
+def test_a_comparison_needs_two_runs(tmp_path):
+    with pytest.raises(SystemExit):
+        main([str(sparse_run(tmp_path)), "--compare", "x.html"])

@@ -73,11 +73,18 @@ def model_of(section, seed=0, **kwargs):
 
 
 @pytest.mark.parametrize("momentum", [True, False])
-@pytest.mark.parametrize("name", ["synccp", "gmp"])
-@pytest.mark.parametrize("at", [3, 10, 12, 15, 18])
-def test_resumed_equals_straight(tmp_path, name, momentum, at):
+@pytest.mark.parametrize(
+    ("name", "granularity", "at"),
+    [
+        *(("synccp", "element", at) for at in (3, 10, 12, 15, 18)),
+        *(("gmp", "element", at) for at in (3, 10, 12, 15, 18)),
+        *(("synccp", granularity, at) for granularity in ("2:4", "block8") for at in (3, 18)),
+    ],
+)
+def test_resumed_equals_straight(tmp_path, name, granularity, momentum, at):
     """Files before the ramp, at epoch ends, between updates and within epochs of 5 steps."""
     section = {**(SECTION if name == "synccp" else {"name": "gmp"}), "update_period": 2}
+    section |= {"granularity": granularity, "debug": True}
     files = ModelCheckpoint(
         tmp_path, "{step}", every_n_train_steps=at, save_top_k=-1, save_on_train_epoch_end=False
     )

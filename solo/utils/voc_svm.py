@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: MIT
+"""Linear SVMs on features and mean average precision, as Goyal et al. (2019) evaluate VOC 2007."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from solo.errors import DataError
+
+#: 0.01, 0.1 and 0.5^4 ... 0.5^19
+COSTS = (0.01, 0.1, *(0.5**k for k in range(4, 20)))
+FOLDS = 3
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the interpolated precision-recall curve (VOC from 2010 on), in [0, 1].
+
+    Args:
+        scores: (N,); items with equal scores count as found together.
+        labels: (N,), 1 present, 0 absent, -1 left out.
+
+    Raises:
+        DataError: no item is present.
+    """
+    counted = labels != -1
+    scores, hits = scores[counted], labels[counted] == 1
+    if not hits.any():
+        raise DataError("average precision needs at least one image that shows the class")
+    order = np.argsort(-scores, kind="stable")
+    scores, hits = scores[order], hits[order]
+    last = np.append(scores[1:] != scores[:-1], True)  # of each run of equal scores
+    found = np.cumsum(hits)[last]
+    precision = found / (np.flatnonzero(last) + 1)
+    recall = found / hits.sum()
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+
+
+def linear_svm(cost: float):
+    """scikit-learn's SVM with the benchmark's settings (its labels are booleans, 2:1)."""
+    from sklearn.svm import LinearSVC
+
+    return LinearSVC(
+        C=cost,
+        class_weight={True: 2, False: 1},
+        intercept_scaling=1.0,
+        penalty="l2",
+        loss="squared_hinge",
+        tol=1e-4,
+        dual=True,
+        max_iter=2000,
+        random_state=0,
+    )
+
+
+def normalised(features: np.ndarray) -> np.ndarray:
+    """Rows of norm 1, (N, F)."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def select_cost(
+    features: np.ndarray, labels: np.ndarray, costs: Sequence[float] = COSTS
+) -> tuple[float, dict[float, float]]:
+    """The cost with the best 3-fold average precision; the first of equals.
+
+    Args:
+        features: (N, F).
+        labels: (N,), 1 present, 0 absent, -1 left out.
+        costs: candidates.
+
+    Returns:
+        the cost, and the mean precision of each.
+
+    Raises:
+        DataError: too few images to put one with and one without the class into each fold.
+    """
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.model_selection import StratifiedKFold
+
+    counted = labels != -1
+    x, y = features[counted], labels[counted] == 1
+    if min(y.sum(), (~y).sum()) < FOLDS:
+        raise DataError(
+            f"{FOLDS}-fold cross-validation needs {FOLDS} images with and without the class; there "
+            f"are {y.sum()} and {(~y).sum()}"
+        )
+    folds = list(StratifiedKFold(FOLDS).split(x, y))
+    means = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for cost in costs:
+            scores = []
+            for train, held in folds:
+                svm = linear_svm(cost).fit(x[train], y[train])
+                scores.append(
+                    average_precision(svm.decision_function(x[held]), y[held].astype(int))
+                )
+            means[cost] = float(np.mean(scores))
+    return max(means, key=means.__getitem__), means
+
+
+@dataclass(frozen=True)
+class SVMResult:
+    """Per class: average precision on the test set and the cost chosen; `map` in percent."""
+
+    precision: dict[str, float]
+    costs: dict[str, float]
+
+    @property
+    def map(self) -> float:
+        """Mean of the average precisions, in percent."""
+        return 100 * float(np.mean(list(self.precision.values())))
+
+
+def evaluate(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    classes: Sequence[str],
+    costs: Sequence[float] = COSTS,
+) -> SVMResult:
+    """One SVM per class: cost by cross-validation, refit on all of `train`, precision on `test`.
+
+    Args:
+        train: features (N, F) and labels (N, classes) with 1, 0 and -1 (left out).
+        test: the same.
+        classes: their names.
+        costs: candidates.
+
+    Raises:
+        DataError: a class has too few images.
+    """
+    x, y = normalised(train[0]), train[1]
+    unseen = normalised(test[0])
+    precision, chosen = {}, {}
+    for index, name in enumerate(classes):
+        try:
+            chosen[name], _ = select_cost(x, y[:, index], costs)
+            counted = y[:, index] != -1
+            svm = linear_svm(chosen[name]).fit(x[counted], y[counted, index] == 1)
+            precision[name] = average_precision(svm.decision_function(unseen), test[1][:, index])
+        except DataError as error:
+            raise DataError(f"class '{name}': {error}") from error
+    return SVMResult(precision, chosen)

@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: MIT
+"""Tickets: iterative magnitude pruning of any method, and what its masks are worth (Caron et al.).
+
+Importing this does not import torch.
+"""
