@@ -14,7 +14,7 @@ from sparse_ext.cost.checkpoint import measure
 from sparse_ext.extension import register
 from tests.programs.tiny import LINEAR, PRETRAIN, config, run_of
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.slow
 
 # SDCLR prunes one view of a shared encoder
 HEADS = {"proj_hidden_dim": 8, "proj_output_dim": 8, "temperature": 0.2}
@@ -40,7 +40,7 @@ def test_linear_finetuning_and_neighbours(name, tmp_path, monkeypatch):
         if key.endswith("weight"):
             assert torch.equal(value, state[f"backbone.{key}"]), key
 
-    tuned = linear(config(LINEAR, finetune=True, checkpoint={"dir": "tuned"}, **options))
+    tuned = linear(config(LINEAR, finetune=True, checkpoint__dir="tuned", **options))
     (file,) = (tmp_path / "tuned" / "linear" / "0").glob("*.ckpt")
     after = measure(file)
     assert after.prunable.sparsity == before.prunable.sparsity
