@@ -18,6 +18,10 @@ from sparse_ext.gating.config import GatingConfig
 _METHODS = {
     "vicreg_gating": "sparse_ext.gating.channel.method:ChannelGating",
     "vicreg_dual": "sparse_ext.gating.channel.method:ChannelDual",
+    "cgnet": "sparse_ext.gating.spatial.cgnet:CGNet",
+    "cdg": "sparse_ext.gating.spatial.cdg:CDG",
+    "fbs": "sparse_ext.gating.saliency.fbs:FBS",
+    "dgc": "sparse_ext.gating.saliency.dgc:DGC",
 }
 
 
@@ -70,6 +74,15 @@ class GatingMethod(ABC):
         Raises:
             ConfigError: the encoder has no layer that this method gates, or shapes do not fit.
         """
+
+    def advance(self, layers: Mapping[str, Any], progress: float) -> None:
+        """Take the gated layers of one encoder along a schedule.
+
+        Args:
+            layers: by name.
+            progress: share of the optimizer steps that have been taken, 0 to 1.
+        """
+        return None
 
     def counts(self, name: str) -> bool:
         """Whether the plain convolution `name` is part of the MACs that are compared."""
