@@ -3,6 +3,7 @@
 #   DATA      folder below scripts/pretrain           PRESET  option of +tickets=
 #   LEVELS    prunings                                SEEDS   one sweep each
 #   PRETEXTS  recipes that are pruned without labels, besides `supervised`
+#   SWEEP     further KEY=VALUE for the sweeps alone, such as tickets.layers=[conv1,layer1.*]
 #   OUT       where run folders and figures go        JOBS    programs at a time
 # Everything that is complete is skipped, so a launcher that was stopped goes on with the same command.
 set -euo pipefail
@@ -26,7 +27,7 @@ sweep() {  # RECIPE SEED: prune it; with labels that is the winning tickets' cur
     local figure=online-classifier curve="${TITLE[$1]}"
     [[ $1 == supervised ]] && figure=retrained-on-labels && curve+=", winning tickets"
     start "$1-$2" --config-name "$1.yaml" "+tickets=$PRESET" "tickets.levels=$LEVELS" "tickets.dir='$OUT'" \
-        "tickets.figure=$figure" "tickets.curve='$curve'" "++seed=$2" "name=$1" "${MORE[@]}"
+        "tickets.figure=$figure" "tickets.curve='$curve'" "++seed=$2" "name=$1" "${MORE[@]}" ${SWEEP:-}
 }
 retrain() {  # RECIPE SEED KIND TITLE: train on labels under the masks of a sweep
     start "$1-$3-$2" --config-name supervised.yaml "+retrain=$3" "retrain.source='$OUT/$1/seed-$2'" \

@@ -2,6 +2,7 @@
 """Encoders by name. Importing this costs nothing: a family is imported when one of it is built."""
 
 from solo.backbones.build import build_encoder, features_dim, get_builder
+from solo.backbones.classic import alexnet, vgg19
 from solo.backbones.convnext import convnext_base, convnext_large, convnext_small, convnext_tiny
 from solo.backbones.poolformer import (
     poolformer_m36,
@@ -13,12 +14,12 @@ from solo.backbones.poolformer import (
 from solo.backbones.registry import BACKBONES
 from solo.backbones.resnet import resnet18, resnet50
 from solo.backbones.swin import swin_base, swin_large, swin_small, swin_tiny
-from solo.backbones.vgg import vgg19
 from solo.backbones.vit import vit_base, vit_large, vit_small, vit_tiny
 from solo.backbones.wide_resnet import wide_resnet28w2, wide_resnet28w8
 
 __all__ = [
     "BACKBONES",
+    "alexnet",
     "build_encoder",
     "convnext_base",
     "convnext_large",

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from solo.backbones import alexnet, convnext, poolformer, resnet, swin, vgg, vit, wide_resnet
+from solo.backbones import classic, convnext, poolformer, resnet, swin, vit, wide_resnet
 
-_FAMILIES = (resnet, vit, swin, poolformer, convnext, wide_resnet, alexnet, vgg)
+_FAMILIES = (resnet, vit, swin, poolformer, convnext, wide_resnet, classic)
 
 #: name -> builder(method, **kwargs); any other name is looked up in timm by `get_builder`.
 BACKBONES: dict[str, Callable] = {

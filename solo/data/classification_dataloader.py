@@ -21,8 +21,8 @@ from solo.data.sources import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     default_data_path,
-    holds_class_folders,
     image_folder,
+    is_cifar_in_folders,
     named_torchvision,
     require_dataset,
     require_format,
@@ -133,7 +133,7 @@ def _split(
     require_dataset(dataset)
     key = TRAIN_KEY if train else VAL_KEY
     path = default_data_path() if path is None else Path(path)
-    if holds_class_folders(path, CIFAR_CLASSES.get(dataset, 0)):
+    if is_cifar_in_folders(dataset, path):
         return image_folder(path, transform, key, seeded(ImageFolder))
     if dataset in CIFAR_CLASSES:
         cls = seeded(CIFAR10 if dataset == "cifar10" else CIFAR100)

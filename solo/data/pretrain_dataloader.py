@@ -29,9 +29,9 @@ from solo.data.sources import (
     IMAGENET_STD,
     PRETRAIN_STATS,
     default_data_path,
-    holds_class_folders,
     image_files,
     image_folder,
+    is_cifar_in_folders,
     named_torchvision,
     require_dataset,
     require_folder,
@@ -259,7 +259,7 @@ def prepare_datasets(
     """
     require_dataset(dataset)
     path = default_data_path() if train_data_path is None else Path(train_data_path)
-    if holds_class_folders(path, CIFAR_CLASSES.get(dataset, 0)):
+    if is_cifar_in_folders(dataset, path):
         built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder))
     elif dataset in CIFAR_CLASSES:
         cls = dataset_with_index(CIFAR10 if dataset == "cifar10" else CIFAR100)

@@ -129,13 +129,12 @@ def image_folder(
         ) from None
 
 
-def holds_class_folders(path: str | os.PathLike, classes: int) -> bool:
-    """Whether `path` holds exactly `classes` folders, all with images: a dataset of torchvision
-    (CIFAR) that someone keeps, whole or in part, as `<class>/<image>`."""
-    if not Path(path).is_dir():
+def is_cifar_in_folders(dataset: str, path: str | os.PathLike) -> bool:
+    """Whether `dataset` is CIFAR and `path` has it, whole or in part, as `<class>/<image>`."""
+    if dataset not in CIFAR_CLASSES or not Path(path).is_dir():
         return False
     folders = [p for p in Path(path).iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return len(folders) == classes and all(image_files(folder) for folder in folders)
+    return len(folders) == CIFAR_CLASSES[dataset] and all(map(image_files, folders))
 
 
 def _why_no_classes(folder: Path) -> str:

@@ -152,6 +152,7 @@ _SIZES = {
     "cifar10": (50_000, 10_000),
     "cifar100": (50_000, 10_000),
     "stl10": (105_000, 8_000),
+    "digits": (2_874, 720),  # two renderings of 1,437 and 360 originals
 }
 
 
@@ -166,7 +167,7 @@ def compute_dataset_size(
     """How many images a dataset has, without loading it.
 
     Args:
-        dataset: name; cifar10, cifar100 and stl10 are known, of others the files are counted.
+        dataset: name; cifar10, cifar100, stl10 and digits are known, else files are counted.
         train: the training part rather than the validation part.
         data_path: folder `<class>/<image>` (flat with `no_labels`), or the file of format `h5`.
         data_format: `image_folder`, `h5` or `dali`.

@@ -26,7 +26,6 @@ SPARSE = (
     "sparse.regrow_after_ramp=False",
     "sparse.ramp_end=0.75",
     "sparse.csi.warmup_epochs=4",
-    "sparse.csi.deadline=0.4",
 )
 
 

@@ -118,9 +118,8 @@ def _row(table: str, name: str, dataset: str, small: Mapping[str, Any] | None = 
     spec = _table(table)["rows"][name]
     setting = _data()["settings"][spec["use"]]
     method = spec.get("method")
-    sparse = {**setting.get("sparse", {}), **spec.get("set", {})}
-    if small is not None:
-        sparse |= small["sparse"].get(method, {})
+    usual = (small or setting).get("sparse", {}).get(method, {})
+    sparse = {**spec.get("set", {}), **usual}
     overrides = [] if small else list(setting.get("overrides", []))
     if method is not None:
         overrides += [f"+sparse={method}", *_flat("sparse", sparse)]

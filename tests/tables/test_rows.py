@@ -53,7 +53,7 @@ def composed(row, tmp_path):
     return cfg, section
 
 
-@pytest.mark.parametrize(("table", "dataset", "scale"), EVERY, ids="-".join)
+@pytest.mark.parametrize(("table", "dataset", "scale"), EVERY, ids=map("-".join, EVERY))
 def test_every_row_is_a_valid_configuration(table, dataset, scale, tmp_path):
     from sparse_ext.extension import register
 

@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from solo.data.digits import DigitsDataset
 from solo.errors import DataError
 from solo.utils.misc import (
     FilterInfNNan,
@@ -90,6 +91,8 @@ def test_dataset_sizes(tmp_path):
     assert compute_dataset_size("cifar10") == 50_000
     assert compute_dataset_size("CIFAR100", train=False) == 10_000
     assert compute_dataset_size("stl10") == 105_000
+    for train in (True, False):
+        assert compute_dataset_size("digits", train=train) == len(DigitsDataset(train=train))
     assert compute_dataset_size("stl10", train=False, data_fraction=0.5) == 4_000
     for name, count in (("a", 3), ("b", 2)):
         (tmp_path / name).mkdir()
