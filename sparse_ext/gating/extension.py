@@ -65,6 +65,8 @@ class GatingExtension(extensions.Extension):
         if cfg.get("augmentations"):
             gating, done = gating_of(backbone), trace(backbone, cfg.augmentations[0].crop_size)
             gating.method.check(done, gating.layers)  # type: ignore[union-attr]
+            sizes = {view.crop_size for view in cfg.augmentations}
+            gating.method.check_views(sizes)  # type: ignore[union-attr]
         return backbone
 
     def callbacks(self, module: LightningModule, cfg: DictConfig) -> list[Callback]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -120,6 +120,10 @@ class GatingMethod(ABC):
             done: a pass of one image without values (on the meta device).
             layers: the gated layers by name.
         """
+        return None
+
+    def check_views(self, sizes: Collection[int]) -> None:
+        """Refuse settings that these sizes of views (pixels) rule out."""
         return None
 
 

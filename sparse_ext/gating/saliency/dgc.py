@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solo.errors import ConfigError
+from sparse_ext.functional import FUNCTIONAL_TYPES, Functional
 from sparse_ext.gating.branches import Usage
+from sparse_ext.gating.conv import GatedConv2d
 from sparse_ext.gating.encoder import conv_macs
-from sparse_ext.gating.method import Gated
 from sparse_ext.gating.residual import conv_norm_pairs, residual_blocks
 from sparse_ext.gating.saliency.config import DGCConfig
 from sparse_ext.gating.saliency.parts import SaliencyConv2d, SaliencyMethod, keep_largest
@@ -29,7 +30,7 @@ from sparse_ext.layers import MASKED_TYPES, Masked
 NARROW = 80  # input channels below which the squeeze is halved
 
 
-class DGCConv2d(Gated, nn.Conv2d):
+class DGCConv2d(GatedConv2d):
     """Norm, ReLU and multi-head convolution, made by `split_heads`; the weight keeps its key.
 
     Attributes:
@@ -57,7 +58,7 @@ class DGCConv2d(Gated, nn.Conv2d):
         mask = saliences * keep_largest(saliences, self.in_channels - self.inactive)
         copies = x[:, None] * mask.to(x.dtype)[:, :, :, None, None]
         geometry = (self.stride, self.padding, self.dilation, self.heads)
-        out = F.conv2d(copies.flatten(1, 2), self.weight, None, *geometry)
+        out = F.conv2d(copies.flatten(1, 2), self.seen_weight(), None, *geometry)
         self.account(saliences, mask, conv_macs(self, out))
         return F.channel_shuffle(out, self.heads)
 
@@ -68,16 +69,17 @@ class DGCConv2d(Gated, nn.Conv2d):
         figures = {"saliency": saliences.mean((0, 2)).sum()}
         self.record(Usage(used, dense, figures, shares={"rho_in": (kept, dense)}))
 
-    def own_convs(self) -> list[nn.Conv2d]:
-        """Itself."""
-        return [self]
-
 
 class MaskedDGCConv2d(Masked, DGCConv2d):
     """With a mask on its weights, too."""
 
 
+class FunctionalDGCConv2d(Functional, MaskedDGCConv2d):
+    """With the mask in its forward pass, in those passes that are pruned."""
+
+
 MASKED_TYPES[DGCConv2d] = MaskedDGCConv2d
+FUNCTIONAL_TYPES[MaskedDGCConv2d] = FunctionalDGCConv2d
 
 
 def split_heads(conv: Any, config: DGCConfig) -> Any:

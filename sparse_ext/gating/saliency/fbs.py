@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_ext.functional import FUNCTIONAL_TYPES, Functional
 from sparse_ext.gating.branches import Usage
+from sparse_ext.gating.conv import GatedConv2d
 from sparse_ext.gating.encoder import conv_macs
-from sparse_ext.gating.method import Gated
 from sparse_ext.gating.residual import conv_norm_pairs, residual_blocks
 from sparse_ext.gating.saliency.config import FBSConfig
 from sparse_ext.gating.saliency.parts import SaliencyConv2d, SaliencyMethod, keep_largest
 from sparse_ext.layers import MASKED_TYPES, Masked
 
 
-class FBSConv2d(Gated, nn.Conv2d):
+class FBSConv2d(GatedConv2d):
     """A convolution and its batch norm, made by `suppress`; the weight keeps its key.
 
     Attributes:
@@ -45,7 +46,7 @@ class FBSConv2d(Gated, nn.Conv2d):
         ss = x.float().abs().mean((2, 3), keepdim=True)
         g = torch.relu(self.saliency(ss)).flatten(1)
         pi = (g * keep_largest(g, self.active))[:, :, None, None]
-        out = self._conv_forward(x, self.weight, None)
+        out = self._conv_forward(x, self.seen_weight(), None)
         self.account(ss, g, pi, conv_macs(self, out))
         out = self.norm(out)
         opened = (pi > 0).to(out.dtype)
@@ -62,16 +63,17 @@ class FBSConv2d(Gated, nn.Conv2d):
         used = dense * outs.mean() + self.saliency.weight.numel()
         self.record(Usage(used, dense, {"saliency": g.sum(1).mean()}, shares=shares))
 
-    def own_convs(self) -> list[nn.Conv2d]:
-        """Itself."""
-        return [self]
-
 
 class MaskedFBSConv2d(Masked, FBSConv2d):
     """With a mask on its weights, too."""
 
 
+class FunctionalFBSConv2d(Functional, MaskedFBSConv2d):
+    """With the mask in its forward pass, in those passes that are pruned."""
+
+
 MASKED_TYPES[FBSConv2d] = MaskedFBSConv2d
+FUNCTIONAL_TYPES[MaskedFBSConv2d] = FunctionalFBSConv2d
 
 
 def suppress(conv: Any, norm: Any) -> Any:

@@ -6,7 +6,7 @@ Added to the method's loss: lambda sum_l ||tau_l - s||^2 (CDG's Eq. 11 without t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -84,6 +84,15 @@ class CGNet(GatingMethod):
                     f"gating.norm=instance: {name} has one place per channel at the size of the "
                     f"run's images, so nothing to normalise over. Set gating.norm=batch."
                 )
+
+    def check_views(self, sizes: Collection[int]) -> None:
+        """One view's decisions fit no view of another size."""
+        if self.config.unified and len(sizes) > 1:
+            raise ConfigError(
+                f"gating.unified=true needs views of one size, and these have "
+                f"{' and '.join(map(str, sorted(sizes)))} pixels: leave out the small crops, or "
+                f"set gating.unified=false."
+            )
 
     def losses(self, gating: Any, module: Any, views: Sequence[Tensor]) -> dict[str, Tensor]:
         """The regulariser of the thresholds, once per step."""

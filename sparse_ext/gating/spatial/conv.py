@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from solo.errors import ConfigError
 from solo.utils.views import View, current_view
+from sparse_ext.functional import FUNCTIONAL_TYPES, Functional
 from sparse_ext.gating.branches import Usage
+from sparse_ext.gating.conv import GatedConv2d
 from sparse_ext.gating.encoder import conv_macs
-from sparse_ext.gating.method import Gated
 from sparse_ext.gating.spatial.config import TILE, CGNetConfig
 from sparse_ext.gating.spatial.paths import Pattern, block_mask
 from sparse_ext.layers import MASKED_TYPES, Masked
@@ -51,7 +52,7 @@ def tile_mean(x: Tensor, dim: int) -> Tensor:
     return mean.repeat_interleave(TILE, dim)
 
 
-class SpatialConv2d(Gated, nn.Conv2d):
+class SpatialConv2d(GatedConv2d):
     """Made from a plain convolution by `gate_conv`; same weight key.
 
     Attributes:
@@ -88,8 +89,9 @@ class SpatialConv2d(Gated, nn.Conv2d):
         mask = self.base_mask(branch)
         if self.settings.shuffle:
             x = F.channel_shuffle(x, self.settings.groups)
-        base = self._conv_forward(x, self.weight * mask, None)
-        conditional = self._conv_forward(x, self.weight * ~mask, None)
+        weight = self.seen_weight()
+        base = self._conv_forward(x, weight * mask, None)
+        conditional = self._conv_forward(x, weight * ~mask, None)
         first = self._first_view()
         return base, conditional, self.decide(base, branch) if first is None else first
 
@@ -128,16 +130,17 @@ class SpatialConv2d(Gated, nn.Conv2d):
             )
         )
 
-    def own_convs(self) -> list[nn.Conv2d]:
-        """Itself."""
-        return [self]
-
 
 class MaskedSpatialConv2d(Masked, SpatialConv2d):
     """With a mask on its weights, too."""
 
 
+class FunctionalSpatialConv2d(Functional, MaskedSpatialConv2d):
+    """With the mask in its forward pass, in those passes that are pruned."""
+
+
 MASKED_TYPES[SpatialConv2d] = MaskedSpatialConv2d
+FUNCTIONAL_TYPES[MaskedSpatialConv2d] = FunctionalSpatialConv2d
 
 
 def gate_conv(conv: nn.Module, settings: CGNetConfig, patterns: Mapping[str, Pattern]) -> nn.Module:
