@@ -42,7 +42,9 @@ def gated_encoder(name="vicreg_dual", backbone="resnet18", width=4, dataset="cif
 
 def method(name="vicreg", gating="vicreg_dual", **changes):
     """A tiny method; `gating` is a section, a name or None."""
-    cfg = tiny_cfg(name, dict((KWARGS | OTHERS)[name]), **{"seed": 5, "optimizer__lr": 0.01, **changes})
+    cfg = tiny_cfg(
+        name, dict((KWARGS | OTHERS)[name]), **{"seed": 5, "optimizer__lr": 0.01, **changes}
+    )
     if gating is not None:
         cfg.gating = OmegaConf.create(gating) if isinstance(gating, dict) else gating
         enable(cfg)

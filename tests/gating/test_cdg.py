@@ -13,11 +13,14 @@ from solo.programs.knn import knn
 from solo.programs.linear import linear
 from solo.programs.pretrain import pretrain
 from solo.utils.views import encoding
+from sparse_ext.encoder import Encoder
 from sparse_ext.extension import register
+from sparse_ext.functional import ALWAYS, make_functional
 from sparse_ext.gating.config import build
 from sparse_ext.gating.encoder import choose, gating_of
 from sparse_ext.gating.spatial.cgnet import mask_similarity
 from sparse_ext.gating.spatial.paths import block_mask, diagonal, second_path
+from sparse_ext.layers import MaskedConv2d
 from tests.gating.helpers import (
     Watch,
     assert_comes_back,
@@ -155,9 +158,10 @@ def test_moco_splits_by_encoder_and_averages_weights_and_thresholds():
 
 
 def test_how_views_are_split():
-    split = lambda name, **section: gating_of(  # noqa: E731
-        method(name, {"name": "cdg", "groups": 2, **section}).backbone
-    ).config.split
+    def split(name, **section):
+        section = {"name": "cdg", "groups": 2, **section}
+        return gating_of(method(name, section).backbone).config.split
+
     assert split("simclr") == "view"
     assert split("mocov2plus") == "encoder"
     assert split("mocov2plus", split="view") == "view"
@@ -202,6 +206,35 @@ def test_masks_and_gates_together():
     assert 0 < run.callback_metrics["gating/a1/eta"] < 1
 
 
+@pytest.mark.parametrize("gating", ["cdg", "fbs", "dgc"])
+def test_masks_that_prune_in_the_forward_pass_do_it_in_gated_layers(gating):
+    """SD masks the first view's pass alone; weights stay alive."""
+    section = {"name": gating, **({"groups": 2} if gating == "cdg" else {})}
+    model = method("simclr", section, sparse={"name": "sd", "final": 0.5})
+    tiny_trainer(max_epochs=2).fit(model, tiny_loaders(steps=2)[0])
+    conv = model.backbone.layer2[1].conv1.eval()
+    assert 0 < conv.mask.float().mean() < 1
+    x = torch.randn(2, 8, 4, 4)
+    with encoding(0), torch.no_grad():
+        before = conv(x)
+        conv.weight[~conv.mask] += 3.0
+        assert torch.equal(conv(x), before)
+    with encoding(1), torch.no_grad():
+        other = conv(x)
+        conv.weight[~conv.mask] += 3.0
+        assert not torch.allclose(conv(x), other)
+
+
+def test_a_mask_in_the_forward_pass_of_a_layer_that_has_none():
+    class Own(MaskedConv2d):
+        pass
+
+    backbone = torch.nn.Sequential(Own(3, 4, 3))
+    backbone[0].register_buffer("mask", torch.ones(4, 3, 3, 3, dtype=torch.bool))
+    with pytest.raises(ConfigError, match=r"the Own '0' cannot do.*sparse\.exclude"):
+        make_functional(Encoder(backbone), ALWAYS)
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
@@ -244,9 +277,7 @@ def test_a_checkpoint_through_linear_and_knn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*argv, "--num_workers", "0", "--k", "1"])
     (results,) = knn(parse_args_knn())
     assert results["eta"] == pytest.approx(metrics["encoder/eta"].item(), abs=1e-3)
-    tuned = config(
-        LINEAR, pretrained_feature_extractor=str(checkpoint), finetune=True, **width
-    )
+    tuned = config(LINEAR, pretrained_feature_extractor=str(checkpoint), finetune=True, **width)
     assert "gating/threshold_loss_epoch" in linear(tuned).callback_metrics
     tau = "backbone.layer1.0.conv1.tau"
     assert not torch.equal(torch.load(run_of(tmp_path, "linear", "1")[1])["state_dict"][tau],

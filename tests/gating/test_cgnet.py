@@ -233,6 +233,10 @@ def test_shapes_that_do_not_fit():
         gated_encoder("cgnet", groups=8)
     with pytest.raises(ConfigError, match=r"layer1\.0\.conv1 has 2 \(4 in 2 groups\)"):
         gated_encoder("cgnet", groups=2, structured=True)
+    views = {"augmentations": [{"crop_size": 16}, {"crop_size": 8}]}
+    with pytest.raises(ConfigError, match=r"these have 8 and 16 pixels"):
+        method("simclr", {"name": "cgnet", "unified": True}, **views)
+    method("simclr", "cgnet", **views)
+    size = {"augmentations": [{"crop_size": 8, "num_crops": 2}]}
     with pytest.raises(ConfigError, match=r"gating\.norm=instance.*one place per channel"):
-        size = {"augmentations": [{"crop_size": 8, "num_crops": 2}]}
         method("simclr", {"name": "cgnet", "norm": "instance"}, **size)
