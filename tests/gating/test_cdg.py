@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from solo.args.knn import parse_args_knn
 from solo.errors import ConfigError
@@ -21,6 +22,8 @@ from sparse_ext.gating.encoder import choose, gating_of
 from sparse_ext.gating.spatial.cgnet import mask_similarity
 from sparse_ext.gating.spatial.paths import block_mask, diagonal, second_path
 from sparse_ext.layers import MaskedConv2d
+from sparse_ext.report import write_report
+from sparse_ext.report.gating import Chosen
 from tests.gating.helpers import (
     Watch,
     assert_comes_back,
@@ -266,6 +269,8 @@ def test_a_checkpoint_through_linear_and_knn(tmp_path, monkeypatch, capsys):
     pretrain(config(PRETRAIN, method="simclr", method_kwargs=kwargs, gating=gating, **width))
     folder, checkpoint = run_of(os.getcwd(), "simclr", "0")
     source = torch.load(checkpoint)["state_dict"]
+    example = tmp_path / "a.png"
+    Image.new("RGB", (32, 32), (200, 90, 20)).save(example)
     evaluation = config(LINEAR, pretrained_feature_extractor=str(checkpoint), **width)
     metrics = linear(evaluation).callback_metrics
     assert 0 < metrics["encoder/flops_reduction"] < 0.5
@@ -277,6 +282,9 @@ def test_a_checkpoint_through_linear_and_knn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*argv, "--num_workers", "0", "--k", "1"])
     (results,) = knn(parse_args_knn())
     assert results["eta"] == pytest.approx(metrics["encoder/eta"].item(), abs=1e-3)
+    page = write_report(folder, chosen=Chosen((example,))).read_text()
+    assert "Feature maps of base and conditional path" in page
+    assert "Conditional sparsity per layer, validation" in page
     tuned = config(LINEAR, pretrained_feature_extractor=str(checkpoint), finetune=True, **width)
     assert "gating/threshold_loss_epoch" in linear(tuned).callback_metrics
     tau = "backbone.layer1.0.conv1.tau"
