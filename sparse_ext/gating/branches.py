@@ -71,7 +71,9 @@ class Pass:
 
     @property
     def rho_gated(self) -> Tensor:
-        """As `rho`, of the gated layers alone."""
+        """As `rho`, of the gated layers alone; 1 where there are none (a dense encoder's pass)."""
+        if not self.layers:
+            return torch.ones(())
         used = sum(usage.macs for usage in self.layers.values())
         dense = sum(usage.macs_dense for usage in self.layers.values())
         return torch.as_tensor(used / dense, dtype=torch.float32)

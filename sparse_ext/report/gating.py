@@ -49,8 +49,9 @@ def branches(log: RunLog) -> dict[str, str]:
     """Prefix of a quantity -> its legend: training per branch, then validation."""
     found = {}
     for name in log.names:
-        if name.startswith("gating/") and name.endswith("/rho"):
-            branch = name.removeprefix("gating/").removesuffix("/rho")
+        first, _, rest = name.partition("/")
+        branch, _, quantity = rest.partition("/")
+        if (first, quantity) == ("gating", "rho"):
             found[f"gating/{branch}/"] = f"training views, branch {branch}"
     if "gating/rho" in log:
         found["gating/"] = "training views"

@@ -21,6 +21,16 @@ def gated_conv(name="cgnet", inputs=8, outputs=8, branch="a1", **section):
     return conv
 
 
+def block_mask(pattern, outputs, inputs):
+    """Ones (outputs, inputs) where a weight belongs to the base path, entry by entry."""
+    mask = np.zeros((outputs, inputs), dtype=bool)
+    for out in range(outputs):
+        for into in range(inputs):
+            group = out * len(pattern) // outputs
+            mask[out, into] = pattern[group] == into * len(pattern) // inputs
+    return mask
+
+
 def reference(x, weight, tau, pattern, eps=1e-5, tile=1):
     """Output and decisions, block by block in loops, for numpy arrays and batch statistics.
 
@@ -29,14 +39,14 @@ def reference(x, weight, tau, pattern, eps=1e-5, tile=1):
         tile: consecutive outputs that share a decision.
     """
     n, inputs, height, width = x.shape
-    outputs, groups = len(weight), len(pattern)
+    outputs = len(weight)
+    inner = block_mask(pattern, outputs, inputs)
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     base = np.zeros((n, outputs, height, width))
     conditional = np.zeros_like(base)
     for out in range(outputs):
         for into in range(inputs):
-            mine = pattern[out * groups // outputs] == into * groups // inputs
-            target = base if mine else conditional
+            target = base if inner[out, into] else conditional
             for i in range(height):
                 for j in range(width):
                     patch = padded[:, into, i : i + 3, j : j + 3]

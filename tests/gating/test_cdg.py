@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """CDG: base paths, branches, statistics (properties 31, 36, 37), runs, resume, programs."""
 
-import os
 import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from solo.args.knn import parse_args_knn
@@ -18,9 +18,9 @@ from sparse_ext.encoder import Encoder
 from sparse_ext.extension import register
 from sparse_ext.functional import ALWAYS, make_functional
 from sparse_ext.gating.config import build
-from sparse_ext.gating.encoder import choose, gating_of
+from sparse_ext.gating.encoder import choose, gating_of, patch
 from sparse_ext.gating.spatial.cgnet import mask_similarity
-from sparse_ext.gating.spatial.paths import block_mask, diagonal, second_path
+from sparse_ext.gating.spatial.paths import base_input, base_weight, diagonal, second_path
 from sparse_ext.layers import MaskedConv2d
 from sparse_ext.report import write_report
 from sparse_ext.report.gating import Chosen
@@ -30,27 +30,37 @@ from tests.gating.helpers import (
     assert_resumes,
     gated_encoder,
     method,
+    plain_encoder,
     train,
 )
-from tests.gating.spatial import gated_conv, reference
+from tests.gating.spatial import block_mask, gated_conv, reference
 from tests.methods.helpers import tiny_loaders, tiny_trainer
 from tests.programs.tiny import LINEAR, PRETRAIN, config, run_of
 
 pytestmark = pytest.mark.unit
 
 
+def base_blocks(pattern, outputs, inputs):
+    """Which weights the base path sees, from what it computes: its Jacobian."""
+    weight = torch.ones(outputs, inputs, 1, 1, requires_grad=True)
+    x = torch.ones(1, inputs, 1, 1)
+    picked = base_weight(weight, pattern)
+    F.conv2d(base_input(x, pattern), picked, groups=len(pattern)).sum().backward()
+    return weight.grad[:, :, 0, 0].bool()
+
+
 def test_base_paths_per_overlap():
-    first = block_mask(diagonal(4), 8, 12)
+    first = base_blocks(diagonal(4), 8, 12)
     shared = {}
     for overlap in (0, 50, 75, 100):
-        second = block_mask(second_path(4, overlap), 8, 12)
+        second = base_blocks(second_path(4, overlap), 8, 12)
+        assert torch.equal(second, torch.tensor(block_mask(second_path(4, overlap), 8, 12)))
         shared[overlap] = (first & second).sum().item() / first.sum().item()
-        assert (second.flatten(1).sum(1) == 3).all()  # each output has 1/G of the inputs
+        assert (second.sum(1) == 3).all()  # each output has 1/G of the inputs
     assert shared == {0: 0, 50: 0.5, 75: 0.75, 100: 1}
     assert second_path(4, 50) == (0, 1, 0, 1)
     assert second_path(4, 75) == (0, 1, 2, 0)
-    used = block_mask(second_path(4, 50), 4, 4)[:, :, 0, 0].sum(0)
-    assert used.tolist() == [2, 2, 0, 0]
+    assert base_blocks(second_path(4, 50), 4, 4).sum(0).tolist() == [2, 2, 0, 0]
 
 
 @pytest.mark.parametrize("groups", [2, 4, 8])
@@ -61,7 +71,7 @@ def test_disjoint_paths_take_every_group_once(groups):
     expected = torch.zeros(2 * groups, groups, dtype=torch.bool)
     for out in range(2 * groups):
         expected[out, groups - 1 - out // 2] = True
-    assert torch.equal(block_mask(two, 2 * groups, groups)[:, :, 0, 0], expected)
+    assert torch.equal(base_blocks(two, 2 * groups, groups), expected)
 
 
 @pytest.mark.parametrize(("groups", "overlap"), [(2, 0), (4, 0), (4, 50), (4, 75), (4, 100)])
@@ -146,8 +156,8 @@ def test_moco_splits_by_encoder_and_averages_weights_and_thresholds():
     model = method("mocov2plus", section, momentum__base_tau=0.5, momentum__final_tau=0.5)
     keys = ("layer1.0.conv1.weight", "layer1.0.conv1.tau")
     old = {key: model.momentum_backbone.state_dict()[key].clone() for key in keys}
-    run = tiny_trainer(max_epochs=1, callbacks=[watch])
-    run.fit(model, tiny_loaders(steps=1)[0])
+    run = tiny_trainer(max_epochs=1, limit_train_batches=1, callbacks=[watch])
+    run.fit(model, tiny_loaders(steps=2)[0])
     assert watch.branches == [["a1a1", "a2a2"]]
     online, momentum = model.backbone.state_dict(), model.momentum_backbone.state_dict()
     for key in keys:
@@ -255,9 +265,12 @@ def test_mistakes(section, message):
 
 
 def test_backbones_without_residual_blocks():
-    vit = {"name": "vit_tiny", "kwargs": {"img_size": 32}}
-    with pytest.raises(ConfigError, match=r"gating=cdg.*VisionTransformer has none.*resnet18"):
-        method("simclr", "cdg", backbone=vit)
+    with pytest.raises(ConfigError, match=r"gating=cdg.*Sequential has none.*resnet18"):
+        patch(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), build("cdg"))
+    backbone = plain_encoder()
+    backbone.layer3[0].conv1.groups = 2
+    with pytest.raises(ConfigError, match=r"without groups: see layer3\.0"):
+        patch(backbone, build("cdg"))
 
 
 def test_a_checkpoint_through_linear_and_knn(tmp_path, monkeypatch, capsys):
@@ -267,11 +280,12 @@ def test_a_checkpoint_through_linear_and_knn(tmp_path, monkeypatch, capsys):
     kwargs = {"proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2}
     gating = {"name": "cdg", "groups": 2}
     pretrain(config(PRETRAIN, method="simclr", method_kwargs=kwargs, gating=gating, **width))
-    folder, checkpoint = run_of(os.getcwd(), "simclr", "0")
+    folder, checkpoint = run_of(tmp_path, "simclr", "0")
     source = torch.load(checkpoint)["state_dict"]
     example = tmp_path / "a.png"
     Image.new("RGB", (32, 32), (200, 90, 20)).save(example)
-    evaluation = config(LINEAR, pretrained_feature_extractor=str(checkpoint), **width)
+    seen = {**width, "limit_val_batches": 1.0}
+    evaluation = config(LINEAR, pretrained_feature_extractor=str(checkpoint), **seen)
     metrics = linear(evaluation).callback_metrics
     assert 0 < metrics["encoder/flops_reduction"] < 0.5
     assert 0 < metrics["encoder/eta"] < 1

@@ -237,6 +237,6 @@ def test_shapes_that_do_not_fit():
     with pytest.raises(ConfigError, match=r"these have 8 and 16 pixels"):
         method("simclr", {"name": "cgnet", "unified": True}, **views)
     method("simclr", "cgnet", **views)
-    size = {"augmentations": [{"crop_size": 8, "num_crops": 2}]}
+    size = {"augmentations": [{"crop_size": 4, "num_crops": 2}]}
     with pytest.raises(ConfigError, match=r"gating\.norm=instance.*one place per channel"):
         method("simclr", {"name": "cgnet", "norm": "instance"}, **size)

@@ -83,7 +83,7 @@ def test_figures_carry_the_logged_values(tmp_path, drawn):
     (bars,) = (f for f in drawn if f.axes[0].patches and not f.axes[0].images)
     assert [bar.get_width() for bar in bars.axes[0].patches] == pytest.approx([30, 40])
     shown = [f.axes[0].images[0].get_array() for f in drawn if f.axes[0].images]
-    assert shown[0].tolist() == pytest.approx([[0.3] * 3, [0.4] * 3])
+    assert shown[0].ravel().tolist() == pytest.approx([0.3] * 3 + [0.4] * 3)
 
 
 def test_runs_with_one_branch_and_evaluations(tmp_path, drawn):

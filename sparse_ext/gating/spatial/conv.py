@@ -2,9 +2,10 @@
 """A convolution whose base path decides where its conditional path is computed (CGNet, CDG).
 
 With B = 1 on the blocks of the base path (section 9.1 of the specification):
-    Yb = conv(x, W B)      u = normal(Yb) - tau      m = 1[u > 0]
-    Yc = conv(x, W (1 - B))                          Y = Yb + Yc m
-Closed places are simulated: Yc is computed everywhere and multiplied by zero.
+    Yb = conv(x, W B)                       u = normal(Yb) - tau      m = 1[u > 0]
+    Yc = conv(x, W (1 - B))                 Y = Yb + Yc m
+Yb is a convolution with groups, and Yc = conv(x, W) - Yb: less work than two whole ones. Closed
+places are simulated: Yc is computed everywhere and multiplied by zero.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from sparse_ext.gating.branches import Usage
 from sparse_ext.gating.conv import GatedConv2d
 from sparse_ext.gating.encoder import conv_macs
 from sparse_ext.gating.spatial.config import TILE, CGNetConfig
-from sparse_ext.gating.spatial.paths import Pattern, block_mask
+from sparse_ext.gating.spatial.paths import Pattern, base_input, base_weight
 from sparse_ext.layers import MASKED_TYPES, Masked
+
+EPS = 1e-5
 
 
 class SmoothStep(torch.autograd.Function):
@@ -58,21 +61,26 @@ class SpatialConv2d(GatedConv2d):
     Attributes:
         tau: thresholds (C_out,); one axis, so that LARS can leave them unadapted.
         norms: one normalisation per branch, with statistics of its own; none with `instance`.
+        patterns: base path per branch.
     """
 
     tau: nn.Parameter
     norms: nn.ModuleDict
     settings: CGNetConfig
+    patterns: Mapping[str, Pattern]
 
-    def base_mask(self, branch: str) -> Tensor:
-        """Ones (C_out, C_in, 1, 1) on the blocks of this branch's base path."""
-        return getattr(self, f"base_{branch}")
+    def base(self, x: Tensor, weight: Tensor, branch: str) -> Tensor:
+        """Yb (N, C_out, H', W'): the blocks of this branch's base path alone."""
+        pattern = self.patterns[branch]
+        geometry = (self.stride, self.padding, self.dilation, len(pattern))
+        return F.conv2d(base_input(x, pattern), base_weight(weight, pattern), None, *geometry)
 
     def normal(self, salience: Tensor, branch: str) -> Tensor:
         """The salience (N, C, H, W) with mean 0 and variance 1 per channel, float32."""
         salience = salience.float()
         if self.settings.norm == "instance":
-            return F.instance_norm(salience)
+            var, mean = torch.var_mean(salience, (2, 3), correction=0, keepdim=True)
+            return (salience - mean) * (var + EPS).rsqrt()
         return self.norms[branch](salience)
 
     def decide(self, base: Tensor, branch: str) -> Tensor:
@@ -85,13 +93,11 @@ class SpatialConv2d(GatedConv2d):
 
     def paths(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Yb, Yc and m of the branch under way, (N, C_out, H', W') each (CDG, Fig. 9)."""
-        branch = self.context.branch
-        mask = self.base_mask(branch)
+        branch, weight = self.context.branch, self.seen_weight()
         if self.settings.shuffle:
             x = F.channel_shuffle(x, self.settings.groups)
-        weight = self.seen_weight()
-        base = self._conv_forward(x, weight * mask, None)
-        conditional = self._conv_forward(x, weight * ~mask, None)
+        base = self.base(x, weight, branch)
+        conditional = self._conv_forward(x, weight, None) - base
         first = self._first_view()
         return base, conditional, self.decide(base, branch) if first is None else first
 
@@ -151,15 +157,12 @@ def gate_conv(conv: nn.Module, settings: CGNetConfig, patterns: Mapping[str, Pat
         settings: of CGNet or CDG.
         patterns: base path per branch.
     """
-    outputs, inputs = conv.weight.shape[:2]  # type: ignore[union-attr, misc]
+    outputs = len(conv.weight)  # type: ignore[arg-type]
     conv.__class__ = SpatialConv2d
-    conv.settings = settings  # type: ignore[assignment]
+    conv.settings, conv.patterns = settings, dict(patterns)  # type: ignore[assignment]
     conv.tau = nn.Parameter(torch.full((outputs,), settings.tau_init))
     norms = {}
     if settings.norm == "batch":
         norms = {branch: nn.BatchNorm2d(outputs, affine=False) for branch in patterns}
     conv.norms = nn.ModuleDict(norms)
-    for branch, pattern in patterns.items():
-        mask = block_mask(pattern, outputs, inputs)
-        conv.register_buffer(f"base_{branch}", mask, persistent=False)
     return conv

@@ -33,21 +33,30 @@ def second_path(groups: int, overlap: int) -> Pattern:
     return _PARTLY_SHARED[overlap] if overlap else diagonal(groups)[::-1]
 
 
-def block_mask(pattern: Pattern, outputs: int, inputs: int) -> Tensor:
-    """Ones where a weight (outputs, inputs, kh, kw) belongs to the base path.
+def base_weight(weight: Tensor, pattern: Pattern) -> Tensor:
+    """The blocks of the base path, as the weight of a convolution with groups.
 
     Args:
-        pattern: b, one input group per output group; G divides both numbers of channels.
-        outputs: C_out.
-        inputs: C_in.
+        weight: (outputs, inputs, kh, kw); G divides both numbers of channels.
+        pattern: b, one input group per output group.
 
     Returns:
-        bool (outputs, inputs, 1, 1).
+        (outputs, inputs / G, kh, kw).
     """
-    blocks = torch.zeros(len(pattern), len(pattern), dtype=torch.bool)
-    blocks[range(len(pattern)), pattern] = True
-    wide = blocks.repeat_interleave(outputs // len(pattern), 0)
-    return wide.repeat_interleave(inputs // len(pattern), 1)[:, :, None, None]
+    rows = weight.chunk(len(pattern), 0)
+    blocks = [row.chunk(len(pattern), 1)[b] for row, b in zip(rows, pattern, strict=True)]
+    return torch.cat(blocks)
+
+
+def base_input(x: Tensor, pattern: Pattern) -> Tensor:
+    """The input groups (N, C, H, W) in the order in which the base path's output groups take them.
+
+    For the diagonal that is `x` itself.
+    """
+    if pattern == diagonal(len(pattern)):
+        return x
+    parts = x.chunk(len(pattern), 1)
+    return torch.cat([parts[b] for b in pattern], 1)
 
 
 def reduction(groups: int, eta: float) -> float:
