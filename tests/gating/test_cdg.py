@@ -284,8 +284,7 @@ def test_a_checkpoint_through_linear_and_knn(tmp_path, monkeypatch, capsys):
     source = torch.load(checkpoint)["state_dict"]
     example = tmp_path / "a.png"
     Image.new("RGB", (32, 32), (200, 90, 20)).save(example)
-    seen = {**width, "limit_val_batches": 1.0}
-    evaluation = config(LINEAR, pretrained_feature_extractor=str(checkpoint), **seen)
+    evaluation = config(LINEAR, pretrained_feature_extractor=str(checkpoint), **width)
     metrics = linear(evaluation).callback_metrics
     assert 0 < metrics["encoder/flops_reduction"] < 0.5
     assert 0 < metrics["encoder/eta"] < 1
@@ -295,7 +294,8 @@ def test_a_checkpoint_through_linear_and_knn(tmp_path, monkeypatch, capsys):
     argv = ["main_knn.py", "--dataset", "digits", "--pretrained_checkpoint_dir", str(folder)]
     monkeypatch.setattr(sys, "argv", [*argv, "--num_workers", "0", "--k", "1"])
     (results,) = knn(parse_args_knn())
-    assert results["eta"] == pytest.approx(metrics["encoder/eta"].item(), abs=1e-3)
+    assert results["eta"] == pytest.approx(metrics["encoder/eta"].item(), abs=0.05)
+    assert results["macs_dense"] == metrics["encoder/macs_dense"]
     page = write_report(folder, chosen=Chosen((example,))).read_text()
     assert "Feature maps of base and conditional path" in page
     assert "Conditional sparsity per layer, validation" in page
