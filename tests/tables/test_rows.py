@@ -103,9 +103,9 @@ def test_rows_carry_the_settings_of_section_5_9(tmp_path):
 
 def test_figures_are_those_that_the_paper_prints():
     four = rows("table4", "cifar10")
-    assert four["byol-synccp-90"].paper == {"acc": 92.03, "std": 0.05}
+    assert four["byol-synccp-90"].paper == {"acc": 92.03, "acc_std": 0.05}
     assert four["mocov2plus-sd-90"].paper["acc"] == 87.68
-    assert rows("table4", "cifar100")["barlow-sd-90"].paper == {"acc": 61.77, "std": 0.04}
+    assert rows("table4", "cifar100")["barlow-sd-90"].paper == {"acc": 61.77, "acc_std": 0.04}
     five = rows("table5", "imagenet")
     assert [row.paper["acc"] for row in five.values()] == [
         *(68.12, 67.02, 65.67, 65.45, 64.22, 63.02, 60.56)
@@ -139,7 +139,7 @@ def test_listing_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "byol-granet-90" in done.stdout
-    assert "[paper: acc 90.13, std 0.03]" in done.stdout
+    assert "[paper: acc 90.13, acc_std 0.03]" in done.stdout
 
 
 def test_dry_run_prints_training_and_evaluation(capsys, tmp_path):
