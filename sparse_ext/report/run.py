@@ -16,15 +16,26 @@ if TYPE_CHECKING:
     from sparse_ext.cost import CostTable
 
 
-def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
+def write_report(
+    folder: str | Path, output: str | Path | None = None, umap: int | None = None
+) -> Path:
     """Write the report of the run in `folder`, by default to `report.html` in it.
 
+    Args:
+        folder: of the run.
+        output: another file.
+        umap: embed the features of so many validation images; None leaves that out.
+
     Raises:
-        DataError: no metrics there, or a damaged file.
+        DataError: no metrics there, or a damaged file; with `umap` also if there are no images.
     """
     log = RunLog(folder)
     page = Page(log.name, _lead(log))
     run_section(page, log)
+    if umap is not None:
+        from sparse_ext.report.embedding import embeddings
+
+        embeddings(page, log, umap)
     return page.write(output or log.folder / "report.html")
 
 
@@ -137,6 +148,7 @@ def _facts(log: RunLog) -> dict[str, str]:
         "Batch": _short(optimizer.get("batch_size")),
         "Seed": _short(args.get("seed")),
         "Sparsity": _sparsity(args.get("sparse")),
+        "Gating": _gating(args.get("gating")),
         "Evaluated encoder": args.get("eval_encoder"),
     }
     return {name: value for name, value in facts.items() if value}
@@ -157,3 +169,15 @@ def _sparsity(section: Any) -> str:
         f"{config.name}: online {100 * config.initial:g}% to {100 * config.final:g}%, "
         f"momentum {100 * first:g}% to {100 * last:g}%"
     )
+
+
+def _gating(section: Any) -> str:
+    """Method and settings that differ from its defaults."""
+    if not section or "name" not in section:
+        return ""
+    from sparse_ext.gating.config import build
+    from sparse_ext.schema import to_dict
+
+    usual = to_dict(build(section["name"]))
+    own = {k: v for k, v in section.items() if k == "budget" or v != usual.get(k)}
+    return ", ".join([section["name"], *(f"{k} {v}" for k, v in own.items())])
