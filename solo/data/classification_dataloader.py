@@ -54,7 +54,8 @@ def build_custom_pipeline(size: int = 224) -> dict[str, T.Compose]:
 
 
 def _cifar_pipeline(size: int = 32) -> dict[str, T.Compose]:
-    val = [*([] if size == 32 else [T.Resize((size, size))]), *_ending(CIFAR_MEAN, CIFAR_STD)]
+    resize = [] if size == 32 else [T.Resize((size, size))]
+    val = [*resize, *_ending(CIFAR_MEAN, CIFAR_STD)]
     return {"T_train": _train(size, CIFAR_MEAN, CIFAR_STD), "T_val": T.Compose(val)}
 
 
@@ -65,7 +66,10 @@ def _stl10_pipeline(size: int = 96) -> dict[str, T.Compose]:
 
 def _digits_pipeline(size: int = SIZE) -> dict[str, T.Compose]:
     # A mirrored digit is another shape and a small crop is no digit at all: small shifts, no flips.
-    ending = [*([] if size == SIZE else [T.Resize((size, size))]), *_ending(DIGITS_MEAN, DIGITS_STD)]
+    ending = [
+        *([] if size == SIZE else [T.Resize((size, size))]),
+        *_ending(DIGITS_MEAN, DIGITS_STD),
+    ]
     shift = T.RandomCrop(SIZE, padding=2, padding_mode="reflect")
     return {"T_train": T.Compose([shift, *ending]), "T_val": T.Compose(ending)}
 

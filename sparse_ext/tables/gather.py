@@ -51,7 +51,7 @@ def finished(row: Row, options: Options) -> list[tuple[Options, Path]]:
 
 
 def _seeds(row: Row, options: Options) -> list[int | None]:
-    """Seeds that left a folder or a log; an evaluation of another's encoder may leave a log only."""
+    """Seeds that left a folder or a log; kNN of another row's encoder leaves a log only."""
     logs = (options.folder / "logs").glob(f"{row.name}-*.log")
     names = [path.stem.removeprefix(f"{row.name}-") for path in logs]
     folders = (path.name for path in (options.folder / row.name).glob("seed-*"))

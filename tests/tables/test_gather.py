@@ -8,7 +8,7 @@ import pytest
 
 from solo.errors import DataError
 from sparse_ext.report import RunLog
-from sparse_ext.tables import gather, images, programs, write
+from sparse_ext.tables import gather, images, runs, write
 from sparse_ext.tables.__main__ import main
 from sparse_ext.tables.rows import rows, title
 
@@ -47,19 +47,19 @@ def finished(options, row, accuracy, epochs=2, width=4, keep=10):
             layer.mask.view(-1)[torch.arange(layer.mask.numel()) % keep > 0] = False
             layer.apply_mask()
     state |= {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
-    run = programs.training_folder(row, options) / "byol" / "0"
+    run = runs.training_folder(row, options) / "byol" / "0"
     steps = [{"epoch": e, "step": 78 * e + 77, "val_acc1": 30.0 + e} for e in range(epochs)]
     write_metrics(run, steps)
     (run / "args.json").write_text(json.dumps(args))
     counted = {"cost": {"steps": 10, "sums": [4.0, 8.0]}} if row.method else {}
     torch.save({"state_dict": state, "sparse_state": counted}, run / "x.ckpt")
-    linear = programs.linear_folder(row, options) / "linear" / "0"
+    linear = runs.linear_folder(row, options) / "linear" / "0"
     write_metrics(linear, [{"epoch": 0, "step": 4, "val_acc1": v} for v in (1.0, accuracy)])
 
 
 @pytest.fixture(scope="module")
 def gathered(tmp_path_factory):
-    options = programs.Options(tmp_path_factory.mktemp("t") / "table4-cifar10-small")
+    options = runs.Options(tmp_path_factory.mktemp("t") / "table4-cifar10-small")
     known = rows("table4", "cifar10", "small")
     finished(options, known["byol-synccp-90"], 61.25)
     finished(options, known["byol-dense"], 63.5)

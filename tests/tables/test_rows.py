@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from solo.errors import ConfigError
-from sparse_ext.tables import programs
+from sparse_ext.quickstart.programs import ROOT
+from sparse_ext.tables import programs, runs
 from sparse_ext.tables.__main__ import main
 from sparse_ext.tables.rows import find, rows
 
 pytestmark = pytest.mark.unit
 
-ROOT = programs.ROOT
 TABLES = {
     "cifar10": (1, 2, 3, 4, 6, 8, 9, 10, 11, 12),
     "cifar100": (4, 6, 8),
@@ -40,15 +40,17 @@ def composed(row, tmp_path):
     for name in "ab":
         (tmp_path / "train" / name).mkdir(exist_ok=True)
     (tmp_path / "val").mkdir(exist_ok=True)
-    options = programs.Options(tmp_path / "out", tmp_path)
+    options = runs.Options(tmp_path / "out", tmp_path)
     job = programs.jobs([row], options)[0]
     words = [str(part) for part in job.command()]
+    if "--config-path" not in words:  # kNN
+        return None, None
     folder, name = words[words.index("--config-path") + 1], words[words.index("--config-name") + 1]
     with initialize_config_dir(folder, version_base="1.2"):
         cfg = compose(name, overrides=words[words.index("--config-name") + 2 :])
     OmegaConf.set_struct(cfg, False)
     enable(cfg)
-    section = cfg.pop("sparse", None)
+    section = cfg.pop(row.section, None)
     (pretrain if row.kind == "ssl" else linear).parse_cfg(cfg)
     return cfg, section
 

@@ -43,7 +43,7 @@ class OpenEncoder(nn.Module):
         self.facts = dict(facts or {})
         self.num_features = blocks[-1].convs[-1].shape.planes  # type: ignore[union-attr]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to features (N, F); every image computes its own open channels."""
         x = torch.relu(self.stem(images))
