@@ -4,8 +4,8 @@
     python benchmarks/gated_inference.py [RUN ...] [--budgets 0.1 0.2 0.3 0.4 0.5] [--batch 1 16]
         [--width 64] [--size 32] [--threads 1] [--device cpu] [--repeats 15]
 
-Without RUN (folders or checkpoints of gated runs) the encoders have random weights, and one shift of
-all gates puts the MACs that these images take at each budget; a trained encoder spreads them
+Without RUN (folders or checkpoints of gated runs) the encoders have random weights, and one shift
+of all gates puts the MACs that these images take at each budget; a trained encoder spreads them
 otherwise over its layers. The dense network has its batch norms folded in, as the gated ones have,
 and takes the faster of both memory formats. All are timed in turns in one process; a figure is the
 median of the repeats, in milliseconds per image.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WIDTH = 64  # of the paper's ResNets
 SMALL = "small-scale run"
 # of what an evaluation measured on its images, for the table
-GATES = ("flops_reduction", "macs_effective", "macs_dense", "times_fewer_macs_gated")
+GATES = ("flops_reduction", "macs_effective", "times_fewer_macs_gated")
 
 
 def collect(rows: list[Row], options: Options) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def _measured(row: Row, options: Options, path: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {"label": label(row, log), "checkpoint": str(path)}
     figures |= _evaluated(row, options, log)
     if row.section == "gating":
-        return figures
+        return figures | {"macs_dense": _macs_dense(path)}
     return figures | _costs(path, log) | _training_costs(row, path)
 
 
@@ -158,6 +158,19 @@ def _knn(row: Row, options: Options, evaluation: Evaluation) -> dict[str, float]
         return {}
     figures = {name: float(gates[name]) for name in GATES if name in gates}
     return {"acc": round(float(accuracies[-1]), 3), **figures}
+
+
+def _macs_dense(path: Path) -> int:
+    """Of the encoder without its gates, for an image of the size that evaluation shows to it."""
+    from sparse_ext.cost.checkpoint import input_size, rebuild
+    from sparse_ext.gating.encoder import gating_of, trace
+
+    backbone, args = rebuild(path)
+    if gating_of(backbone) is not None:
+        return trace(backbone, input_size(args)).macs_dense
+    from sparse_ext.cost import count
+
+    return count(backbone, input_size(args)).macs_dense
 
 
 def _costs(path: Path, log: RunLog) -> dict[str, Any]:
