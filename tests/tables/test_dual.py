@@ -136,8 +136,8 @@ def test_rows_that_evaluate_another_tables_encoder(capsys, tmp_path):
     trained.mkdir(parents=True)
     (trained / "x.ckpt").write_bytes(b"")
     dense, gated = printed(capsys, *words)
-    assert f"pretrained_feature_extractor='{trained / 'x.ckpt'}'" in dense.replace('"', "")
-    assert "data.image_size=32 data.dataset=stl10" in gated
+    assert str(trained / "x.ckpt") in dense
+    assert "++data.image_size=32 data.dataset=stl10" in gated
     native = printed(
         capsys, "stl10", "dual_table2", "imagenet100-dual-30", "--output", str(tmp_path)
     )

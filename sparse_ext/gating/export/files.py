@@ -51,7 +51,7 @@ def load_gated(folder: str | Path, device: str | torch.device = "cpu") -> OpenEn
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content.pop("format", None)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged, no JSON object ({error}). {_HINT}") from error
     if found != FORMAT:
         raise CheckpointError(f"{path}: format {found!r} instead of {FORMAT!r}. {_HINT}")
