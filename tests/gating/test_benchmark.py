@@ -23,9 +23,9 @@ def benchmark():
 
 def test_encoders_meet_their_budget(benchmark):
     torch.manual_seed(0)
-    images = benchmark.pictures(24)
+    images = benchmark.pictures(16)
     for budget in (0.2, 0.5):
-        net = benchmark.random_encoder(4, budget, images)
+        net = benchmark.random_encoder(16, budget, images)
         with torch.no_grad():
             net(images)
         assert benchmark.used(net) == pytest.approx(budget, abs=0.02)
@@ -34,8 +34,8 @@ def test_encoders_meet_their_budget(benchmark):
 
 
 def test_the_dense_network_is_that_of_the_encoder(benchmark):
-    images = benchmark.pictures(24)
-    net = benchmark.random_encoder(4, 0.3, images)
+    images = benchmark.pictures(16)
+    net = benchmark.random_encoder(16, 0.3, images)
     plain = benchmark.folded(net)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in plain.modules())
     from sparse_ext.gating.encoder import choose
@@ -45,8 +45,8 @@ def test_the_dense_network_is_that_of_the_encoder(benchmark):
 
 
 def test_a_line_per_case(benchmark):
-    images = benchmark.pictures(24)
-    net = benchmark.random_encoder(4, 0.3, images)
+    images = benchmark.pictures(16)
+    net = benchmark.random_encoder(16, 0.3, images)
     (line,) = benchmark.measure([("budget 30%", net, images)], 4, "cpu", 2)
     name, used, closed, dense, gated, faster, deviation = (
         line[:14].strip(), *line[20:].replace("%", "").split()
