@@ -116,6 +116,15 @@ def test_every_gate_closed(backbone):
     torch.testing.assert_close(exported(x), wanted, atol=1e-4, rtol=0)
 
 
+def test_a_linear_layer_behind_the_features_is_kept(tmp_path):
+    encoder, x = settled(), images(2)
+    encoder.fc = nn.Linear(32, 7)
+    loaded = load_gated(save_gated(export_gated(encoder), tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), encoder(x), atol=1e-4, rtol=0)
+    assert loaded.num_features == 7
+
+
 def test_masks_of_a_sparse_method_are_in_the_weights():
     from sparse_ext.layers import mask_module
 

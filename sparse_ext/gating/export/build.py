@@ -53,8 +53,13 @@ def export_gated(backbone: nn.Module, facts: Mapping[str, Any] | None = None) ->
         raise ConfigError(f"{type(net).__name__} is no ResNet of gated blocks in layer1 to layer4.")
     facts = {**(facts or {}), "gating": to_dict(gating.config)}
     pool = not isinstance(net.maxpool, nn.Identity)
-    encoder = OpenEncoder(_shape(net.conv1), pool, [_empty(block) for block in blocks], facts)
+    outputs = net.fc.out_features if isinstance(net.fc, nn.Linear) else None
+    empty = [_empty(block) for block in blocks]
+    encoder = OpenEncoder(_shape(net.conv1), pool, empty, outputs, facts)
     _fill(encoder.stem, net.conv1, net.bn1)
+    if encoder.head is not None:
+        encoder.head.weight.copy_(net.fc.weight)
+        encoder.head.bias.copy_(torch.zeros(outputs) if net.fc.bias is None else net.fc.bias)
     for mine, theirs in zip(encoder.blocks, blocks, strict=True):
         _fill_block(mine, theirs)
     return encoder.to(net.conv1.weight.device).eval()

@@ -24,6 +24,7 @@ class OpenEncoder(nn.Module):
         stem: shape of the first convolution.
         pool: whether a 3x3 max pooling of stride 2 follows it.
         blocks: the residual blocks in order.
+        outputs: of a linear layer behind the pooled features; None = there is none.
         facts: what is known beside the architecture (method, budget, data set); kept with it.
 
     Attributes:
@@ -35,13 +36,16 @@ class OpenEncoder(nn.Module):
         stem: ConvShape,
         pool: bool,
         blocks: list[OpenBlock],
+        outputs: int | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.stem, self.pool = OpenConv(stem), pool
         self.blocks = nn.ModuleList(blocks)
         self.facts = dict(facts or {})
-        self.num_features = blocks[-1].convs[-1].shape.planes  # type: ignore[union-attr]
+        width: int = blocks[-1].convs[-1].shape.planes  # type: ignore[union-attr, assignment]
+        self.head = None if outputs is None else nn.Linear(width, outputs).requires_grad_(False)
+        self.num_features = width if outputs is None else outputs
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -50,7 +54,8 @@ class OpenEncoder(nn.Module):
         x = max_pool2d(x, 3, stride=2, padding=1) if self.pool else x
         for block in self.blocks:
             x = block(x)
-        return x.mean(dim=(2, 3))
+        x = x.mean(dim=(2, 3))
+        return x if self.head is None else self.head(x)
 
     def describe(self) -> dict[str, Any]:
         """The architecture and the facts as plain data, for `from_description`."""
@@ -66,8 +71,13 @@ class OpenEncoder(nn.Module):
                     "shortcut": None if shortcut is None else asdict(shortcut.shape),
                 }
             )
-        stem = asdict(self.stem.shape)
-        return {"stem": stem, "pool": self.pool, "blocks": blocks, "facts": self.facts}
+        return {
+            "stem": asdict(self.stem.shape),
+            "pool": self.pool,
+            "blocks": blocks,
+            "outputs": None if self.head is None else self.head.out_features,
+            "facts": self.facts,
+        }
 
 
 def from_description(description: Mapping[str, Any]) -> OpenEncoder:
@@ -86,6 +96,7 @@ def from_description(description: Mapping[str, Any]) -> OpenEncoder:
             for block in description["blocks"]
         ]
         stem = ConvShape(**description["stem"])
-        return OpenEncoder(stem, description["pool"], blocks, description["facts"])
+        rest = (description["outputs"], description["facts"])
+        return OpenEncoder(stem, description["pool"], blocks, *rest)
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"This is no description of a gated encoder: {error!r}") from error
