@@ -104,7 +104,8 @@ def _train(chosen: list[Row], known: list[Row], options: Options, seeds: list[in
     from sparse_ext.quickstart.jobs import Runner
 
     shared.require_checkout()
-    for row, seed in itertools.product(chosen, seeds or [None]):
+    each: Sequence[int | None] = seeds or [None]
+    for row, seed in itertools.product(chosen, each):
         require_source(row, dataclasses.replace(options, seed=seed))
     small = chosen[0].images
     slots, env = shared.share_cores() if small else (1, {})

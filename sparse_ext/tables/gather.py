@@ -128,7 +128,7 @@ def _evaluated(row: Row, options: Options, log: RunLog) -> dict[str, float]:
     """Accuracies, and what gates did on the images of each evaluation, by its prefix."""
     if row.kind in ("finetune", "supervised"):
         return {"acc": log.series("val_acc1").last} if "val_acc1" in log else {}
-    found = {}
+    found: dict[str, float] = {}
     for evaluation in row.evaluations:
         measure = _knn if evaluation.kind == "knn" else _linear
         figures = measure(row, options, evaluation)

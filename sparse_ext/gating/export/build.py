@@ -59,7 +59,7 @@ def export_gated(backbone: nn.Module, facts: Mapping[str, Any] | None = None) ->
     _fill(encoder.stem, net.conv1, net.bn1)
     if encoder.head is not None:
         encoder.head.weight.copy_(net.fc.weight)
-        encoder.head.bias.copy_(torch.zeros(outputs) if net.fc.bias is None else net.fc.bias)
+        encoder.head.bias.copy_(torch.tensor(0.0) if net.fc.bias is None else net.fc.bias)
     for mine, theirs in zip(encoder.blocks, blocks, strict=True):
         _fill_block(mine, theirs)
     return encoder.to(net.conv1.weight.device).eval()
@@ -70,8 +70,8 @@ def _shape(conv: nn.Conv2d) -> ConvShape:
     square = all(isinstance(pair, tuple) and pair[0] == pair[1] for pair in sizes)
     if not square or conv.dilation != (1, 1) or conv.groups > 1:
         raise ConfigError(f"Only square convolutions without dilation can be exported: {conv}.")
-    kernel, stride, padding = (pair[0] for pair in sizes[:3])
-    return ConvShape(conv.in_channels, conv.out_channels, kernel, stride, int(padding))
+    kernel, stride, padding = (int(pair[0]) for pair in sizes[:3])
+    return ConvShape(conv.in_channels, conv.out_channels, kernel, stride, padding)
 
 
 def _empty(block: Any) -> OpenBlock:
