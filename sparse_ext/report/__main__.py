@@ -26,6 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="embed the features of N validation images (2000), every branch of a gated encoder",
     )
+    parser.add_argument(
+        "--images", type=Path, nargs="+", default=[], help="feature maps of these pictures (CDG)"
+    )
+    parser.add_argument("--layer", help="gated convolution for --images; default: layer1.0.conv1")
+    parser.add_argument("--channel", type=int, help="channel for --images; default: liveliest")
     args = parser.parse_args(argv)
     if args.output and len(args.run_dir) > 1:
         parser.error("--output takes one run; several reports would overwrite each other")
@@ -35,14 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--umap goes with reports of single runs, and takes at least 4 images")
     from solo.errors import SoloError
     from sparse_ext.report.compare import write_comparison
+    from sparse_ext.report.gating import Chosen
     from sparse_ext.report.run import write_report
 
     try:
         if args.compare:
             print(write_comparison(args.run_dir, args.compare))
             return 0
+        chosen = Chosen(tuple(args.images), args.layer, args.channel) if args.images else None
         for folder in args.run_dir:
-            print(write_report(folder, args.output, args.umap))
+            print(write_report(folder, args.output, chosen, args.umap))
     except SoloError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparse_ext.report import gating, plots
+from sparse_ext.report import plots
 from sparse_ext.report.page import Page
 from sparse_ext.report.runlog import RunLog, Series
 
@@ -25,12 +25,12 @@ ACCURACIES = {
     "momentum_val_acc1": "momentum encoder, linear, validation images",
     "val_knn_acc1": "kNN, validation images",
 }
+EXTENSIONS = ("sparse/", "gating/")
 SPARSITIES = {
     "sparse/online_sparsity": "online encoder",
     "sparse/momentum_sparsity": "momentum encoder",
     "sparse/gap": "gap",
 }
-_SECTIONS = ("sparse/", "gating/")  # their losses have figures of their own
 _MOVEMENT = {
     "sparse/mask_flips": "mask positions changed (measured)",
     "sparse/drop_fraction": "swaps per update, of kept weights (planned)",
@@ -54,7 +54,7 @@ def losses(page: Page, log: RunLog) -> None:
     own = [
         name
         for name in log.names
-        if "loss" in name and name not in CLASS_LOSSES and not name.startswith(_SECTIONS)
+        if "loss" in name and name not in CLASS_LOSSES and not name.startswith(EXTENSIONS)
     ]
     found = _found(log, {name: name.removeprefix("train_").replace("_", " ") for name in own})
     if found:
@@ -193,7 +193,7 @@ def is_pretraining(log: RunLog) -> bool:
 
 PANELS = (
     *(losses, accuracy, sparsity, inconsistency, movement, oscillation, dead_filters, macs),
-    *(momentum, layers, *gating.PANELS),
+    *(momentum, layers),
 )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo.errors import SoloError
+from sparse_ext.report import gating
 from sparse_ext.report.page import Page
 from sparse_ext.report.panels import PANELS, is_pretraining
 from sparse_ext.report.runlog import RunLog
@@ -17,17 +18,22 @@ if TYPE_CHECKING:
 
 
 def write_report(
-    folder: str | Path, output: str | Path | None = None, umap: int | None = None
+    folder: str | Path,
+    output: str | Path | None = None,
+    chosen: gating.Chosen | None = None,
+    umap: int | None = None,
 ) -> Path:
     """Write the report of the run in `folder`, by default to `report.html` in it.
 
     Args:
         folder: of the run.
         output: another file.
+        chosen: images whose feature maps are drawn (gating=cgnet and gating=cdg).
         umap: embed the features of so many validation images; None leaves that out.
 
     Raises:
         DataError: no metrics there, or a damaged file; with `umap` also if there are no images.
+        SoloError: feature maps are asked for and cannot be drawn.
     """
     log = RunLog(folder)
     page = Page(log.name, _lead(log))
@@ -36,6 +42,8 @@ def write_report(
         from sparse_ext.report.embedding import embeddings
 
         embeddings(page, log, umap)
+    if chosen is not None:
+        gating.feature_maps(page, log, chosen)
     return page.write(output or log.folder / "report.html")
 
 
@@ -44,7 +52,7 @@ def run_section(page: Page, log: RunLog) -> None:
     facts = _facts(log)
     if facts:
         page.facts("Run", facts, f"Folder: {log.folder}")
-    for panel in PANELS:
+    for panel in (*PANELS, *gating.PANELS):
         panel(page, log)
     cost_cards(page, log)
 
@@ -82,6 +90,8 @@ def cost_cards(page: Page, log: RunLog) -> None:
         f"are twice that) for one image of {size}. Effective MACs are modelled: they count kept "
         f"weights only. A dense kernel computes the dense figure, so no speed-up is claimed."
     )
+    if gating.branches(log):
+        text += " What gates leave out is not in this table: see MACs of the gated encoder."
     page.table("Cost of the encoders", columns, rows, text)
     training_card(page, log, ratios)
 
@@ -148,7 +158,7 @@ def _facts(log: RunLog) -> dict[str, str]:
         "Batch": _short(optimizer.get("batch_size")),
         "Seed": _short(args.get("seed")),
         "Sparsity": _sparsity(args.get("sparse")),
-        "Gating": _gating(args.get("gating")),
+        "Gates": _gates(args.get("gating")),
         "Evaluated encoder": args.get("eval_encoder"),
     }
     return {name: value for name, value in facts.items() if value}
@@ -171,13 +181,12 @@ def _sparsity(section: Any) -> str:
     )
 
 
-def _gating(section: Any) -> str:
-    """Method and settings that differ from its defaults."""
+def _gates(section: Any) -> str:
+    """The gating method and every setting that is not its default."""
     if not section or "name" not in section:
         return ""
-    from sparse_ext.gating.config import build
-    from sparse_ext.schema import to_dict
+    from sparse_ext.gating.config import METHODS
 
-    usual = to_dict(build(section["name"]))
-    own = {k: v for k, v in section.items() if k == "budget" or v != usual.get(k)}
-    return ", ".join([section["name"], *(f"{k} {v}" for k, v in own.items())])
+    usual = METHODS[section["name"]]()
+    own = {k: v for k, v in section.items() if v != getattr(usual, k, v)}
+    return ", ".join([section["name"], *(f"{key}={value}" for key, value in own.items())])

@@ -1,157 +1,162 @@
 # SPDX-License-Identifier: MIT
-"""The run report of a gated run: open gates over the epochs, what they save, UMAP of features."""
+"""The run report of gated encoders: what is drawn are the logged figures; feature maps."""
 
-import json
-import os
-
-import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
-from solo.errors import DataError
-from solo.programs.pretrain import pretrain
-from sparse_ext.extension import register
-from sparse_ext.gating.encoder import choose, gating_of
-from sparse_ext.gating.export import load_gated
-from sparse_ext.gating.export.__main__ import main as export
-from sparse_ext.report import RunLog, embedding, plots, write_report
-from sparse_ext.report.__main__ import main
-from tests.programs.tiny import PRETRAIN, config, run_of
+from solo.errors import ConfigError, DataError
+from solo.utils.views import encoding
+from sparse_ext.cost import count
+from sparse_ext.gating.encoder import gating_of, trace
+from sparse_ext.gating.spatial.maps import closed, feature_maps, load_images
+from sparse_ext.report import write_report
+from sparse_ext.report.gating import branches
+from sparse_ext.report.runlog import RunLog
+from tests.gating.helpers import gated_encoder
+from tests.sparse.test_report import figures, write_metrics
 
 pytestmark = pytest.mark.unit
 
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Folder and checkpoint of a small gated run on digits."""
-    register()
-    folder, before = tmp_path_factory.mktemp("run"), os.getcwd()
-    os.chdir(folder)
-    try:
-        pretrain(
-            config(
-                PRETRAIN,
-                method="vicreg",
-                method_kwargs={"proj_hidden_dim": 16, "proj_output_dim": 8},
-                backbone__kwargs={"width": 4},
-                gating={"name": "vicreg_dual", "budget": 0.4},
-                max_epochs=2,
-            )
-        )
-    finally:
-        os.chdir(before)
-    return run_of(folder, "vicreg")
+LAYERS = ("layer1.0.conv1", "layer1.0.conv2")
 
 
-def test_open_gates_and_what_they_save(run, tmp_path, monkeypatch):
-    drawn = {}
-    kinds = {"lines": plots.lines, "heatmap": plots.heatmap}
-    for kind, real in kinds.items():
-
-        def spy(*args, real=real, kind=kind, **kwargs):
-            drawn.setdefault(kind, []).append((args, kwargs))
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(plots, kind, spy)
-    html = write_report(run[0], tmp_path / "r.html").read_text()
-    for title in (
-        *("MACs of the gated network", "Losses of the gates"),
-        *("Open gates per layer, training views", "Open gates per layer, validation images"),
-    ):
-        assert html.count(f"<h3>{title}</h3>") == 1
-    log = RunLog(run[0])
-    blocks = [f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)]
-    (names, epochs, values, label), _ = drawn["heatmap"][0]
-    assert (names, epochs, label) == (blocks, [1, 2], "share of open gates")
-    for name, row in zip(names, values, strict=True):
-        assert row == log.series(f"gating/rate/{name}").values
-    shares = next(args[0] for args, _ in drawn["lines"] if args[1] == "MACs used (%)")
-    assert shares["validation images"].values == [
-        100 * v for v in log.series("gating/val_rho").values
-    ]
-    levels = next(kw["levels"] for args, kw in drawn["lines"] if args[1] == "MACs used (%)")
-    assert levels == {"budget (40%)": 40}
-    own = next(args[0] for args, _ in drawn["lines"] if args[1] == "loss")
-    assert not any("gating" in name for name in own)  # their scale is another
-    assert "vicreg_dual, budget 0.4" in html
+def cdg_run(folder):
+    rows = []
+    for epoch in range(3):
+        row = {"epoch": epoch, "step": 10 * epoch + 9, "gating/threshold_loss_epoch": 0.1}
+        row |= {"train_nce_loss_epoch": 4.0, "gating/mask_similarity": 0.6 - 0.1 * epoch}
+        for prefix in ("gating/a1/", "gating/a2/", "gating/val_"):
+            row |= {f"{prefix}rho": 0.9 - 0.1 * epoch, f"{prefix}eta": 0.5 + 0.1 * epoch}
+            row |= {f"{prefix}eta/{name}": 0.3 + 0.1 * i for i, name in enumerate(LAYERS)}
+        rows.append(row | {f"gating/mask_similarity/{name}": 0.5 for name in LAYERS})
+    (folder / "args.json").parent.mkdir(parents=True, exist_ok=True)
+    (folder / "args.json").write_text(
+        '{"name": "toy", "method_kwargs": {}, "gating": {"name": "cdg", "groups": 8}}'
+    )
+    return write_metrics(folder, rows)
 
 
-def test_umap_of_both_branches(run, tmp_path, capsys):
-    log = RunLog(run[0])
-    found = embedding.features(log, 50)
-    assert list(found) == ["gated", "dense"]
-    assert {x.shape for x, _ in found.values()} == {(50, 32)}
-    assert np.array_equal(found["gated"][1], found["dense"][1])
-    backbone, dataset = embedding._encoder(log), embedding._images(log)
-    places = sorted(np.random.default_rng(0).permutation(len(dataset))[:50])
-    first = dataset[int(places[0])][0].unsqueeze(0)
-    for branch, (x, _) in found.items():  # the features of these very images, in this branch
-        with torch.no_grad():
-            wanted = choose(backbone, branch)(first)[0].numpy()
-        np.testing.assert_allclose(x[0], wanted, atol=1e-5, rtol=1e-5)
-    assert gating_of(backbone).config.budget == 0.4
-    pytest.importorskip("umap")
-    target = tmp_path / "r.html"
-    assert main([str(run[0]), "--umap", "50", "--output", str(target)]) == 0
-    html = target.read_text()
-    assert html.count("<h3>Features</h3>") == 1
-    assert "UMAP of the features of 50 validation images" in html
-    assert str(target) in capsys.readouterr().out
+@pytest.fixture
+def drawn(monkeypatch):
+    """Every figure that a page takes in, in order."""
+    from sparse_ext.report import page
+
+    found = []
+    monkeypatch.setattr(page, "data_uri", lambda figure: found.append(figure) or "")
+    return found
 
 
-def test_umap_needs_a_checkpoint(run, tmp_path, capsys):
-    for name in ("metrics.csv", "args.json"):
-        (tmp_path / name).write_bytes((run[0] / name).read_bytes())
-    with pytest.raises(DataError, match=r"--umap: .* has no checkpoint"):
-        write_report(tmp_path, umap=50)
-    assert main([str(tmp_path), "--umap", "50"]) == 2
-    assert "error: --umap" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([str(tmp_path), "--umap", "2"])
+def lines_of(figure):
+    return {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].get_lines()}
 
 
-def test_points_carry_positions_and_classes():
-    xy, classes = np.arange(8.0).reshape(4, 2), np.array([0, 1, 1, 2])
-    figure = plots.points({"gated": (xy, classes), "dense": (xy + 1, classes)})
-    assert [axes.get_title() for axes in figure.axes] == ["gated", "dense"]
-    (dots,) = figure.axes[1].collections
-    np.testing.assert_array_equal(dots.get_offsets(), xy + 1)
-    np.testing.assert_array_equal(dots.get_array(), classes)
+def test_a_run_of_cdg(tmp_path):
+    log = RunLog(cdg_run(tmp_path))
+    assert branches(log) == {
+        "gating/a1/": "training views, branch a1",
+        "gating/a2/": "training views, branch a2",
+        "gating/val_": "validation images",
+    }
+    html = write_report(tmp_path).read_text()
+    assert set(figures(html)) == {
+        *("Self-supervised loss", "Losses of the gates", "MACs of the gated encoder"),
+        *("Conditional sparsity", "Mask similarity"),
+        "Conditional sparsity per layer (training views, branch a1)",
+        "Conditional sparsity per layer (training views, branch a2)",
+        "Conditional sparsity per layer, validation",
+        "Mask similarity per layer (training views)",
+    }
+    assert "cdg, groups=8" in html
+    assert "Counted, not timed" in html
 
 
-# ---- the command that exports a run ----
+def test_figures_carry_the_logged_values(tmp_path, drawn):
+    write_report(cdg_run(tmp_path))
+    loss, gates, macs, eta, alike = drawn[:5]
+    assert set(lines_of(loss)) == {"nce loss"}
+    assert lines_of(gates) == {"threshold loss": [0.1] * 3}
+    assert lines_of(macs)["validation images"] == pytest.approx([90, 80, 70])
+    assert lines_of(eta)["training views, branch a2"] == pytest.approx([50, 60, 70])
+    assert lines_of(alike)["all layers"] == pytest.approx([0.6, 0.5, 0.4])
+    (bars,) = (f for f in drawn if f.axes[0].patches and not f.axes[0].images)
+    assert [bar.get_width() for bar in bars.axes[0].patches] == pytest.approx([30, 40])
+    shown = [f.axes[0].images[0].get_array() for f in drawn if f.axes[0].images]
+    assert shown[0].ravel().tolist() == pytest.approx([0.3] * 3 + [0.4] * 3)
 
 
-def test_the_export_command(run, tmp_path, capsys):
-    folder = tmp_path / "light"
-    for source in run:  # the folder of the run, its checkpoint
-        assert export([str(source), "--output", str(folder)]) == 0
-        out = capsys.readouterr().out
-        assert "largest deviation from the simulation" in out
-        assert f"Wrote {folder}" in out
-    encoder = load_gated(folder)
-    backbone = choose(embedding._encoder(RunLog(run[0])), "gated")
-    x = torch.randn(3, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(encoder(x), backbone(x), atol=1e-4, rtol=1e-5)
-    assert (encoder.facts["dataset"], encoder.facts["image_size"]) == ("digits", 32)
-    assert json.loads((folder / "config.json").read_text())["facts"]["source"] == run[1].name
+def test_runs_with_one_branch_and_evaluations(tmp_path, drawn):
+    row = {"epoch": 0, "step": 9, "gating/rho": 0.4, "gating/val_rho": 0.3}
+    row |= {"gating/rate/layer1.0": 0.25, "gating/val_rate/layer1.0": 0.2}
+    write_metrics(tmp_path / "dual", [row])
+    assert set(branches(RunLog(tmp_path / "dual"))) == {"gating/", "gating/val_"}
+    html = write_report(tmp_path / "dual").read_text()
+    assert "Open gates per block (training views)" in html
+    assert "Open gates per block, validation" in html
+    row = {"epoch": 0, "step": 9, "encoder/rho": 0.4, "encoder/eta": 0.7, "encoder/eta/a": 0.7}
+    write_metrics(tmp_path / "linear", [row])
+    html = write_report(tmp_path / "linear").read_text()
+    assert "Conditional sparsity per layer, validation" in html
 
 
-def test_mistakes_of_the_export_command(run, tmp_path, capsys):
-    content = torch.load(run[1])
-    content["state_dict"]["backbone.bn1.bias"][0] = float("nan")
-    for name in ("args.json",):
-        (tmp_path / name).write_bytes((run[0] / name).read_bytes())
-    torch.save(content, tmp_path / "broken.ckpt")
-    words = ["--output", str(tmp_path / "light")]
-    for source, message in (
-        (tmp_path / "broken.ckpt", "deviates by nan"),
-        (tmp_path / "none.ckpt", "none.ckpt"),
-        (tmp_path / "nowhere", "nowhere"),
-    ):
-        assert export([str(source), *words]) == 2
-        assert message in capsys.readouterr().err
-    assert export([str(run[1]), *words, "--eval_encoder", "momentum"]) == 2
-    assert "momentum" in capsys.readouterr().err
-    assert not (tmp_path / "light").exists()
+@pytest.mark.parametrize("name", ["cdg", "cgnet"])
+def test_feature_maps_are_the_two_convolutions(name):
+    backbone = gated_encoder(name, groups=2).eval()
+    images, layer = torch.randn(3, 3, 8, 8), backbone.layer1[0].conv1
+    torch.nn.init.constant_(layer.tau, 0.2)
+    maps, channel = feature_maps(backbone, images)
+    assert set(maps) == ({"a1", "a2"} if name == "cdg" else {"a1"})
+    x = torch.relu(backbone.bn1(backbone.conv1(images)))
+    for branch, found in maps.items():
+        first = slice(0, 2) if branch == "a1" else slice(2, 4)
+        inner = torch.zeros(4, 4, 1, 1)
+        inner[:2, first], inner[2:, :] = 1, 1
+        inner[2:, first] = 0
+        base = F.conv2d(x, layer.weight * inner, padding=1)
+        whole = F.conv2d(x, layer.weight, padding=1)
+        norm = layer.norms[branch]
+        u = (base - norm.running_mean[:, None, None]) / (
+            norm.running_var[:, None, None] + 1e-5
+        ) ** 0.5
+        m = (u > 0.2).float()
+        torch.testing.assert_close(found.base, base[:, channel])
+        torch.testing.assert_close(found.conditional, ((whole - base) * m)[:, channel])
+        torch.testing.assert_close(found.total, found.base + found.conditional)
+        share = (1 - m[:, channel]).mean().item()
+        assert closed(maps)[branch] == pytest.approx(share, abs=1e-6)
+        with encoding(0 if branch == "a1" else 1), torch.no_grad():
+            torch.testing.assert_close(layer(x)[:, channel], found.total)
+    spread = feature_maps(backbone, images, channel=channel)[0]["a1"].total.std(dim=(1, 2)).mean()
+    for other in range(4):
+        one = feature_maps(backbone, images, channel=other)[0]["a1"].total
+        assert one.std(dim=(1, 2)).mean() <= spread
+    assert gating_of(backbone).config.eval == "a1"
+    assert gating_of(backbone).context.collect() == {}
+
+
+def test_feature_maps_of_what_is_not_there(tmp_path):
+    backbone, images = gated_encoder("cdg", groups=2), torch.randn(1, 3, 8, 8)
+    with pytest.raises(ConfigError, match=r"--layer 'layer1\.0\.conv3'.*layer1\.0\.conv"):
+        feature_maps(backbone, images, "layer1.0.conv3")
+    with pytest.raises(ConfigError, match="has channels 0 to 3"):
+        feature_maps(backbone, images, channel=4)
+    with pytest.raises(ConfigError, match="is gated by fbs"):
+        feature_maps(gated_encoder("fbs"), images)
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(DataError, match=r"--images: .*a\.png cannot be read"):
+        load_images([tmp_path / "a.png"], "cifar10", 32)
+    Image.new("RGB", (40, 50)).save(tmp_path / "b.png")
+    pictures, tensors = load_images([tmp_path / "b.png"], "cifar10", 32)
+    assert pictures[0].shape == (50, 40, 3)
+    assert tensors.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["cdg", "dgc", "vicreg_dual"])
+def test_the_cost_table_counts_the_network_and_not_its_simulation(name):
+    backbone = gated_encoder(name, **({"groups": 2} if name == "cdg" else {}))
+    table = count(backbone, 16)
+    own = sum(layer.macs_dense for layer in table.layers if "fc" not in layer.name)
+    if name == "cdg":
+        assert table.macs_dense == own == trace(backbone, 16).macs_dense
+    assert table.other_macs == 0
