@@ -10,7 +10,6 @@ Takes a recipe of fine-tuning and leaves the pretrained encoder out; `+sparse=ri
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,4 +60,4 @@ def train(folder: Path, name: str, overrides: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
