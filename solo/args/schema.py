@@ -80,8 +80,9 @@ class LinearAugmentations:
 
 @dataclass(frozen=True)
 class LinearData(Data):
-    """`data` of a linear evaluation or a fine-tuning."""
+    """`data` of a linear evaluation or a fine-tuning; `image_size` None = the data set's own."""
 
+    image_size: int | None = None
     augmentations: LinearAugmentations = field(default_factory=LinearAugmentations)
 
 

@@ -140,6 +140,43 @@ def bars(values: Mapping[str, float], xlabel: str, colours: Sequence[str] | None
     return figure
 
 
+def points(panels: Mapping[str, tuple[Any, Any]]) -> Figure:
+    """Dots in the plane, one panel beside the other, coloured by class.
+
+    Args:
+        panels: by title, positions (N, 2) and classes (N,).
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.9 * len(panels), 3.8), layout="constrained")
+        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (title, (xy, classes)) in zip(row, panels.items(), strict=True):
+            # one picture inside of the SVG: thousands of dots would make megabytes
+            dots = {"s": 5, "alpha": 0.55, "linewidths": 0, "rasterized": True}
+            axes.scatter(xy[:, 0], xy[:, 1], c=classes, cmap="tab10", **dots)
+            axes.set(title=title, xticks=[], yticks=[])
+            axes.grid(False)
+    return figure
+
+
+def pictures(rows: Sequence[Sequence[tuple[str, Any]]]) -> Figure:
+    """A grid of pictures (H, W, 3) and maps (H, W), each with a title; all rows equally long."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        size = (1.9 * len(rows[0]), 2.1 * len(rows))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+        for axes, (title, picture) in zip(grid.flat, (c for r in rows for c in r), strict=True):
+            axes.imshow(picture, cmap="viridis", interpolation="nearest")
+            axes.set_title(title, fontsize=8.5)
+            axes.set_axis_off()
+    return figure
+
+
 def _colours(n: int) -> list[str]:
     return [CYCLE[i % len(CYCLE)] for i in range(n)]
 
