@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from solo import extensions
 from solo.args import schema
 from solo.args.check import check, fill, select
+from solo.data.voc_folder import class_lists
 from solo.errors import ConfigError, DataError, did_you_mean
 
 
@@ -51,9 +52,15 @@ def check_keys(cfg: DictConfig, program: type) -> None:
         extension.parse(cfg)
 
 
-def dataset_cfg(cfg: DictConfig, data: type, keys: Iterable[str]) -> DictConfig:
-    """Check `data.dataset` and set the defaults of `keys` in the section `data`."""
-    choice(cfg, "data.dataset", schema.SUPPORTED_DATASETS)
+def dataset_cfg(
+    cfg: DictConfig, data: type, keys: Iterable[str], more: Iterable[str] = ()
+) -> DictConfig:
+    """Check `data.dataset` and set the defaults of `keys` in the section `data`.
+
+    Args:
+        more: datasets that are allowed beside the usual ones.
+    """
+    choice(cfg, "data.dataset", [*schema.SUPPORTED_DATASETS, *more])
     fill(cfg, "data", data, keys)
     fill(cfg, "", schema.Pretrain, ["debug_augmentations"])
     return cfg
@@ -80,7 +87,7 @@ def run_sections(cfg: DictConfig) -> None:
 
 
 def set_num_classes(cfg: DictConfig) -> None:
-    """Set `data.num_classes`: known by name, or the number of folders below `data.train_path`.
+    """Set `data.num_classes`: known by name, or counted below `data.train_path`.
 
     Raises:
         DataError: when that folder does not exist.
@@ -90,6 +97,9 @@ def set_num_classes(cfg: DictConfig) -> None:
         cfg.data.num_classes = schema.N_CLASSES_PER_DATASET[name]
         return
     folder = Path(str(required(cfg, "data.train_path")))
+    if name in schema.MULTILABEL_DATASETS:
+        cfg.data.num_classes = len(class_lists(folder, "trainval"))
+        return
     if cfg.data.format == "h5" and folder.is_file():
         raise ConfigError("data.format=h5 reads imagenet and imagenet100, not data.dataset=custom")
     if not folder.is_dir():

@@ -28,7 +28,8 @@ def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
         ConfigError: when the dataset is missing or unknown.
     """
     keys = ["val_path", "train_path", "format", "no_labels", "fraction", "num_workers"]
-    return common.dataset_cfg(cfg, schema.Data, keys)
+    several = schema.MULTILABEL_DATASETS if cfg.get("method") == "multilabel" else ()
+    return common.dataset_cfg(cfg, schema.Data, keys, several)
 
 
 def parse_cfg(cfg: DictConfig) -> DictConfig:
