@@ -90,8 +90,8 @@ def set_num_classes(cfg: DictConfig) -> None:
         cfg.data.num_classes = schema.N_CLASSES_PER_DATASET[name]
         return
     folder = Path(str(required(cfg, "data.train_path")))
-    if cfg.data.format == "h5" and folder.is_file():
-        raise ConfigError("data.format=h5 reads imagenet and imagenet100, not data.dataset=custom")
+    if cfg.data.format in ("h5", "resident") and folder.is_file():
+        raise ConfigError("H5 files are for imagenet and imagenet100, not for data.dataset=custom")
     if not folder.is_dir():
         raise DataError(f"data.train_path: there is no folder '{folder}'; check the path")
     cfg.data.num_classes = max(1, sum(entry.is_dir() for entry in folder.iterdir()))
@@ -104,6 +104,8 @@ def check_dali(cfg: DictConfig) -> None:
             f"data.format=dali works with {', '.join(schema.DALI_DATASETS)}, "
             f"not with data.dataset={cfg.data.dataset}: write data.format=image_folder"
         )
+    if cfg.data.format == "dali" and cfg.data.get("skip_unreadable"):
+        raise ConfigError("data.skip_unreadable works with image_folder, h5 and resident, not dali")
 
 
 def count_devices(cfg: DictConfig) -> int:

@@ -59,7 +59,9 @@ class Data:
     dataset: str
     train_path: str | None = None
     val_path: str | None = None
-    format: Literal["image_folder", "dali", "h5"] = "image_folder"
+    format: Literal["image_folder", "dali", "h5", "resident"] = "image_folder"
+    resident_size: int | None = None
+    skip_unreadable: bool = False
     no_labels: bool = False
     fraction: float = -1
     fraction_of: Literal["images", "classes"] = "images"
@@ -82,6 +84,7 @@ class LinearAugmentations:
 class LinearData(Data):
     """`data` of a linear evaluation or a fine-tuning."""
 
+    format: Literal["image_folder", "dali", "h5"] = "image_folder"
     augmentations: LinearAugmentations = field(default_factory=LinearAugmentations)
 
 
@@ -188,6 +191,7 @@ class Performance:
     """`performance`."""
 
     disable_channel_last: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.guards import EpochSeeder, NonFiniteGuard
 from solo.utils.loggers import CSVMetrics, build_loggers
+from solo.utils.progress import ThroughputBar
 
 Data = LightningDataModule | tuple[DataLoader, DataLoader | None]
 
@@ -110,7 +111,8 @@ def fit(
         loggers[0].watch(model, log="gradients", log_freq=100)
     if cfg.wandb.enabled or cfg.tensorboard.enabled:
         monitors.append(LearningRateMonitor(logging_interval="step"))
-    callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors]
+    bar = [ThroughputBar()] if cfg.get("enable_progress_bar", True) else []
+    callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors, *bar]
     trainer = _trainer(trainer_arguments(cfg), loggers, callbacks)
     path = None if resume.path is None else str(resume.path)
     if isinstance(data, LightningDataModule):
