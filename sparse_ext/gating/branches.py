@@ -30,12 +30,15 @@ class Usage:
         figures: further means over the batch, e.g. `rate`, the share of open gates; 0-dim, with
             or without graph.
         masks: what was open, where a method wants to compare branches; not kept by default.
+        shares: further figures as a part and its whole, per image: a layer's figure is their
+            quotient, the encoder's the quotient of the sums over its layers.
     """
 
     macs: Tensor | int
     macs_dense: int
     figures: dict[str, Tensor] = field(default_factory=dict)
     masks: Tensor | None = None
+    shares: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,6 +69,28 @@ class Pass:
         used = sum(self.plain.values()) + sum(usage.macs for usage in self.layers.values())
         return torch.as_tensor(used / self.macs_dense, dtype=torch.float32)
 
+    @property
+    def rho_gated(self) -> Tensor:
+        """As `rho`, of the gated layers alone; 1 where there are none (a dense encoder's pass)."""
+        if not self.layers:
+            return torch.ones(())
+        used = sum(usage.macs for usage in self.layers.values())
+        dense = sum(usage.macs_dense for usage in self.layers.values())
+        return torch.as_tensor(used / dense, dtype=torch.float32)
+
+    def figures(self) -> dict[str, Tensor]:
+        """`<figure>/<layer>` of every gated layer, and `<figure>` of all their shares; 0-dim."""
+        found: dict[str, Tensor] = {}
+        parts: dict[str, list[tuple[Tensor, int]]] = {}
+        for layer, usage in self.layers.items():
+            found |= {f"{name}/{layer}": value for name, value in usage.figures.items()}
+            for name, (part, whole) in usage.shares.items():
+                found[f"{name}/{layer}"] = part / whole
+                parts.setdefault(name, []).append((part, whole))
+        for name, shares in parts.items():
+            found[name] = sum(p for p, _ in shares) / sum(w for _, w in shares)  # type: ignore
+        return found
+
 
 class Meter:
     """Means over the images of many passes; sums stay on the device until they are asked for."""
@@ -77,9 +102,7 @@ class Meter:
 
     def add(self, done: Pass) -> None:
         """Take in one pass."""
-        found = {"rho": done.rho}
-        for layer, usage in done.layers.items():
-            found |= {f"{name}/{layer}": value for name, value in usage.figures.items()}
+        found = {"rho": done.rho, "rho_gated": done.rho_gated, **done.figures()}
         for name, value in found.items():
             total = value.detach().double() * done.images
             self._sums[name] = self._sums[name] + total if name in self._sums else total
@@ -89,14 +112,22 @@ class Meter:
     def means(self) -> dict[str, float]:
         """`flops_reduction` (1 - rho), `macs_effective`, `macs_dense`, `rho`, and all figures.
 
-        Empty if there was no pass. MACs are per image and counted, not timed.
+        `times_fewer_macs` is 1 / rho, `times_fewer_macs_gated` the same of the gated layers alone
+        (CDG's Eq. 13). Empty if there was no pass. MACs are per image and counted, not timed.
         """
         if not self.images:
             return {}
         means = {name: float(total) / self.images for name, total in self._sums.items()}
-        rho = means.pop("rho")
-        head = {"flops_reduction": 1 - rho, "rho": rho, "macs_effective": rho * self.macs_dense}
-        return {**head, "macs_dense": float(self.macs_dense), **means}
+        rho, gated = means.pop("rho"), means.pop("rho_gated")
+        return {
+            "flops_reduction": 1 - rho,
+            "rho": rho,
+            "macs_effective": rho * self.macs_dense,
+            "macs_dense": float(self.macs_dense),
+            "times_fewer_macs": 1 / rho,
+            "times_fewer_macs_gated": 1 / gated,
+            **means,
+        }
 
 
 class BranchContext:

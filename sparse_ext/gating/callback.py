@@ -19,8 +19,9 @@ class GatingCallback(Callback):
 
     Per epoch of training: means over all images of every branch with gates: `rho`,
     `flops_reduction`, and one value per layer (`rate/layer1.0`); with the branch's name in front
-    where there are several (`gating/a1/rho`). Per validation: `gating/val_...` of the branch
-    `gating.eval`.
+    where there are several (`gating/a1/rho`). A branch that only the momentum encoder takes is
+    measured there, every other in the online encoder. Per validation: `gating/val_...` of the
+    branch `gating.eval`.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,17 @@ class GatingCallback(Callback):
         for gating in gatings_of(pl_module):
             gating.context.epoch = trainer.current_epoch
         self._meters, self._figures, self._steps = {}, {}, 0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Other schedules count optimizer steps."""
+        for gating in gatings_of(pl_module):
+            gating.method.advance(gating.layers, self.progress(trainer))
+
+    def progress(self, trainer: Trainer) -> float:
+        """Share of the optimizer steps that have been taken."""
+        return trainer.global_step / trainer.estimated_stepping_batches
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -48,7 +60,9 @@ class GatingCallback(Callback):
         """Take the passes of this step into the means, and let go of their graphs."""
         passes = [list(gating.context.tape.values()) for gating in gatings_of(pl_module)]
         method = gatings_of(pl_module)[0].method
-        for done in passes[0]:
+        taken = {done.branch for done in passes[0]}
+        others = (done for tape in passes[1:] for done in tape if done.branch not in taken)
+        for done in (*passes[0], *others):
             if done.branch in method.gated:
                 self._meters.setdefault(done.branch, Meter()).add(done)
         self._add_figures(method.figures(passes[0], passes[1] if len(passes) > 1 else []))
@@ -99,6 +113,10 @@ class FineTuning(GatingCallback):
         super().on_train_epoch_start(trainer, pl_module)
         for gating in gatings_of(pl_module):
             gating.context.epoch = FINISHED
+
+    def progress(self, trainer: Trainer) -> float:
+        """As at the end of pretraining."""
+        return 1.0
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Left to the module."""

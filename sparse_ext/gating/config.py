@@ -13,29 +13,9 @@ from typing import Any
 
 from solo.errors import ConfigError
 from sparse_ext import schema
-
-
-@dataclass(frozen=True)
-class GatingConfig:
-    """What every gating method is asked.
-
-    Attributes:
-        name: the method.
-        eval: the branch that a pass takes which no training step has announced: validation,
-            linear evaluation, kNN, UMAP, fine-tuning. One of `BRANCHES`.
-    """
-
-    BRANCHES: typing.ClassVar[tuple[str, ...]] = ()
-
-    name: str = ""
-    eval: str = ""
-
-    def __post_init__(self):
-        schema.require_choice(f"gating.eval (of {self.name})", self.eval, self.BRANCHES)
-
-    def obstacle_to_masks(self) -> str:
-        """Why `sparse` cannot be asked of the same encoder, and what to do; empty if it can."""
-        return ""
+from sparse_ext.gating.base_config import GatingConfig
+from sparse_ext.gating.saliency.config import DGCConfig, FBSConfig
+from sparse_ext.gating.spatial.config import CDGConfig, CGNetConfig
 
 
 @dataclass(frozen=True)
@@ -121,6 +101,10 @@ class VICRegDualConfig(VICRegGatingConfig):
 METHODS: dict[str, type[GatingConfig]] = {
     "vicreg_gating": VICRegGatingConfig,
     "vicreg_dual": VICRegDualConfig,
+    "cgnet": CGNetConfig,
+    "cdg": CDGConfig,
+    "fbs": FBSConfig,
+    "dgc": DGCConfig,
 }
 
 

@@ -180,7 +180,7 @@ def _decode(data: Tensor) -> GatingConfig:
 def _check_same(stored: GatingConfig, own: GatingConfig) -> None:
     old, new = to_dict(stored), to_dict(own)
     for key in sorted((old.keys() | new.keys()) - {"eval"}):
-        if old.get(key) != new.get(key):
+        if old.get(key) != new.get(key) and new.get(key) != "auto":
             raise CheckpointError(
                 f"gating.{key} is {new.get(key)!r} here, but the checkpoint was made with "
                 f"{old.get(key)!r}: set gating.{key}={old.get(key)} (evaluation can leave the "

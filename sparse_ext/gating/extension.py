@@ -42,6 +42,8 @@ class GatingExtension(extensions.Extension):
         if section is None or _only_eval(section, cfg):
             return
         config = settings.build(section)
+        if cfg.get("method") is not None:
+            config = config.for_run(_has_momentum_encoder(cfg.method))
         obstacle = config.obstacle_to_masks()
         if obstacle and cfg.get("sparse") is not None:
             raise ConfigError(f"sparse and gating={config.name} together: {obstacle}")
@@ -63,6 +65,8 @@ class GatingExtension(extensions.Extension):
         if cfg.get("augmentations"):
             gating, done = gating_of(backbone), trace(backbone, cfg.augmentations[0].crop_size)
             gating.method.check(done, gating.layers)  # type: ignore[union-attr]
+            sizes = {view.crop_size for view in cfg.augmentations}
+            gating.method.check_views(sizes)  # type: ignore[union-attr]
         return backbone
 
     def callbacks(self, module: LightningModule, cfg: DictConfig) -> list[Callback]:
@@ -133,6 +137,14 @@ class GatingExtension(extensions.Extension):
 
         gating = gating_of(backbone)
         return {} if gating is None else gating.context.collect()
+
+
+def _has_momentum_encoder(method: str) -> bool:
+    """Whether `method` has one; a name that does not exist is reported elsewhere."""
+    from solo.methods import METHODS
+    from solo.methods.base_momentum import BaseMomentumMethod
+
+    return issubclass(METHODS.get(method, object), BaseMomentumMethod)
 
 
 def _without_gates(cfg: DictConfig) -> nn.Module:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -18,6 +18,10 @@ from sparse_ext.gating.config import GatingConfig
 _METHODS = {
     "vicreg_gating": "sparse_ext.gating.channel.method:ChannelGating",
     "vicreg_dual": "sparse_ext.gating.channel.method:ChannelDual",
+    "cgnet": "sparse_ext.gating.spatial.cgnet:CGNet",
+    "cdg": "sparse_ext.gating.spatial.cdg:CDG",
+    "fbs": "sparse_ext.gating.saliency.fbs:FBS",
+    "dgc": "sparse_ext.gating.saliency.dgc:DGC",
 }
 
 
@@ -71,6 +75,15 @@ class GatingMethod(ABC):
             ConfigError: the encoder has no layer that this method gates, or shapes do not fit.
         """
 
+    def advance(self, layers: Mapping[str, Any], progress: float) -> None:
+        """Take the gated layers of one encoder along a schedule.
+
+        Args:
+            layers: by name.
+            progress: share of the optimizer steps that have been taken, 0 to 1.
+        """
+        return None
+
     def counts(self, name: str) -> bool:
         """Whether the plain convolution `name` is part of the MACs that are compared."""
         return True
@@ -107,6 +120,10 @@ class GatingMethod(ABC):
             done: a pass of one image without values (on the meta device).
             layers: the gated layers by name.
         """
+        return None
+
+    def check_views(self, sizes: Collection[int]) -> None:
+        """Refuse settings that these sizes of views (pixels) rule out."""
         return None
 
 

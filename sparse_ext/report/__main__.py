@@ -18,6 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", nargs="+", type=Path, help="folder with metrics.csv, args.json")
     parser.add_argument("--output", type=Path, help="another file (one run only)")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="one page for all runs")
+    parser.add_argument(
+        "--images", type=Path, nargs="+", default=[], help="feature maps of these pictures (CDG)"
+    )
+    parser.add_argument("--layer", help="gated convolution for --images; default: layer1.0.conv1")
+    parser.add_argument("--channel", type=int, help="channel for --images; default: liveliest")
     args = parser.parse_args(argv)
     if args.output and len(args.run_dir) > 1:
         parser.error("--output takes one run; several reports would overwrite each other")
@@ -25,14 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--compare takes at least two runs")
     from solo.errors import SoloError
     from sparse_ext.report.compare import write_comparison
+    from sparse_ext.report.gating import Chosen
     from sparse_ext.report.run import write_report
 
     try:
         if args.compare:
             print(write_comparison(args.run_dir, args.compare))
             return 0
+        chosen = Chosen(tuple(args.images), args.layer, args.channel) if args.images else None
         for folder in args.run_dir:
-            print(write_report(folder, args.output))
+            print(write_report(folder, args.output, chosen))
     except SoloError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -41,6 +41,18 @@ COMPARED = {
         *("Effective MACs", "MACs per image (millions)", 1e-6),
         "Online encoder, modelled from the masks: kept weights only.",
     ),
+    "gating/val_rho": (
+        *("MACs of the gated encoder", "of the dense MACs (%)", 100),
+        "Measured on the validation images; counted, not timed.",
+    ),
+    "gating/val_eta": (
+        *("Conditional sparsity", "closed (%)", 100),
+        "Share of the conditional paths' outputs, measured on the validation images.",
+    ),
+    "gating/mask_similarity": (
+        *("Mask similarity", "cosine", 1),
+        "Decisions for two views of an image, along the channels.",
+    ),
     "sparse/training_cost_A": (
         *("Training cost so far, convention A", "over dense training", 1),
         "Modelled in MACs from the masks of every step.",

@@ -25,6 +25,7 @@ ACCURACIES = {
     "momentum_val_acc1": "momentum encoder, linear, validation images",
     "val_knn_acc1": "kNN, validation images",
 }
+EXTENSIONS = ("sparse/", "gating/")
 SPARSITIES = {
     "sparse/online_sparsity": "online encoder",
     "sparse/momentum_sparsity": "momentum encoder",
@@ -53,7 +54,7 @@ def losses(page: Page, log: RunLog) -> None:
     own = [
         name
         for name in log.names
-        if "loss" in name and name not in CLASS_LOSSES and not name.startswith("sparse/")
+        if "loss" in name and name not in CLASS_LOSSES and not name.startswith(EXTENSIONS)
     ]
     found = _found(log, {name: name.removeprefix("train_").replace("_", " ") for name in own})
     if found:

@@ -140,6 +140,22 @@ def bars(values: Mapping[str, float], xlabel: str, colours: Sequence[str] | None
     return figure
 
 
+def pictures(rows: Sequence[Sequence[tuple[str, Any]]]) -> Figure:
+    """A grid of pictures (H, W, 3) and maps (H, W), each with a title; all rows equally long."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        size = (1.9 * len(rows[0]), 2.1 * len(rows))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+        for axes, (title, picture) in zip(grid.flat, (c for r in rows for c in r), strict=True):
+            axes.imshow(picture, cmap="viridis", interpolation="nearest")
+            axes.set_title(title, fontsize=8.5)
+            axes.set_axis_off()
+    return figure
+
+
 def _colours(n: int) -> list[str]:
     return [CYCLE[i % len(CYCLE)] for i in range(n)]
 

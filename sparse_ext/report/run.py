@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo.errors import SoloError
+from sparse_ext.report import gating
 from sparse_ext.report.page import Page
 from sparse_ext.report.panels import PANELS, is_pretraining
 from sparse_ext.report.runlog import RunLog
@@ -16,15 +17,25 @@ if TYPE_CHECKING:
     from sparse_ext.cost import CostTable
 
 
-def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
+def write_report(
+    folder: str | Path, output: str | Path | None = None, chosen: gating.Chosen | None = None
+) -> Path:
     """Write the report of the run in `folder`, by default to `report.html` in it.
+
+    Args:
+        folder: of the run.
+        output: another file.
+        chosen: images whose feature maps are drawn (gating=cgnet and gating=cdg).
 
     Raises:
         DataError: no metrics there, or a damaged file.
+        SoloError: feature maps are asked for and cannot be drawn.
     """
     log = RunLog(folder)
     page = Page(log.name, _lead(log))
     run_section(page, log)
+    if chosen is not None:
+        gating.feature_maps(page, log, chosen)
     return page.write(output or log.folder / "report.html")
 
 
@@ -33,7 +44,7 @@ def run_section(page: Page, log: RunLog) -> None:
     facts = _facts(log)
     if facts:
         page.facts("Run", facts, f"Folder: {log.folder}")
-    for panel in PANELS:
+    for panel in (*PANELS, *gating.PANELS):
         panel(page, log)
     cost_cards(page, log)
 
@@ -71,6 +82,8 @@ def cost_cards(page: Page, log: RunLog) -> None:
         f"are twice that) for one image of {size}. Effective MACs are modelled: they count kept "
         f"weights only. A dense kernel computes the dense figure, so no speed-up is claimed."
     )
+    if gating.branches(log):
+        text += " What gates leave out is not in this table: see MACs of the gated encoder."
     page.table("Cost of the encoders", columns, rows, text)
     training_card(page, log, ratios)
 
@@ -137,6 +150,7 @@ def _facts(log: RunLog) -> dict[str, str]:
         "Batch": _short(optimizer.get("batch_size")),
         "Seed": _short(args.get("seed")),
         "Sparsity": _sparsity(args.get("sparse")),
+        "Gates": _gates(args.get("gating")),
         "Evaluated encoder": args.get("eval_encoder"),
     }
     return {name: value for name, value in facts.items() if value}
@@ -157,3 +171,14 @@ def _sparsity(section: Any) -> str:
         f"{config.name}: online {100 * config.initial:g}% to {100 * config.final:g}%, "
         f"momentum {100 * first:g}% to {100 * last:g}%"
     )
+
+
+def _gates(section: Any) -> str:
+    """The gating method and every setting that is not its default."""
+    if not section or "name" not in section:
+        return ""
+    from sparse_ext.gating.config import METHODS
+
+    usual = METHODS[section["name"]]()
+    own = {k: v for k, v in section.items() if v != getattr(usual, k, v)}
+    return ", ".join([section["name"], *(f"{key}={value}" for key, value in own.items())])

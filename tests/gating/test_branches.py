@@ -141,6 +141,10 @@ def test_two_encoders_come_back():
     backbone.load_state_dict(source.state_dict())
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(backbone.eval()(x), source.eval()(x))
+    gating_of(backbone).context.collect()
+    choose(backbone, "dense")(x)  # has no gated layer at all
+    means = gating_of(backbone).context.collect()
+    assert means["times_fewer_macs"] == means["times_fewer_macs_gated"] == 1
 
 
 def test_weights_of_other_gates():

@@ -26,7 +26,8 @@ def train(rank, section):
             dist.destroy_process_group()
     state = {k: v for k, v in model.state_dict().items() if "running" not in k}
     digest = {k: v.double().sum().item() for k, v in state.items() if "num_batches" not in k}
-    return digest, float(run.callback_metrics["gating/rho"]), gating_of(model.backbone).config.name
+    rho = next(v for k, v in run.callback_metrics.items() if k.endswith("/rho"))
+    return digest, float(rho), gating_of(model.backbone).config.name
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,8 @@ def train(rank, section):
     [
         {"name": "vicreg_dual", "sync_flops": True},
         {"name": "vicreg_dual", "warmup_gate": True, "warmup_epochs": 1},
+        {"name": "cdg", "groups": 2, "lamb": 0.1},
+        {"name": "dgc"},
     ],
 )
 def test_ranks_end_with_equal_weights(section):

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from solo.errors import ConfigError
 from sparse_ext.gating.branches import Usage
 from sparse_ext.gating.channel.gate import ChannelGate
 from sparse_ext.gating.encoder import conv_macs
@@ -130,8 +129,6 @@ def gate_block(block: Any, config: Any, separate_bn: bool) -> Any:
         config: a `VICRegGatingConfig`.
         separate_bn: give the gated branch batch norms of its own.
     """
-    if any(m.groups > 1 for m in block.modules() if isinstance(m, nn.Conv2d)):
-        raise ConfigError("gating: channel gating is defined for convolutions without groups.")
     block.__class__ = GATED[type(block)]
     convs = block.own_convs()
     for name, conv in zip(block.gates, convs, strict=False):

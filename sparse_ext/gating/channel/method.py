@@ -20,6 +20,7 @@ from sparse_ext.gating.branches import Pass
 from sparse_ext.gating.channel.blocks import GATED, GatedBlock, gate_block
 from sparse_ext.gating.channel.losses import bound_loss, budget_loss
 from sparse_ext.gating.method import GatingMethod
+from sparse_ext.gating.residual import residual_blocks
 from sparse_ext.patch import PatchRule, apply
 
 STEM = "conv1"
@@ -41,11 +42,7 @@ class ChannelGating(GatingMethod):
 
     def patch(self, backbone: nn.Module) -> Mapping[str, Any]:
         """Gates in every residual block."""
-        if not any(type(module) in GATED for module in backbone.modules()):
-            raise ConfigError(
-                f"gating={self.config.name} gates residual blocks (BasicBlock, Bottleneck), and "
-                f"{type(backbone).__name__} has none: use backbone.name=resnet18 or resnet50."
-            )
+        residual_blocks(backbone, self.config.name)  # or it says that there are none
         rule = PatchRule(
             self.config.name,
             tuple(GATED),

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Spatial gating: CGNet and CDG (section 9 of the specification)."""
