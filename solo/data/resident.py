@@ -107,7 +107,9 @@ class ResidentData(LightningDataModule):
     ):
         super().__init__()
         require_full_batch(dataset, batch_size)
-        self.dataset, self.batch_size, self.val_loader = dataset, batch_size, val_loader
+        self.dataset, self.batch_size = dataset, batch_size
+        if val_loader is not None:  # Lightning validates where there is such a method
+            self.val_dataloader = lambda: val_loader
 
     def setup(self, stage: str | None = None) -> None:
         """Move to the device of this process."""
@@ -121,10 +123,6 @@ class ResidentData(LightningDataModule):
             sampler=EpochSampler(self.dataset),
             drop_last=True,
         )
-
-    def val_dataloader(self) -> DataLoader | list:
-        """As given."""
-        return [] if self.val_loader is None else self.val_loader
 
 
 def prepare_resident(

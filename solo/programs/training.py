@@ -128,6 +128,8 @@ def _quiet() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
+        # a method's own hooks before and after the transfer are what is wanted with a data module
+        ".*You have overridden `on_.*_batch_transfer` in `LightningModule`.*",
         # figures of extensions, the same on all ranks: sparse/online_sparsity and the like
         ".*self.log.'[a-z_]+/.*sync_dist.*",
     ):
