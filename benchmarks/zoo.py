@@ -24,6 +24,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
 ROOT = Path(__file__).parents[1]
@@ -41,12 +42,13 @@ class RandomViews(Dataset):
 
     def __init__(self, n: int, views: int):
         self.images = torch.randn(views, n, 3, 32, 32)
+        self.targets = [i % 10 for i in range(n)]
 
     def __len__(self) -> int:
         return self.images.shape[1]
 
     def __getitem__(self, i: int):
-        return i, [view[i] for view in self.images], i % 10
+        return i, [view[i] for view in self.images], self.targets[i]
 
 
 class StepTimes(pl.Callback):
@@ -97,7 +99,8 @@ def measure(method: str, batch: int, steps: int) -> tuple[float, float]:
     """Median seconds of a step and of the reference; the first step of each is not counted."""
     torch.manual_seed(0)
     cfg = recipe_of(method)
-    batch = max(batch, cfg.method_kwargs.get("whitening_size", 0))  # W-MSE whitens 128 at a time
+    # W-MSE whitens 128 at a time
+    batch = max(batch, OmegaConf.select(cfg, "method_kwargs.whitening_size", default=0))
     cfg.optimizer.batch_size = batch
     model = METHODS[method](cfg).to(memory_format=torch.channels_last)
     data = RandomViews(batch * (steps + 1), cfg.data.num_large_crops + cfg.data.num_small_crops)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs rows of a table of the SyncCP paper; the launchers in cifar10, cifar100 and imagenet call this.
+# Runs rows of a paper's table; the launchers table*.sh and dual_table*.sh call this.
 #   bash scripts/sparse/launch.sh DATASET TABLE --list | ROW [key=value ...] | --summary | --help
 # PYTHON chooses the interpreter, LAUNCHER what stands before the programs (for example "torchrun --nproc_per_node 4").
 set -euo pipefail

@@ -27,11 +27,17 @@ def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: when the dataset is unknown or a path is missing (`digits` needs none).
     """
-    keys = ["val_path", "train_path", "format", "fraction", "num_workers"]
+    keys = ["val_path", "train_path", "format", "fraction", "num_workers", "image_size"]
     common.dataset_cfg(cfg, schema.LinearData, keys)
     if cfg.data.dataset != "digits":
         common.required(cfg, "data.train_path")
         common.required(cfg, "data.val_path")
+    size = cfg.data.image_size
+    if size is not None and (size < 1 or cfg.data.format == "dali" or cfg.get("auto_augment")):
+        raise ConfigError(
+            f"data.image_size={size}: a positive side in pixels, which neither data.format=dali "
+            f"nor auto_augment takes; leave it out for the data set's own size."
+        )
     return cfg
 
 

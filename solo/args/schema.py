@@ -82,9 +82,10 @@ class LinearAugmentations:
 
 @dataclass(frozen=True)
 class LinearData(Data):
-    """`data` of a linear evaluation or a fine-tuning."""
+    """`data` of a linear evaluation or a fine-tuning; `image_size` None = the data set's own."""
 
     format: Literal["image_folder", "dali", "h5"] = "image_folder"
+    image_size: int | None = None
     augmentations: LinearAugmentations = field(default_factory=LinearAugmentations)
 
 

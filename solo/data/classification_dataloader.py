@@ -28,6 +28,7 @@ from solo.data.sources import (
     require_format,
     take_fraction,
 )
+from solo.data.splits import Split
 from solo.errors import DataError
 
 TRAIN_KEY, VAL_KEY = "data.train_path", "data.val_path"
@@ -45,30 +46,35 @@ def _train(size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> T.Comp
     return T.Compose([crop, T.RandomHorizontalFlip(), *_ending(mean, std)])
 
 
-def build_custom_pipeline() -> dict[str, T.Compose]:
+def build_custom_pipeline(size: int = 224) -> dict[str, T.Compose]:
     """Transforms of a dataset without its own: those of ImageNet, under T_train and T_val."""
-    val = [T.Resize(256), T.CenterCrop(224), *_ending(IMAGENET_MEAN, IMAGENET_STD)]
-    return {"T_train": _train(224, IMAGENET_MEAN, IMAGENET_STD), "T_val": T.Compose(val)}
+    shorter = round(size * 256 / 224)
+    val = [T.Resize(shorter), T.CenterCrop(size), *_ending(IMAGENET_MEAN, IMAGENET_STD)]
+    return {"T_train": _train(size, IMAGENET_MEAN, IMAGENET_STD), "T_val": T.Compose(val)}
 
 
-def _cifar_pipeline() -> dict[str, T.Compose]:
-    ending = _ending(CIFAR_MEAN, CIFAR_STD)
-    return {"T_train": _train(32, CIFAR_MEAN, CIFAR_STD), "T_val": T.Compose(ending)}
+def _cifar_pipeline(size: int = 32) -> dict[str, T.Compose]:
+    resize = [] if size == 32 else [T.Resize((size, size))]
+    val = [*resize, *_ending(CIFAR_MEAN, CIFAR_STD)]
+    return {"T_train": _train(size, CIFAR_MEAN, CIFAR_STD), "T_val": T.Compose(val)}
 
 
-def _stl10_pipeline() -> dict[str, T.Compose]:
-    val = [T.Resize((96, 96)), *_ending(STL10_MEAN, STL10_STD)]
-    return {"T_train": _train(96, STL10_MEAN, STL10_STD), "T_val": T.Compose(val)}
+def _stl10_pipeline(size: int = 96) -> dict[str, T.Compose]:
+    val = [T.Resize((size, size)), *_ending(STL10_MEAN, STL10_STD)]
+    return {"T_train": _train(size, STL10_MEAN, STL10_STD), "T_val": T.Compose(val)}
 
 
-def _digits_pipeline() -> dict[str, T.Compose]:
+def _digits_pipeline(size: int = SIZE) -> dict[str, T.Compose]:
     # A mirrored digit is another shape and a small crop is no digit at all: small shifts, no flips.
-    ending = _ending(DIGITS_MEAN, DIGITS_STD)
+    ending = [
+        *([] if size == SIZE else [T.Resize((size, size))]),
+        *_ending(DIGITS_MEAN, DIGITS_STD),
+    ]
     shift = T.RandomCrop(SIZE, padding=2, padding_mode="reflect")
     return {"T_train": T.Compose([shift, *ending]), "T_val": T.Compose(ending)}
 
 
-_PIPELINES = {
+_PIPELINES: dict[str, Callable[..., dict[str, T.Compose]]] = {
     "cifar10": _cifar_pipeline,
     "cifar100": _cifar_pipeline,
     "stl10": _stl10_pipeline,
@@ -79,13 +85,19 @@ _PIPELINES = {
 }
 
 
-def prepare_transforms(dataset: str) -> tuple[nn.Module, nn.Module]:
+def prepare_transforms(dataset: str, size: int | None = None) -> tuple[nn.Module, nn.Module]:
     """Training and validation transforms, from PIL images to tensors.
+
+    Args:
+        dataset: its name.
+        size: side of the images; None = the data set's own. An encoder that is transferred to
+            another data set may want the size that it was trained on.
 
     Raises:
         ConfigError: the dataset is unknown.
     """
-    pipeline = _PIPELINES[require_dataset(dataset)]()
+    build = _PIPELINES[require_dataset(dataset)]
+    pipeline = build() if size is None else build(size)
     return pipeline["T_train"], pipeline["T_val"]
 
 
@@ -98,6 +110,7 @@ def prepare_datasets(
     data_format: str | None = "image_folder",
     download: bool = True,
     data_fraction: float = -1.0,
+    split: Split | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
 
@@ -111,14 +124,15 @@ def prepare_datasets(
         data_format: `image_folder` or `h5` (imagenet, imagenet100 and custom).
         download: fetch cifar and stl10 when they are missing.
         data_fraction: part of the training images to keep, between 0 and 1; -1 keeps all.
+        split: that part as an earlier run has drawn it; None draws.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
-        DataError: the data is missing or unreadable.
+        DataError: the data is missing or unreadable, or `split` is a part of other data.
     """
     train = _split(dataset, True, T_train, train_data_path, data_format, download)
     val = _split(dataset, False, T_val, val_data_path, data_format, download)
-    return take_fraction(train, data_fraction), val
+    return take_fraction(train, data_fraction, split=split), val
 
 
 def _split(
@@ -176,23 +190,26 @@ def prepare_data(
     download: bool = True,
     data_fraction: float = -1.0,
     auto_augment: bool = False,
+    image_size: int | None = None,
+    split: Split | None = None,
 ) -> tuple[DataLoader, DataLoader]:
     """Transforms, datasets and loaders in one call.
 
     Args:
         auto_augment: train with timm's RandAugment pipeline at 224 pixels (as MAE fine-tunes).
+        image_size: see `prepare_transforms`.
         others: see `prepare_datasets` and `prepare_dataloaders`.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
         DataError: the data is missing or unreadable, or the two splits have other classes.
     """
-    T_train, T_val = prepare_transforms(dataset)
+    T_train, T_val = prepare_transforms(dataset, image_size)
     if auto_augment:
         T_train = _auto_augment()
     train, val = prepare_datasets(
         dataset, T_train, T_val, train_data_path, val_data_path, data_format, download,
-        data_fraction,
+        data_fraction, split,
     )  # fmt: skip
     _check_classes(train, val)
     return prepare_dataloaders(train, val, batch_size, num_workers)

@@ -33,6 +33,7 @@ from solo.data.dali_pipelines import (
     require_device,
 )
 from solo.data.loading import mix
+from solo.data.splits import Split
 from solo.data.temp_dali_fix import TempDALIGenericIterator
 from solo.errors import ConfigError, did_you_mean
 
@@ -281,6 +282,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
         num_workers: threads of a pipeline.
         data_fraction: part of the training images to keep, between 0 and 1; -1 keeps all.
         dali_device: "gpu" or "cpu".
+        split: the part as an earlier run has drawn it; None draws.
 
     Raises:
         ConfigError: another dataset or device.
@@ -295,10 +297,11 @@ class ClassificationDALIDataModule(_DALIDataModule):
         num_workers: int = 4,
         data_fraction: float = -1.0,
         dali_device: str = "gpu",
+        split: Split | None = None,
     ):
         super().__init__(dataset, batch_size, num_workers, dali_device)
         self.train_data_path, self.val_data_path = Path(train_data_path), Path(val_data_path)
-        self.data_fraction = data_fraction
+        self.data_fraction, self.split = data_fraction, split
         custom = dataset == "custom"
         self.pipeline_class = CustomNormalPipelineBuilder if custom else NormalPipelineBuilder
 
@@ -314,8 +317,12 @@ class ClassificationDALIDataModule(_DALIDataModule):
     def train_dataloader(self) -> TempDALIGenericIterator:
         """This rank's iterator; the last incomplete batch is dropped."""
         builder = self.pipeline_class(
-            self.train_data_path, data_fraction=self.data_fraction, **self._placement()
+            self.train_data_path,
+            data_fraction=self.data_fraction,
+            split=self.split,
+            **self._placement(),
         )
+        self.split = builder.split
         self._require_full_batch(len(builder.files))
         return self._wrapped(builder, LastBatchPolicy.DROP)
 

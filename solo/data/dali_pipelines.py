@@ -19,11 +19,11 @@ from solo.data.pretrain_dataloader import FullTransformPipeline
 from solo.data.sources import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    fraction_indices,
     image_files,
     require_folder,
     require_fraction,
 )
+from solo.data.splits import Split, draw
 from solo.errors import ConfigError, DataError, did_you_mean
 
 READER = "Reader"
@@ -73,11 +73,14 @@ class PipelineBuilder:
     """What the builders share: the files of the dataset, the reader and the call of `pipeline`."""
 
     def __init__(self, files, labels, batch_size, device, device_id, shard_id, num_shards,
-                 num_threads, seed, data_fraction, labelled=True):  # fmt: skip
+                 num_threads, seed, data_fraction, labelled=True, split=None):  # fmt: skip
         require_device(device)
-        fraction = require_fraction(data_fraction)
+        fraction, self.split = require_fraction(data_fraction), None
         if fraction is not None:
-            kept = fraction_indices(len(files), labels if labelled else None, fraction)
+            known = labels if labelled else None
+            self.split = split or draw(len(files), known, fraction)
+            self.split.require(len(files), known, fraction, "images")
+            kept = self.split.indices
             files, labels = [files[i] for i in kept], [labels[i] for i in kept]
         self.files, self.labels = files, labels
         self.batch_size, self.num_threads, self.device = batch_size, num_threads, device
@@ -146,6 +149,7 @@ class NormalPipelineBuilder(PipelineBuilder):
         num_threads: threads of the pipeline.
         seed: of order and augmentation.
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
+        split: that part as an earlier run has drawn it; None draws.
 
     Raises:
         DataError: the folder is missing or has no images.
@@ -166,12 +170,13 @@ class NormalPipelineBuilder(PipelineBuilder):
         num_threads: int = 4,
         seed: int = 12,
         data_fraction: float = -1.0,
+        split: Split | None = None,
     ):
         files, labels = labelled_files(
             data_path, "data.val_path" if validation else "data.train_path"
         )
         super().__init__(files, labels, batch_size, device, device_id, shard_id, num_shards,
-                         num_threads, seed, data_fraction)  # fmt: skip
+                         num_threads, seed, data_fraction, split=split)  # fmt: skip
         self.validation = validation
 
     @pipeline_def(enable_conditionals=True)

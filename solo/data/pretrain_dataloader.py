@@ -244,7 +244,8 @@ def prepare_datasets(
         train_data_path: folder, or H5 file when `data_format` is `h5`; inside the package when
             None. CIFAR may be there as torchvision's files or as `<class>/<image>`.
         data_format: `image_folder` or `h5` (imagenet, imagenet100 and custom).
-        no_labels: custom only: the images lie in one flat folder, targets are -1.
+        no_labels: targets are -1. custom: the images lie in one flat folder; stl10: unlabelled
+            images only.
         download: fetch cifar and stl10 when they are missing.
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
         fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
@@ -263,7 +264,8 @@ def prepare_datasets(
         built = named_torchvision(dataset, path, download, TRAIN_KEY, cls, **kwargs)
     elif dataset == "stl10":
         cls = dataset_with_index(STL10)
-        kwargs = {"split": "train+unlabeled", "transform": transform}
+        split = "unlabeled" if no_labels else "train+unlabeled"
+        kwargs = {"split": split, "transform": transform}
         built = named_torchvision(dataset, path, download, TRAIN_KEY, cls, **kwargs)
     elif dataset == "digits":
         built = dataset_with_index(DigitsDataset)(train=True, transform=transform)

@@ -23,6 +23,7 @@ from solo.data.memory import fits_on
 from solo.data.pretrain_dataloader import prepare_datasets, require_full_batch
 from solo.data.resident_images import resident_images
 from solo.data.sources import stored_format
+from solo.data.splits import Split
 
 
 class ResidentDataset(Dataset):
@@ -34,8 +35,11 @@ class ResidentDataset(Dataset):
         views: makes the views of a batch.
 
     Attributes:
-        device: where batches are made.
+        device: where views are made.
+        split: the part of a data set that the images are, None for all of it.
     """
+
+    split: Split | None = None
 
     def __init__(self, images: Tensor, targets: list[int] | None, views: BatchedViews):
         self.images, self.targets, self.views = images, targets, views
@@ -50,32 +54,30 @@ class ResidentDataset(Dataset):
         return index, self.images[index], int(self.labels[index])
 
     def to(self, device: torch.device) -> ResidentDataset:
-        """Make batches on `device` from now on; the images move there if they leave room."""
+        """Make views on `device` from now on; the images move there if they leave room."""
         self.device = device
         self.views.to(device)
-        self.labels = self.labels.to(device)
         if fits_on(device, self.images.numel()):
             self.images = self.images.to(device)
         self._generator = torch.Generator(device=device)
         return self
 
     def batch(self, indexes: list[int], seed: int) -> list[Any]:
-        """`[indexes (N,), [view (N, 3, size, size), ...], targets (N,)]` on the device.
+        """`[indexes (N,), [view (N, 3, size, size), ...], targets (N,)]`; the views on the device.
 
         Args:
             indexes: of the images.
             seed: the views depend on it, on the images and on nothing else.
         """
         chosen = torch.tensor(indexes)
-        on_device = chosen.to(self.device, non_blocking=True)
         if self.images.device == self.device:
-            images = self.images[on_device]
+            images = self.images[chosen.to(self.device, non_blocking=True)]
         else:
             images = self.images[chosen]
             images = images.pin_memory() if self.device.type == "cuda" else images
             images = images.to(self.device, non_blocking=True)
         views = self.views(images, self._generator.manual_seed(seed))
-        return [on_device, views, self.labels[on_device]]
+        return [chosen, views, self.labels[chosen]]
 
 
 class ResidentLoader(SeededLoader):
@@ -107,7 +109,7 @@ class ResidentData(LightningDataModule):
     ):
         super().__init__()
         require_full_batch(dataset, batch_size)
-        self.dataset, self.batch_size = dataset, batch_size
+        self.dataset, self.batch_size, self.split = dataset, batch_size, dataset.split
         if val_loader is not None:  # Lightning validates where there is such a method
             self.val_dataloader = lambda: val_loader
 
@@ -160,4 +162,6 @@ def prepare_resident(
     )
     where = dataset if train_data_path is None else f"'{train_data_path}'"
     images, targets = resident_images(read, where, size, skip_unreadable, threads, processes)
-    return ResidentDataset(images, targets, views)
+    made = ResidentDataset(images, targets, views)
+    made.split = getattr(read, "split", None)
+    return made

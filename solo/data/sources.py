@@ -19,6 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from solo.data.digits import DIGITS_MEAN, DIGITS_STD
 from solo.data.images import read_image
+from solo.data.splits import Split, draw
 from solo.errors import ConfigError, DataError, did_you_mean
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -201,67 +202,33 @@ def require_fraction(data_fraction: float | None) -> float | None:
     return float(data_fraction)
 
 
-def fraction_indices(n: int, labels: Sequence[int] | None, fraction: float) -> np.ndarray:
-    """Positions of a fixed random part of `n` items, stratified by `labels` when given.
-
-    Same draw as solo-learn: scikit-learn's `train_test_split` with `random_state=42`.
-
-    Raises:
-        ConfigError: the fraction cannot be drawn from so few items or classes.
-    """
-    from sklearn.model_selection import train_test_split
-
-    try:
-        kept, _ = train_test_split(
-            np.arange(n), train_size=fraction, stratify=labels, random_state=42
-        )
-    except ValueError as error:
-        raise ConfigError(f"data.fraction={fraction} cannot be drawn: {error}") from None
-    return kept
-
-
-#: what a fraction of a data set can be a fraction of
-FRACTION_OF = ("images", "classes")
-
-
-def subset_indices(
-    n: int, labels: Sequence[int] | None, fraction: float, of: str = "images"
-) -> np.ndarray:
-    """Positions of a fixed random part of `n` items.
-
-    Args:
-        n: number of items.
-        labels: their labels, None where there are none.
-        fraction: between 0 and 1.
-        of: `images` takes that part of every class (`fraction_indices`), `classes` all images of
-            that many classes (at least one).
-
-    Raises:
-        ConfigError: the fraction cannot be drawn, or `of` is unknown or needs labels.
-    """
-    if of not in FRACTION_OF:
-        raise ConfigError(f"data.fraction_of: '{of}'. {did_you_mean(of, FRACTION_OF)}")
-    if of == "images":
-        return fraction_indices(n, labels, fraction)
-    if labels is None:
-        raise ConfigError("data.fraction_of=classes needs a data set with labels.")
-    classes = np.unique(labels)
-    count = max(1, round(fraction * len(classes)))
-    chosen = np.random.default_rng(42).permutation(classes)[:count]
-    return np.flatnonzero(np.isin(labels, chosen))
-
-
-def take_fraction(dataset: Dataset, data_fraction: float | None, of: str = "images") -> Dataset:
-    """Keep a fixed random part of `dataset`, in place; see `subset_indices`.
+def take_fraction(
+    dataset: Dataset, data_fraction: float | None, of: str = "images", split: Split | None = None
+) -> Dataset:
+    """Keep a fixed random part of `dataset`, in place, and note it as `dataset.split`.
 
     Understands `.samples` (image folders), `.images` (no labels), H5 files and the array datasets
     of torchvision (`.data` with `.targets` or `.labels`).
+
+    Args:
+        dataset: changed.
+        data_fraction: between 0 and 1; None or -1 keeps all.
+        of: see `solo.data.splits.subset_indices`.
+        split: what an earlier run has drawn; None draws.
+
+    Raises:
+        ConfigError: the fraction cannot be drawn.
+        DataError: `split` is a part of other data.
     """
     fraction = require_fraction(data_fraction)
     if fraction is None:
         return dataset
     labels = item_labels(dataset)
-    return keep_items(dataset, subset_indices(len(dataset), labels, fraction, of))
+    if split is None:
+        split = draw(len(dataset), labels, fraction, of)
+    split.require(len(dataset), labels, fraction, of)
+    dataset.split = split
+    return keep_items(dataset, split.indices)
 
 
 def keep_items(dataset: Dataset, kept: Sequence[int]) -> Dataset:

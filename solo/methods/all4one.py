@@ -76,7 +76,7 @@ class All4One(NeighbourQueueMixin, BaseMomentumMethod):
     def find_nn(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
         """For rows `z` (N, D): nearest slot (N,) and, of the five nearest in falling order,
         features (N, 5, D), image indexes (N, 5) and labels (N, 5)."""
-        slots = (z @ self.queue.T).topk(NEIGHBOURS, dim=1).indices
+        slots = self.similarity(z).topk(NEIGHBOURS, dim=0).indices.T
         return slots[:, 0], self.queue[slots], self.queue_index[slots], self.queue_y[slots]
 
     def off_diagonal(self, x: Tensor) -> Tensor:
@@ -119,8 +119,8 @@ class All4One(NeighbourQueueMixin, BaseMomentumMethod):
         indexes, targets = batch[0], batch[-1]
         out = super().training_step(batch, batch_idx)
         z, p, momentum_z = out["z"], out["p"], out["momentum_z"]
-        slots, nn1, _, _ = self.find_nn(momentum_z[0])
-        _, nn2, _, _ = self.find_nn(momentum_z[1])
+        slots, neighbours, _, _ = self.find_nn(torch.cat(tuple(momentum_z)))
+        nn1, nn2 = neighbours.chunk(2)
         nnclr_loss = (
             nnclr_loss_func(nn1[:, 0], p[1], self.temperature)
             + nnclr_loss_func(nn2[:, 0], p[0], self.temperature)
@@ -128,7 +128,7 @@ class All4One(NeighbourQueueMixin, BaseMomentumMethod):
         attention_loss = self._attention_loss(z, (nn1, nn2))
         feature_loss = self._feature_loss(z, momentum_z)
         loss = (attention_loss + nnclr_loss + feature_loss) / 2
-        self.log_neighbour_accuracy(slots, targets)
+        self.log_neighbour_accuracy(slots[: len(momentum_z[0])], targets)
         self.dequeue_and_enqueue(momentum_z[0], targets, indexes)
         self._log_train(
             train_comb_loss=loss,

@@ -44,11 +44,11 @@ class NNBYOL(NeighbourQueueMixin, BYOL):
         out = BaseMomentumMethod.training_step(self, batch, batch_idx)
         p1, p2 = out["p"][:2]
         z1, z2 = out["momentum_z"]
-        slots, nn1 = self.find_nn(z1)
-        _, nn2 = self.find_nn(z2)
+        slots, neighbours = self.find_nn(torch.cat((z1, z2)))
+        nn1, nn2 = neighbours.chunk(2)
         neg_cos_sim = byol_loss_func(p1, nn2) + byol_loss_func(p2, nn1)
         z_std = spread(out["z"][: self.num_large_crops])
         self._log_train(train_neg_cos_sim=neg_cos_sim, train_z_std=z_std)
-        self.log_neighbour_accuracy(slots, targets)
+        self.log_neighbour_accuracy(slots[: len(z1)], targets)
         self.dequeue_and_enqueue(z1, targets)
         return neg_cos_sim + out["loss"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
@@ -50,12 +51,12 @@ class NNCLR(NeighbourQueueMixin, BaseMethod):
         out = super().training_step(batch, batch_idx)
         z1, z2 = out["z"]
         p1, p2 = out["p"]
-        slots, nn1 = self.find_nn(z1)
-        _, nn2 = self.find_nn(z2)
+        slots, neighbours = self.find_nn(torch.cat((z1, z2)))
+        nn1, nn2 = neighbours.chunk(2)
         nnclr_loss = (
             nnclr_loss_func(nn1, p2, self.temperature) + nnclr_loss_func(nn2, p1, self.temperature)
         ) / 2
         self._log_train(train_nnclr_loss=nnclr_loss)
-        self.log_neighbour_accuracy(slots, targets)
+        self.log_neighbour_accuracy(slots[: len(z1)], targets)
         self.dequeue_and_enqueue(z1, targets)
         return nnclr_loss + out["loss"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
@@ -37,10 +38,10 @@ class NNSiam(NeighbourQueueMixin, SimSiam):
         targets = batch[-1]
         out = BaseMethod.training_step(self, batch, batch_idx)
         (z1, z2), (p1, p2) = out["z"], out["p"]
-        slots, nn1 = self.find_nn(z1)
-        _, nn2 = self.find_nn(z2)
+        slots, neighbours = self.find_nn(torch.cat((z1, z2)))
+        nn1, nn2 = neighbours.chunk(2)
         neg_cos_sim = simsiam_loss_func(p1, nn2) / 2 + simsiam_loss_func(p2, nn1) / 2
         self._log_train(train_neg_cos_sim=neg_cos_sim, train_z_std=spread(out["z"]))
-        self.log_neighbour_accuracy(slots, targets)
+        self.log_neighbour_accuracy(slots[: len(z1)], targets)
         self.dequeue_and_enqueue(z1, targets)
         return neg_cos_sim + out["loss"]

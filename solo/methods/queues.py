@@ -77,8 +77,16 @@ class NeighbourQueueMixin(QueueMixin):
     @torch.no_grad()
     def find_nn(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """For rows `z` (N, D): slots (N,) and features (N, D) of the most similar rows."""
-        slots = (z @ self.queue.T).argmax(dim=1)
+        slots = self.similarity(z).argmax(dim=0)
         return slots, self.queue[slots]
+
+    def similarity(self, z: Tensor) -> Tensor:
+        """Inner products (slots, N) of the queue with rows `z` (N, D).
+
+        The queue stands left, all views share one product: it is hundreds of megabytes long, and
+        reading it is what takes the time.
+        """
+        return self.queue @ z.T
 
     def log_neighbour_accuracy(self, slots: Tensor, targets: Tensor) -> None:
         """Log `train_nn_acc`, the fraction of neighbours with the sample's own label.

@@ -63,7 +63,9 @@ def load_method(
             f"--pretrained_checkpoint_dir: no {what} in '{folder}'; give the folder of one run, "
             "such as trained_models/byol/0"
         )
-    model = _build(OmegaConf.create(args))
+    # plain encoders: the checkpoint says what masks and gates they need
+    plain = {key: value for key, value in args.items() if key not in extensions.sections()}
+    model = _build(OmegaConf.create(plain))
     checkpoint = read_checkpoint(path)
     report = load_encoder(model.backbone, checkpoint, "online")
     model.backbone = report.backbone

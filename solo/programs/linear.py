@@ -16,6 +16,7 @@ from solo.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from solo.data.splits import Split
     from solo.methods.linear import LinearModel
     from solo.programs.training import Data
     from solo.utils.weights import LoadReport
@@ -36,7 +37,8 @@ def linear(cfg: DictConfig) -> Trainer:
     import torch
     from lightning.pytorch import seed_everything
 
-    from solo.programs.training import LogFigures, fit
+    from solo.data import splits
+    from solo.programs.training import LogFigures, SaveSplit, find_resume, fit
     from solo.utils.misc import make_contiguous
 
     seed_everything(cfg.seed)
@@ -45,7 +47,11 @@ def linear(cfg: DictConfig) -> Trainer:
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
     logdir = Path(cfg.checkpoint.dir) / "linear"
-    trainer = fit(cfg, model, build_data(cfg), logdir, [LogFigures(report.figures)])
+    resume = find_resume(cfg, logdir)
+    split = None if resume.path is None else splits.read(resume.path.parent)
+    data = build_data(cfg, split)
+    callbacks = [LogFigures(report.figures), SaveSplit(data, logdir)]
+    trainer = fit(cfg, model, data, logdir, callbacks, resume)
     _print_result(trainer, model, cfg)
     return trainer
 
@@ -71,10 +77,22 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
 
     if Path(path).is_dir():
         path = last_checkpoint(Path(path)) or path
-    report = load_encoder(build_encoder(cfg), path, cfg.eval_encoder)
+    report = load_encoder(build_encoder(_as_trained(cfg, path)), path, cfg.eval_encoder)
     for extension in extensions.active(cfg):
         extension.after_load(report.backbone, cfg)
     return report
+
+
+def _as_trained(cfg: DictConfig, path: str) -> DictConfig:
+    """`cfg`, with the data set that the encoder was trained on: it decides a ResNet's stem."""
+    from solo.utils.weights import read_args
+
+    trained = ((read_args(path) or {}).get("data") or {}).get("dataset")
+    if trained in (None, cfg.data.dataset):
+        return cfg
+    cfg = cfg.copy()
+    cfg.data.dataset = trained
+    return cfg
 
 
 def build_model(cfg: DictConfig, backbone: Any) -> LinearModel:
@@ -106,8 +124,8 @@ def build_model(cfg: DictConfig, backbone: Any) -> LinearModel:
     return LinearModel(backbone, cfg, loss_func=loss, mixup_func=mixup)
 
 
-def build_data(cfg: DictConfig) -> Data:
-    """Labelled training and validation images."""
+def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
+    """Labelled training and validation images; `split` is what an earlier run trained on."""
     data = cfg.data
     if data.format == "dali":
         if cfg.auto_augment:
@@ -122,6 +140,7 @@ def build_data(cfg: DictConfig) -> Data:
             batch_size=cfg.optimizer.batch_size,
             data_fraction=data.fraction,
             dali_device=cfg.dali.device,
+            split=split,
         )
     from solo.data.classification_dataloader import prepare_data
 
@@ -134,6 +153,8 @@ def build_data(cfg: DictConfig) -> Data:
         num_workers=data.num_workers,
         data_fraction=data.fraction,
         auto_augment=cfg.auto_augment,
+        image_size=data.get("image_size"),
+        split=split,
     )
 
 

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices
+from solo.data import splits
 from solo.errors import CheckpointError, ConfigError
 from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
@@ -90,6 +91,7 @@ def fit(
     data: Data,
     logdir: Path,
     callbacks: list[Callback] = (),
+    resume: Resume | None = None,
 ) -> Trainer:
     """Train `model` as `cfg` says.
 
@@ -99,12 +101,13 @@ def fit(
         data: (training loader, validation loader or None), or a data module.
         logdir: `<checkpoint.dir>/<method>`; checkpoints and metrics go to `<logdir>/<version>/`.
         callbacks: further callbacks.
+        resume: what `find_resume` has found, where the caller asked it already.
 
     Returns:
         The trainer, after the run.
     """
     _quiet()
-    resume = find_resume(cfg, logdir)
+    resume = find_resume(cfg, logdir) if resume is None else resume
     loggers = build_loggers(cfg, logdir, resume.path, resume.wandb_run_id)
     monitors = []
     if cfg.wandb.enabled:
@@ -218,3 +221,19 @@ class LogFigures(Callback):
         if self.figures and trainer.global_step == 0:
             for logger in trainer.loggers:
                 logger.log_metrics(self.figures, step=0)
+
+
+class SaveSplit(Callback):
+    """Leaves a file beside the run that says which part of the images it trains on."""
+
+    def __init__(self, data: Data, logdir: Path):
+        super().__init__()
+        self.data, self.logdir = data, logdir
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it, also when the run goes on in another folder."""
+        split = splits.of_data(self.data)
+        if split is not None and trainer.is_global_zero:
+            folder = self.logdir / str(trainer.logger.version)
+            folder.mkdir(parents=True, exist_ok=True)
+            split.write(folder)

@@ -90,7 +90,7 @@ class AutoUMAP(Callback):
         loader = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
         if loader is None:
             return
-        X, y = _collect(module.backbone, loader, module.device)
+        X, y = collect(module.backbone, loader, module.device)
         X, y = (concat_all_gather_no_grad(part.to(module.device)).cpu() for part in (X, y))
         if not trainer.is_global_zero:
             return
@@ -131,7 +131,7 @@ class OfflineUMAP:
             ConfigError: umap-learn or seaborn is not installed.
         """
         _libraries()
-        X, y = _collect(model.to(device), dataloader, device)
+        X, y = collect(model.to(device), dataloader, device)
         _draw(embed(X.cpu().numpy()), y.cpu().numpy(), Path(plot_path), self.color_palette)
 
 
@@ -147,15 +147,16 @@ def _libraries() -> tuple[Any, Any]:
     return umap, seaborn
 
 
-def embed(features: np.ndarray) -> np.ndarray:
-    """Two-dimensional UMAP embedding (N, 2) of features (N, F)."""
+def embed(features: np.ndarray, seed: int | None = None) -> np.ndarray:
+    """Two-dimensional UMAP embedding (N, 2) of features (N, F); with a seed always the same."""
     umap, _ = _libraries()
+    options: dict[str, Any] = {} if seed is None else {"random_state": seed, "n_jobs": 1}
     neighbours = min(15, len(features) - 1)
-    return umap.UMAP(n_components=2, n_neighbors=neighbours).fit_transform(features)
+    return umap.UMAP(n_components=2, n_neighbors=neighbours, **options).fit_transform(features)
 
 
 @torch.no_grad()
-def _collect(model: Callable, loader: Iterable, device: Any) -> tuple[Tensor, Tensor]:
+def collect(model: Callable, loader: Iterable, device: Any) -> tuple[Tensor, Tensor]:
     """Features and labels of a whole loader; the model is in eval mode meanwhile."""
     training = model.training
     model.eval()

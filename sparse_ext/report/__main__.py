@@ -19,6 +19,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="another file (one run only)")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="one page for all runs")
     parser.add_argument(
+        "--umap",
+        type=int,
+        nargs="?",
+        const=2000,
+        metavar="N",
+        help="embed the features of N validation images (2000), every branch of a gated encoder",
+    )
+    parser.add_argument(
         "--images", type=Path, nargs="+", default=[], help="feature maps of these pictures (CDG)"
     )
     parser.add_argument("--layer", help="gated convolution for --images; default: layer1.0.conv1")
@@ -28,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--output takes one run; several reports would overwrite each other")
     if args.compare and len(args.run_dir) < 2:
         parser.error("--compare takes at least two runs")
+    if args.umap is not None and (args.compare or args.umap < 4):
+        parser.error("--umap goes with reports of single runs, and takes at least 4 images")
     from solo.errors import SoloError
     from sparse_ext.report.compare import write_comparison
     from sparse_ext.report.gating import Chosen
@@ -39,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         chosen = Chosen(tuple(args.images), args.layer, args.channel) if args.images else None
         for folder in args.run_dir:
-            print(write_report(folder, args.output, chosen))
+            print(write_report(folder, args.output, chosen, args.umap))
     except SoloError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -75,7 +75,10 @@ def reduction(page: Page, log: RunLog) -> None:
             "Multiply-accumulates used, over those of the dense network: convolutions of the whole "
             "encoder and the gates' own. Counted, not timed: what is closed is simulated."
         )
-        page.figure("MACs of the gated encoder", plots.lines(found, "of the dense MACs (%)"), text)
+        budget = (log.args.get("gating") or {}).get("budget")
+        levels = {} if budget is None else {f"budget ({100 * budget:g}%)": 100 * budget}
+        figure = plots.lines(found, "of the dense MACs (%)", levels=levels)
+        page.figure("MACs of the gated encoder", figure, text)
 
 
 def conditional(page: Page, log: RunLog) -> None:

@@ -140,6 +140,27 @@ def bars(values: Mapping[str, float], xlabel: str, colours: Sequence[str] | None
     return figure
 
 
+def points(panels: Mapping[str, tuple[Any, Any]]) -> Figure:
+    """Dots in the plane, one panel beside the other, coloured by class.
+
+    Args:
+        panels: by title, positions (N, 2) and classes (N,).
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.9 * len(panels), 3.8), layout="constrained")
+        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (title, (xy, classes)) in zip(row, panels.items(), strict=True):
+            # one picture inside of the SVG: thousands of dots would make megabytes
+            dots = {"s": 5, "alpha": 0.55, "linewidths": 0, "rasterized": True}
+            axes.scatter(xy[:, 0], xy[:, 1], c=classes, cmap="tab10", **dots)
+            axes.set(title=title, xticks=[], yticks=[])
+            axes.grid(False)
+    return figure
+
+
 def pictures(rows: Sequence[Sequence[tuple[str, Any]]]) -> Figure:
     """A grid of pictures (H, W, 3) and maps (H, W), each with a title; all rows equally long."""
     import matplotlib

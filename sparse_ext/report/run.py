@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def write_report(
-    folder: str | Path, output: str | Path | None = None, chosen: gating.Chosen | None = None
+    folder: str | Path,
+    output: str | Path | None = None,
+    chosen: gating.Chosen | None = None,
+    umap: int | None = None,
 ) -> Path:
     """Write the report of the run in `folder`, by default to `report.html` in it.
 
@@ -26,14 +29,19 @@ def write_report(
         folder: of the run.
         output: another file.
         chosen: images whose feature maps are drawn (gating=cgnet and gating=cdg).
+        umap: embed the features of so many validation images; None leaves that out.
 
     Raises:
-        DataError: no metrics there, or a damaged file.
+        DataError: no metrics there, or a damaged file; with `umap` also if there are no images.
         SoloError: feature maps are asked for and cannot be drawn.
     """
     log = RunLog(folder)
     page = Page(log.name, _lead(log))
     run_section(page, log)
+    if umap is not None:
+        from sparse_ext.report.embedding import embeddings
+
+        embeddings(page, log, umap)
     if chosen is not None:
         gating.feature_maps(page, log, chosen)
     return page.write(output or log.folder / "report.html")

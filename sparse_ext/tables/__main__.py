@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Run rows of a table of the SyncCP paper, and put finished runs beside its figures.
+"""Run rows of a paper's table, and put finished runs beside its figures.
 
-table4.sh byol-synccp-90 [key=value ...]     pretraining, then linear evaluation
+table4.sh byol-synccp-90 [key=value ...]     pretraining, then its evaluations
+table4.sh byol-synccp-90 --seeds 1 2 3       three runs; the table has mean and deviation
 table4.sh --scale small --data FOLDER        a few rows side by side, minutes on a CPU
 table4.sh --summary                          one table of what is finished
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from sparse_ext.quickstart import plan
 from sparse_ext.quickstart import programs as shared
 from sparse_ext.tables import images, programs
 from sparse_ext.tables.rows import SCALES, Row, find, rows, title
+from sparse_ext.tables.runs import Options, require_source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,9 +52,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", choices=SCALES, default="paper")
     parser.add_argument("--data", type=Path, help="folder with train/ and val/")
     parser.add_argument("--output", type=Path, default=Path("runs/tables"))
-    parser.add_argument("--checkpoint", type=Path, help="what table 8 fine-tunes")
+    parser.add_argument("--checkpoint", type=Path, help="for rows that start from another's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="one run for each")
     parser.add_argument(
-        "--linear", nargs="*", default=[], metavar="KEY=VALUE", help="for linear evaluations"
+        "--linear", nargs="*", default=[], metavar="KEY=VALUE", help="for main_linear.py"
     )
     return parser.parse_intermixed_args(argv)
 
@@ -69,9 +73,9 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"Which row? One of: {', '.join(known)}. Or --list, --summary.")
     chosen = [known[name] for name in names or known]
     if args.dry_run:
-        print("\n".join(programs.shown(job) for job in programs.jobs(chosen, options)))
+        print("\n".join(programs.shown(job) for job in programs.jobs(chosen, options, args.seeds)))
         return 0
-    return _train(chosen, list(known.values()), options)
+    return _train(chosen, list(known.values()), options, args.seeds)
 
 
 def _override(word: str) -> bool:
@@ -83,10 +87,10 @@ def _line(row: Row) -> str:
     return f"  {row.name:24} {' '.join(row.overrides) or 'dense'}   [paper: {printed}]"
 
 
-def _options(args: argparse.Namespace) -> programs.Options:
+def _options(args: argparse.Namespace) -> Options:
     suffix = "" if args.scale == "paper" else f"-{args.scale}"
     fast = () if args.scale == "paper" else plan.precision()
-    return programs.Options(
+    return Options(
         folder=args.output.resolve() / f"{args.table}-{args.dataset}{suffix}",
         images=None if args.data is None else images.require(args.data),
         training=(*fast, *(word for word in args.words if _override(word))),
@@ -95,18 +99,19 @@ def _options(args: argparse.Namespace) -> programs.Options:
     )
 
 
-def _train(chosen: list[Row], known: list[Row], options: programs.Options) -> int:
+def _train(chosen: list[Row], known: list[Row], options: Options, seeds: list[int]) -> int:
     from sparse_ext.quickstart.display import Display
     from sparse_ext.quickstart.jobs import Runner
 
     shared.require_checkout()
-    for row in chosen:
-        programs.require_source(row, options)
+    each: Sequence[int | None] = seeds or [None]
+    for row, seed in itertools.product(chosen, each):
+        require_source(row, dataclasses.replace(options, seed=seed))
     small = chosen[0].images
     slots, env = shared.share_cores() if small else (1, {})
     with shared.alone(options.folder):
         options = _with_subset(options, small)
-        jobs = programs.jobs(chosen, options)
+        jobs = programs.jobs(chosen, options, seeds)
         print(
             f"{title(chosen[0].table)}: {len(jobs)} programs, {slots} at a time.\n"
             f"Folder: {options.folder} (what each program prints is in logs/)",
@@ -118,7 +123,7 @@ def _train(chosen: list[Row], known: list[Row], options: programs.Options) -> in
     return _summary(known, options)
 
 
-def _with_subset(options: programs.Options, number: int | None) -> programs.Options:
+def _with_subset(options: Options, number: int | None) -> Options:
     """Small runs see a part of the images."""
     if number is None:
         return options
@@ -128,12 +133,13 @@ def _with_subset(options: programs.Options, number: int | None) -> programs.Opti
     return dataclasses.replace(options, images=part)
 
 
-def _summary(known: list[Row], options: programs.Options) -> int:
+def _summary(known: list[Row], options: Options) -> int:
     from sparse_ext.tables import gather, write
 
     figures = gather.collect(known, options)
-    paths = write.write(title(known[0].table), figures, options.folder)
-    print(f"\n{write.text(title(known[0].table), figures)}\n")
+    heading, notes = title(known[0].table), write.NOTES[known[0].section]
+    paths = write.write(heading, figures, options.folder, notes)
+    print(f"\n{write.text(heading, figures, notes)}\n")
     print("\n".join(f"{kind}: {path}" for kind, path in paths.items()))
     return 0
 

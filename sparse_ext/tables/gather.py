@@ -1,51 +1,97 @@
 # SPDX-License-Identifier: MIT
-"""Finished runs of a table as figures, measured from their files."""
+"""Finished runs of a table as figures, measured from their files; mean and deviation of seeds."""
 
 from __future__ import annotations
 
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo.errors import DataError
-from sparse_ext.tables.programs import Options, checkpoint, linear_folder
-from sparse_ext.tables.rows import FIGURES, Row
+from sparse_ext.tables.rows import KINDS, Evaluation, Row
+from sparse_ext.tables.runs import Options, checkpoint, linear_folder, log_name
 
 if TYPE_CHECKING:
     from sparse_ext.report import RunLog
 
 WIDTH = 64  # of the paper's ResNets
 SMALL = "small-scale run"
+# of what an evaluation measured on its images, for the table
+GATES = ("flops_reduction", "macs_effective", "times_fewer_macs_gated")
 
 
 def collect(rows: list[Row], options: Options) -> list[dict[str, Any]]:
-    """One flat dictionary per row, in order; only names and printed figures where none is done."""
+    """One flat dictionary per row, in order; only names and printed figures where none is done.
+
+    Several seeds give means, `<figure>_std` (sample deviation) and `runs`.
+    """
     found = []
     for row in rows:
         figures: dict[str, Any] = {"row": row.name, "method": row.method or "dense"}
-        try:
-            path = checkpoint(row, options)
-        except DataError:
-            figures["label"] = "not run"
-        else:
-            figures |= _measured(row, options, path)
-        figures |= {f"paper_{key}": row.paper[key] for key in FIGURES if key in row.paper}
+        runs = [_measured(row, run, path) for run, path in finished(row, options)]
+        figures |= aggregate(runs) if runs else {"label": "not run"}
+        figures |= {f"paper_{key}": value for key, value in row.paper.items()}
         found.append(figures | ({"note": row.note} if row.note else {}))
     return found
 
 
+def finished(row: Row, options: Options) -> list[tuple[Options, Path]]:
+    """Every run of a row that left a checkpoint: without a seed, and by seed."""
+    found = []
+    for seed in _seeds(row, options):
+        run = replace(options, seed=seed)
+        try:
+            found.append((run, checkpoint(row, run)))
+        except DataError:
+            continue
+    return found
+
+
+def _seeds(row: Row, options: Options) -> list[int | None]:
+    """Seeds that left a folder or a log; kNN of another row's encoder leaves a log only."""
+    logs = (options.folder / "logs").glob(f"{row.name}-*.log")
+    names = [path.stem.removeprefix(f"{row.name}-") for path in logs]
+    folders = (path.name for path in (options.folder / row.name).glob("seed-*"))
+    seeds = {int(m[1]) for name in (*names, *folders) if (m := re.match(r"seed-(\d+)", name))}
+    started = any(name.startswith(KINDS) for name in names)
+    return [*([None] if started or row.kind != "evaluation" else []), *sorted(seeds)]
+
+
+def aggregate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of the numbers of several runs, with deviations; everything else is the first run's."""
+    if len(runs) == 1:
+        return dict(runs[0])
+    merged: dict[str, Any] = {**runs[0], "runs": len(runs)}
+    for key, value in runs[0].items():
+        values = [run[key] for run in runs if key in run]
+        if isinstance(value, (int, float)) and len(values) > 1:
+            merged[key] = statistics.fmean(values)
+            merged[f"{key}_std"] = statistics.stdev(values)
+    return merged
+
+
 def _measured(row: Row, options: Options, path: Path) -> dict[str, Any]:
-    from sparse_ext.cost.training import CONVENTIONS
     from sparse_ext.report import RunLog
 
     log = RunLog(path.parent)
     figures: dict[str, Any] = {"label": label(row, log), "checkpoint": str(path)}
-    figures |= _accuracies(row, options, log) | _costs(path, log)
-    ratios = {f"training_cost_{name}": 1.0 for name in CONVENTIONS}
-    if row.method is not None:
-        from sparse_ext.cost.checkpoint import training_cost
+    figures |= _evaluated(row, options, log)
+    if row.section == "gating":
+        return figures | {"macs_dense": _macs_dense(path)}
+    return figures | _costs(path, log) | _training_costs(row, path)
 
-        ratios = {f"training_cost_{k}": v for k, v in training_cost(path).items()}
-    return figures | ratios
+
+def _training_costs(row: Row, path: Path) -> dict[str, float]:
+    from sparse_ext.cost.training import CONVENTIONS
+
+    if row.method is None:
+        return {f"training_cost_{name}": 1.0 for name in CONVENTIONS}
+    from sparse_ext.cost.checkpoint import training_cost
+
+    return {f"training_cost_{k}": v for k, v in training_cost(path).items()}
 
 
 def label(row: Row, log: RunLog) -> str:
@@ -78,19 +124,53 @@ def images_per_epoch(log: RunLog) -> int | None:
     return round(log.steps_per_epoch * batch * processes * accumulated)
 
 
-def _accuracies(row: Row, options: Options, log: RunLog) -> dict[str, float]:
-    if row.kind != "ssl":
+def _evaluated(row: Row, options: Options, log: RunLog) -> dict[str, float]:
+    """Accuracies, and what gates did on the images of each evaluation, by its prefix."""
+    if row.kind in ("finetune", "supervised"):
         return {"acc": log.series("val_acc1").last} if "val_acc1" in log else {}
-    from sparse_ext.report import RunLog as Log
-
-    found = {}
-    for encoder in row.encoders:
-        files = linear_folder(row, options, encoder).glob("*/*/metrics.csv")
-        newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
-        if newest is not None:
-            accuracy = Log(newest.parent).series("val_acc1").last
-            found["acc" if encoder == "online" else f"{encoder}_acc"] = round(accuracy, 3)
+    found: dict[str, float] = {}
+    for evaluation in row.evaluations:
+        measure = _knn if evaluation.kind == "knn" else _linear
+        figures = measure(row, options, evaluation)
+        found |= {f"{evaluation.prefix}{name}": value for name, value in figures.items()}
     return found
+
+
+def _linear(row: Row, options: Options, evaluation: Evaluation) -> dict[str, float]:
+    from sparse_ext.report import RunLog
+
+    files = linear_folder(row, options, evaluation.name).glob("*/*/metrics.csv")
+    newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        return {}
+    log = RunLog(newest.parent)
+    gates = {name: s.last for name in GATES if (s := log.get(f"encoder/{name}")) is not None}
+    return {"acc": round(log.series("val_acc1").last, 3), **gates}
+
+
+def _knn(row: Row, options: Options, evaluation: Evaluation) -> dict[str, float]:
+    """From what the program printed."""
+    path = options.folder / "logs" / f"{log_name(row, options, evaluation)}.log"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    accuracies = re.findall(r"^Result: acc@1=([\d.e+-]+),", text, re.MULTILINE)
+    gates = dict(re.findall(r"^(\w+): ([\d.e+-]+) \(validation images\)$", text, re.MULTILINE))
+    if not accuracies:
+        return {}
+    figures = {name: float(gates[name]) for name in GATES if name in gates}
+    return {"acc": round(float(accuracies[-1]), 3), **figures}
+
+
+def _macs_dense(path: Path) -> int:
+    """Of the encoder without its gates, for an image of the size that evaluation shows to it."""
+    from sparse_ext.cost.checkpoint import input_size, rebuild
+    from sparse_ext.gating.encoder import gating_of, trace
+
+    backbone, args = rebuild(path)
+    if gating_of(backbone) is not None:
+        return trace(backbone, input_size(args)).macs_dense
+    from sparse_ext.cost import count
+
+    return count(backbone, input_size(args)).macs_dense
 
 
 def _costs(path: Path, log: RunLog) -> dict[str, Any]:

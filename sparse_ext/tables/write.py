@@ -19,10 +19,20 @@ COLUMNS = {
     "paper_acc": ("paper", "top-1", "{:.2f}", 1),
     "momentum_acc": ("momentum", "top-1 (%)", "{:.2f}", 1),
     "paper_momentum_acc": ("paper", "momentum", "{:.2f}", 1),
+    "dense_acc": ("dense", "top-1 (%)", "{:.2f}", 1),
+    "paper_dense_acc": ("paper", "dense", "{:.2f}", 1),
+    "gated_acc": ("gated", "top-1 (%)", "{:.2f}", 1),
+    "paper_gated_acc": ("paper", "gated", "{:.2f}", 1),
+    "gated_flops_reduction": ("gated, FLOPs", "saved*", "{:.2f}%", 100),
+    "paper_gated_flops_reduction": ("paper,", "saved", "{:.2f}%", 1),
+    "gated_macs_effective": ("gated", "MACs*", "{:,.1f} M", 1e-6),
+    "finetuned_acc": ("50% labels", "top-1 (%)", "{:.2f}", 1),
+    "finetuned_flops_reduction": ("50% labels,", "saved*", "{:.2f}%", 100),
     "sparsity_online": ("sparsity", "online", "{:.1%}", 1),
     "sparsity_online_whole_encoder": ("online,", "all weights", "{:.1%}", 1),
     "sparsity_momentum": ("sparsity", "momentum", "{:.1%}", 1),
     "macs_dense": ("MACs", "dense", "{:,.1f} M", 1e-6),
+    "paper_macs_dense": ("paper,", "dense", "{:,.0f} M", 1e-6),
     "macs_effective": ("MACs", "effective*", "{:,.1f} M", 1e-6),
     "inference_cost": ("effective", "/ dense", "{:.3f}", 1),
     "paper_inference": ("paper", "/ dense", "{:.2f}", 1),
@@ -32,21 +42,31 @@ COLUMNS = {
     "paper_training": ("paper", "training", "{:.2f}", 1),
     "megabytes": ("memory", "(MB)", "{:.2f}", 1),
     "paper_megabytes": ("paper", "(MB)", "{:.1f}", 1),
+    "runs": ("runs", "(seeds)", "{:d}", 1),
 }
-NOTES = (
-    "top-1: linear evaluation (table 8: fine-tuning or supervised), last epoch, one seed; paper: "
-    "mean of 3 runs.",
-    "sparsity: zeros over the prunable set, and over all parameters of the encoder; measured from "
-    "the checkpoint.",
-    "* modelled in multiply-accumulates from the masks: per evaluation image, kept weights only; "
-    "training, from every step's masks, over dense training by convention A (3 f_online + "
-    "f_momentum over 4), B (dense weight gradients), C (forward passes). No measured speed.",
-    "memory: kept parameters as float32, without an index.",
-)
+# by section of the configuration
+NOTES = {
+    "sparse": (
+        "top-1: linear evaluation (table 8: fine-tuning or supervised), last epoch; one run, or "
+        "mean ± sample deviation of several seeds. paper: mean of 3 runs.",
+        "sparsity: zeros over the prunable set, and over all parameters of the encoder; measured "
+        "from the checkpoint.",
+        "* modelled in multiply-accumulates from the masks: per evaluation image, kept weights "
+        "only; training, from every step's masks, over dense training by convention A (3 f_online "
+        "+ f_momentum over 4), B (dense weight gradients), C (forward passes). No measured speed.",
+        "memory: kept parameters as float32, without an index.",
+    ),
+    "gating": (
+        "top-1: linear evaluation or fine-tuning, last epoch, or the nearest neighbour (k = 1), as "
+        "the title says; one run, or mean ± sample deviation of several seeds.",
+        "* 1 - MACs used / MACs of the dense network, per image, measured on the evaluation's "
+        "validation images; counted, not timed: closed gates are simulated.",
+    ),
+}
 
 
-def text(title: str, figures: Sequence[Mapping[str, Any]]) -> str:
-    """For a terminal."""
+def text(title: str, figures: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
+    """For a terminal; `notes` stand below."""
     keys = _present(figures)
     heads = [["", "row"], *([COLUMNS[k][0], COLUMNS[k][1]] for k in keys)]
     lines = [[head[i] for head in heads] for i in (0, 1)]
@@ -60,15 +80,17 @@ def text(title: str, figures: Sequence[Mapping[str, Any]]) -> str:
         for line in lines
     ]
     rule = "-" * len(drawn[1])
-    return "\n".join([title, "", *drawn[:2], rule, *drawn[2:], rule, *_labels(figures), *NOTES])
+    return "\n".join([title, "", *drawn[:2], rule, *drawn[2:], rule, *_labels(figures), *notes])
 
 
-def write(title: str, figures: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Path]:
+def write(
+    title: str, figures: Sequence[Mapping[str, Any]], folder: Path, notes: Sequence[str]
+) -> dict[str, Path]:
     """Write `summary.txt`, `.json`, `.csv` and `.html` into `folder`; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"summary.{kind}" for kind in ("txt", "json", "csv", "html")}
-    _replace(paths["txt"], text(title, figures) + "\n")
-    content = {"title": title, "notes": NOTES, "rows": figures}
+    _replace(paths["txt"], text(title, figures, notes) + "\n")
+    content = {"title": title, "notes": notes, "rows": figures}
     _replace(paths["json"], json.dumps(content, indent=1) + "\n")
     partial = paths["csv"].with_suffix(".partial")
     with open(partial, "w", newline="", encoding="utf-8") as file:
@@ -77,11 +99,11 @@ def write(title: str, figures: Sequence[Mapping[str, Any]], folder: Path) -> dic
         writer.writeheader()
         writer.writerows(figures)
     os.replace(partial, paths["csv"])
-    _page(title, figures).write(paths["html"])
+    _page(title, figures, notes).write(paths["html"])
     return paths
 
 
-def _page(title: str, figures: Sequence[Mapping[str, Any]]) -> Page:
+def _page(title: str, figures: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> Page:
     from sparse_ext.report import Page
     from sparse_ext.report.compare import comparison
     from sparse_ext.report.runlog import RunLog
@@ -90,7 +112,7 @@ def _page(title: str, figures: Sequence[Mapping[str, Any]]) -> Page:
     page = Page(title, " ".join(_labels(figures)))
     heads = ["row", *(f"{COLUMNS[key][0]} {COLUMNS[key][1]}" for key in keys)]
     rows = [[str(row["row"]), *(_cell(row, key) for key in keys)] for row in figures]
-    page.table("Runs beside the paper's figures", heads, rows, " ".join(NOTES))
+    page.table("Runs beside the paper's figures", heads, rows, " ".join(notes))
     logs = {
         str(row["row"]): RunLog(Path(row["checkpoint"]).parent)
         for row in figures
@@ -108,12 +130,13 @@ def _present(figures: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
+    """A figure, with its deviation where there is one: `<figure>_std`."""
     if row.get(key) is None:
         return "–"
-    shown = COLUMNS[key][2].format(row[key] * COLUMNS[key][3])
-    return (
-        f"{shown} ±{row['paper_std']:.2f}" if key == "paper_acc" and "paper_std" in row else shown
-    )
+    _, _, form, scale = COLUMNS[key]
+    shown = form.format(row[key] * scale)
+    deviation = row.get(f"{key}_std")
+    return shown if deviation is None else f"{shown} ±{form.format(deviation * scale)}"
 
 
 def _labels(figures: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -119,6 +119,7 @@ def test_h5_file(folder, tmp_path):
 def test_fraction(folder):
     made = resident("custom", folder, data_fraction=0.5)
     assert_same_images("custom", folder, made, data_fraction=0.5)
+    assert ResidentData(made, 4).split.fraction == 0.5
     made = resident("custom", folder, data_fraction=0.5, fraction_of="classes")
     assert len(set(made.targets)) == 1
 
@@ -136,18 +137,18 @@ def test_images_of_several_sizes_need_one(folder):
 
 
 def test_order_is_that_of_the_ordinary_loader():
-    made = resident("digits")
-    ordinary = prepare_datasets("digits", lambda image: torch.zeros(1))
+    made = resident("digits", data_fraction=0.2)
+    ordinary = prepare_datasets("digits", lambda image: torch.zeros(1), data_fraction=0.2)
     torch.manual_seed(3)
-    ordinary = prepare_dataloader(ordinary, 256, num_workers=0)
-    ours = loader_of(made, 256)
-    assert len(ours) == len(ordinary) == 11
+    ordinary = prepare_dataloader(ordinary, 64, num_workers=0)
+    ours = loader_of(made, 64)
+    assert len(ours) == len(ordinary) == 8
     for _ in range(2):
         for (index, views, target), (i, _, t) in zip(ours, ordinary, strict=True):
             assert torch.equal(index, i)
             assert torch.equal(target, t)
             assert index.dtype == target.dtype == torch.int64
-            assert views[0].shape == (256, 3, 32, 32)
+            assert views[0].shape == (64, 3, 32, 32)
             assert views[0].dtype == torch.float32
 
 

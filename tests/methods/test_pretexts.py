@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from solo.backbones import BACKBONES, features_dim
-from solo.data.sources import subset_indices
+from solo.data.splits import subset_indices
 from solo.errors import ConfigError
 from solo.losses import exemplar_loss_func, npid_loss_func, npid_softmax_loss_func
 from solo.losses.npid import update_bank

@@ -8,7 +8,7 @@ import pytest
 
 from solo.errors import DataError
 from sparse_ext.report import RunLog
-from sparse_ext.tables import gather, images, programs, write
+from sparse_ext.tables import gather, images, runs, write
 from sparse_ext.tables.__main__ import main
 from sparse_ext.tables.rows import rows, title
 
@@ -47,19 +47,19 @@ def finished(options, row, accuracy, epochs=2, width=4, keep=10):
             layer.mask.view(-1)[torch.arange(layer.mask.numel()) % keep > 0] = False
             layer.apply_mask()
     state |= {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
-    run = programs.training_folder(row, options) / "byol" / "0"
+    run = runs.training_folder(row, options) / "byol" / "0"
     steps = [{"epoch": e, "step": 78 * e + 77, "val_acc1": 30.0 + e} for e in range(epochs)]
     write_metrics(run, steps)
     (run / "args.json").write_text(json.dumps(args))
     counted = {"cost": {"steps": 10, "sums": [4.0, 8.0]}} if row.method else {}
     torch.save({"state_dict": state, "sparse_state": counted}, run / "x.ckpt")
-    linear = programs.linear_folder(row, options) / "linear" / "0"
+    linear = runs.linear_folder(row, options) / "linear" / "0"
     write_metrics(linear, [{"epoch": 0, "step": 4, "val_acc1": v} for v in (1.0, accuracy)])
 
 
 @pytest.fixture(scope="module")
 def gathered(tmp_path_factory):
-    options = programs.Options(tmp_path_factory.mktemp("t") / "table4-cifar10-small")
+    options = runs.Options(tmp_path_factory.mktemp("t") / "table4-cifar10-small")
     known = rows("table4", "cifar10", "small")
     finished(options, known["byol-synccp-90"], 61.25)
     finished(options, known["byol-dense"], 63.5)
@@ -69,7 +69,7 @@ def gathered(tmp_path_factory):
 def test_figures_are_measured_and_stand_beside_the_papers(gathered):
     found = {row["row"]: row for row in gathered[1]}
     sparse, dense = found["byol-synccp-90"], found["byol-dense"]
-    assert (sparse["acc"], sparse["paper_acc"], sparse["paper_std"]) == (61.25, 92.03, 0.05)
+    assert (sparse["acc"], sparse["paper_acc"], sparse["paper_acc_std"]) == (61.25, 92.03, 0.05)
     assert sparse["sparsity_online"] == pytest.approx(0.9, abs=2e-3)
     assert sparse["sparsity_online_whole_encoder"] < sparse["sparsity_online"]
     assert sparse["sparsity_momentum"] == 0  # its masks are all ones
@@ -81,7 +81,7 @@ def test_figures_are_measured_and_stand_beside_the_papers(gathered):
     assert dense["training_cost_A"] == dense["training_cost_B"] == 1
     assert found["byol-sd-90"] == {
         **{"row": "byol-sd-90", "method": "sd", "label": "not run"},
-        **{"paper_acc": 87.38, "paper_std": 0.04},
+        **{"paper_acc": 87.38, "paper_acc_std": 0.04},
     }
 
 
@@ -107,7 +107,7 @@ def test_a_run_of_the_papers_size_has_no_label(tmp_path):
 
 def test_one_table_in_four_forms(gathered, tmp_path):
     figures = gathered[1]
-    paths = write.write(title("table4"), figures, tmp_path / "out")
+    paths = write.write(title("table4"), figures, tmp_path / "out", write.NOTES["sparse"])
     text = paths["txt"].read_text()
     line = next(line for line in text.splitlines() if line.startswith("byol-synccp-90"))
     for shown in ("61.25", "92.03 ±0.05", "90.0%", "0.500", "0.600"):

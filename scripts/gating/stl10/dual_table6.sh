@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# Rows: bash scripts/gating/stl10/dual_table6.sh --list; one of them: bash scripts/gating/stl10/dual_table6.sh ROW [key=value ...]
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../../sparse/launch.sh" stl10 dual_table6 "$@"

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""UMAP of what a run's encoder makes of validation images, every branch beside the other.
+
+Dual, Figure 2: dense and gated features. The images are those of the run's `data.val_path`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from solo.errors import DataError
+from sparse_ext.report import plots
+from sparse_ext.report.page import Page
+from sparse_ext.report.runlog import RunLog
+
+SEED = 0
+
+
+def embeddings(page: Page, log: RunLog, images: int) -> None:
+    """Add a figure with one embedding per branch of the last checkpoint's encoder.
+
+    Args:
+        page: to add to.
+        log: the run.
+        images: how many validation images, in order of a fixed draw.
+
+    Raises:
+        DataError: the folder has no checkpoint or args.json, or its images are not there.
+        ConfigError: umap-learn is not installed.
+    """
+    from solo.utils.auto_umap import embed
+
+    found = features(log, images)
+    panels = {name: (embed(x, SEED), y) for name, (x, y) in found.items()}
+    count = len(next(iter(found.values()))[1])
+    text = (
+        f"UMAP of the features of {count:,} validation images (n_neighbors 15, seed {SEED}), each "
+        f"branch embedded by itself: axes and distances between panels mean nothing. Colours are "
+        f"classes."
+    )
+    page.figure("Features", plots.points(panels), text, wide=True)
+
+
+def features(log: RunLog, images: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Features (N, F) and labels (N,) by branch; one entry, `features`, without gates."""
+    from torch.utils.data import DataLoader, Subset
+
+    from solo.utils.auto_umap import collect
+    from sparse_ext.gating.encoder import choose, gating_of
+
+    backbone, dataset = _encoder(log), _images(log)
+    drawn = np.random.default_rng(SEED).permutation(len(dataset))[:images]
+    loader = DataLoader(Subset(dataset, sorted(int(i) for i in drawn)), batch_size=128)
+    gating = gating_of(backbone)
+    branches = ("features",) if gating is None else gating.context.branches
+    found = {}
+    for branch in branches:
+        if gating is not None:
+            choose(backbone, branch)
+        x, y = collect(backbone, loader, "cpu")
+        found[branch] = (x.numpy(), y.numpy())
+    return found
+
+
+def _encoder(log: RunLog) -> Any:
+    from solo.utils.checkpointer import last_checkpoint
+    from sparse_ext.cost.checkpoint import rebuild
+
+    path = last_checkpoint(log.folder)
+    if path is None or not log.args:
+        raise DataError(f"--umap: {log.folder} has no checkpoint with args.json beside it.")
+    return rebuild(path)[0].eval()
+
+
+def _images(log: RunLog) -> Any:
+    from solo.data.classification_dataloader import prepare_val_data
+
+    data = log.args["data"]
+    loader = prepare_val_data(
+        data["dataset"],
+        val_data_path=data.get("val_path"),
+        data_format="h5" if data.get("format") == "h5" else "image_folder",
+        num_workers=0,
+        download=False,
+    )
+    return loader.dataset
