@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from solo import extensions
 from solo.args import schema
 from solo.args.check import check, fill, select
+from solo.data.voc_folder import class_lists
 from solo.errors import ConfigError, DataError, did_you_mean
 
 
@@ -51,9 +52,15 @@ def check_keys(cfg: DictConfig, program: type) -> None:
         extension.parse(cfg)
 
 
-def dataset_cfg(cfg: DictConfig, data: type, keys: Iterable[str]) -> DictConfig:
-    """Check `data.dataset` and set the defaults of `keys` in the section `data`."""
-    choice(cfg, "data.dataset", schema.SUPPORTED_DATASETS)
+def dataset_cfg(
+    cfg: DictConfig, data: type, keys: Iterable[str], more: Iterable[str] = ()
+) -> DictConfig:
+    """Check `data.dataset` and set the defaults of `keys` in the section `data`.
+
+    Args:
+        more: datasets that are allowed beside the usual ones.
+    """
+    choice(cfg, "data.dataset", [*schema.SUPPORTED_DATASETS, *more])
     fill(cfg, "data", data, keys)
     fill(cfg, "", schema.Pretrain, ["debug_augmentations"])
     return cfg
@@ -80,7 +87,7 @@ def run_sections(cfg: DictConfig) -> None:
 
 
 def set_num_classes(cfg: DictConfig) -> None:
-    """Set `data.num_classes`: known by name, or the number of folders below `data.train_path`.
+    """Set `data.num_classes`: known by name, or counted below `data.train_path`.
 
     Raises:
         DataError: when that folder does not exist.
@@ -90,6 +97,9 @@ def set_num_classes(cfg: DictConfig) -> None:
         cfg.data.num_classes = schema.N_CLASSES_PER_DATASET[name]
         return
     folder = Path(str(required(cfg, "data.train_path")))
+    if name in schema.MULTILABEL_DATASETS:
+        cfg.data.num_classes = len(class_lists(folder, "trainval"))
+        return
     if cfg.data.format in ("h5", "resident") and folder.is_file():
         raise ConfigError("H5 files are for imagenet and imagenet100, not for data.dataset=custom")
     if not folder.is_dir():
@@ -97,13 +107,15 @@ def set_num_classes(cfg: DictConfig) -> None:
     cfg.data.num_classes = max(1, sum(entry.is_dir() for entry in folder.iterdir()))
 
 
-def check_dali(cfg: DictConfig) -> None:
-    """Refuse `data.format=dali` for datasets that are not folders of images."""
+def check_format(cfg: DictConfig) -> None:
+    """Refuse formats that do not go with the data set, or with another key of `data`."""
     if cfg.data.format == "dali" and cfg.data.dataset not in schema.DALI_DATASETS:
         raise ConfigError(
             f"data.format=dali works with {', '.join(schema.DALI_DATASETS)}, "
             f"not with data.dataset={cfg.data.dataset}: write data.format=image_folder"
         )
+    if cfg.data.format == "resident" and cfg.data.dataset in schema.MULTILABEL_DATASETS:
+        raise ConfigError(f"data.format=resident does not go with data.dataset={cfg.data.dataset}")
     if cfg.data.format == "dali" and cfg.data.get("skip_unreadable"):
         raise ConfigError("data.skip_unreadable works with image_folder, h5 and resident, not dali")
 

@@ -24,6 +24,7 @@ N_CLASSES_PER_DATASET = {
 }
 SUPPORTED_DATASETS = ["cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom", "digits"]
 DALI_DATASETS = ["imagenet100", "imagenet", "custom"]
+MULTILABEL_DATASETS = ("voc07",)  # for method=multilabel; no program evaluates on them
 
 # What the optimizer receives when the YAML leaves it out.
 OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {

@@ -29,6 +29,7 @@ from solo.data.sources import (
     take_fraction,
 )
 from solo.data.splits import Split
+from solo.data.voc import VOCClassification
 from solo.errors import DataError
 
 TRAIN_KEY, VAL_KEY = "data.train_path", "data.val_path"
@@ -82,6 +83,7 @@ _PIPELINES: dict[str, Callable[..., dict[str, T.Compose]]] = {
     "imagenet100": build_custom_pipeline,
     "custom": build_custom_pipeline,
     "digits": _digits_pipeline,
+    "voc07": build_custom_pipeline,
 }
 
 
@@ -115,7 +117,7 @@ def prepare_datasets(
     """Training and validation sets, items `(image, target)`.
 
     Args:
-        dataset: cifar10, cifar100, stl10, imagenet, imagenet100, custom or digits.
+        dataset: cifar10, cifar100, stl10, imagenet, imagenet100, custom, digits or voc07.
         T_train: transform of the training images.
         T_val: transform of the validation images.
         train_data_path: folder, or H5 file with `data_format="h5"`; inside the package when None.
@@ -158,6 +160,8 @@ def _split(
         return named_torchvision(dataset, path, download, key, seeded(STL10), **kwargs)
     if dataset == "digits":
         return seeded(DigitsDataset)(train=train, transform=transform)
+    if dataset == "voc07":
+        return seeded(VOCClassification)(path, "trainval" if train else "test", transform)
     if require_format(data_format) == "h5":
         from solo.data.h5_dataset import H5Dataset
 

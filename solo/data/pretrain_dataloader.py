@@ -36,6 +36,7 @@ from solo.data.sources import (
     require_format,
     take_fraction,
 )
+from solo.data.voc import VOCClassification
 from solo.errors import ConfigError, DataError
 
 TRAIN_KEY = "data.train_path"
@@ -238,8 +239,8 @@ def prepare_datasets(
     """The training set of a dataset, items `(index, transform(image), target)`.
 
     Args:
-        dataset: cifar10, cifar100, stl10 (train and unlabelled), imagenet, imagenet100, custom or
-            digits.
+        dataset: cifar10, cifar100, stl10 (train and unlabelled), imagenet, imagenet100, custom,
+            digits or voc07 (trainval; a target is a row of labels).
         transform: from a PIL image to a list of views.
         train_data_path: folder, or H5 file when `data_format` is `h5`; inside the package when
             None. CIFAR may be there as torchvision's files or as `<class>/<image>`.
@@ -269,6 +270,8 @@ def prepare_datasets(
         built = named_torchvision(dataset, path, download, TRAIN_KEY, cls, **kwargs)
     elif dataset == "digits":
         built = dataset_with_index(DigitsDataset)(train=True, transform=transform)
+    elif dataset == "voc07":
+        built = dataset_with_index(VOCClassification)(path, "trainval", transform)
     elif require_format(data_format) == "h5":
         from solo.data.h5_dataset import H5Dataset
 

@@ -23,7 +23,7 @@ from solo.data.splits import Split, draw
 from solo.errors import ConfigError, DataError, did_you_mean
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom", "digits")
+DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom", "digits", "voc07")
 DATA_FORMATS = ("image_folder", "h5", "dali", "resident")
 
 CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -231,10 +231,14 @@ def take_fraction(
     return keep_items(dataset, split.indices)
 
 
+# What datasets call their items, one entry per item.
+_PER_ITEM = ("samples", "imgs", "images", "targets", "labels", "data", "_data", "originals", "ids")
+
+
 def keep_items(dataset: Dataset, kept: Sequence[int]) -> Dataset:
     """Keep the items at the positions `kept`, in that order, in place."""
     n = len(dataset)
-    for name in ("samples", "imgs", "images", "targets", "labels", "data", "_data", "originals"):
+    for name in _PER_ITEM:
         value = getattr(dataset, name, None)
         if isinstance(value, np.ndarray) and len(value) == n:
             setattr(dataset, name, value[kept])
@@ -244,11 +248,12 @@ def keep_items(dataset: Dataset, kept: Sequence[int]) -> Dataset:
 
 
 def item_labels(dataset: Dataset) -> list[int] | None:
-    """Labels of all items without reading an image, or None if the dataset has none."""
+    """Labels of all items without reading an image; None if there are none, or several each."""
     for name in ("samples", "_data"):
         if isinstance(getattr(dataset, name, None), list):
             return [int(item[-1]) for item in getattr(dataset, name)]
     for name in ("targets", "labels"):
-        if getattr(dataset, name, None) is not None:
-            return [int(label) for label in getattr(dataset, name)]
+        labels = getattr(dataset, name, None)
+        if labels is not None and np.ndim(labels) == 1:
+            return [int(label) for label in labels]
     return None

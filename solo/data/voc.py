@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from solo.data.images import read_image
+from solo.data.voc_folder import class_lists, year_folder
 from solo.errors import DataError, did_you_mean
 
 SPLITS = ("train", "val", "trainval", "test")
-YEAR = "VOC2007"
 
 
 class VOCClassification(Dataset):
@@ -45,12 +45,9 @@ class VOCClassification(Dataset):
     def __init__(self, root: str | Path, split: str, transform: Callable | None = None):
         if split not in SPLITS:
             raise DataError(f"VOC has no split '{split}'. {did_you_mean(split, SPLITS)}")
-        self.root, self.transform = _year_folder(Path(root)), transform
-        lists = self.root / "ImageSets" / "Main"
-        files = {f.name.removesuffix(f"_{split}.txt"): f for f in lists.glob(f"*_{split}.txt")}
-        if not files:
-            raise DataError(f"{lists}: no <class>_{split}.txt; is this VOC 2007's {split} set?")
-        self.classes = sorted(files)
+        self.root, self.transform = year_folder(root), transform
+        files = class_lists(root, split)
+        self.classes = list(files)
         read = [_read_list(files[name]) for name in self.classes]
         self.ids = sorted(read[0])
         for name, found in zip(self.classes, read, strict=True):
@@ -65,16 +62,6 @@ class VOCClassification(Dataset):
         image = read_image(self.root / "JPEGImages" / f"{self.ids[index]}.jpg")
         image = self.transform(image) if self.transform else image
         return image, torch.from_numpy(self.labels[index])
-
-
-def _year_folder(root: Path) -> Path:
-    for folder in (root, root / YEAR, root / "VOCdevkit" / YEAR):
-        if (folder / "ImageSets" / "Main").is_dir():
-            return folder
-    raise DataError(
-        f"'{root}' is no VOC 2007 folder: expected ImageSets/Main in it, in {YEAR} or in "
-        f"VOCdevkit/{YEAR} below it"
-    )
 
 
 def _read_list(path: Path) -> dict[str, int]:

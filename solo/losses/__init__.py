@@ -13,6 +13,7 @@ from solo.losses.exemplar import exemplar_loss_func
 from solo.losses.mae import mae_loss_func
 from solo.losses.mocov2plus import mocov2plus_loss_func
 from solo.losses.mocov3 import mocov3_loss_func
+from solo.losses.multilabel import multilabel_loss_func
 from solo.losses.nnclr import nnclr_loss_func
 from solo.losses.npid import npid_loss_func, npid_softmax_loss_func
 from solo.losses.ressl import ressl_loss_func
@@ -32,6 +33,7 @@ __all__ = [
     "mae_loss_func",
     "mocov2plus_loss_func",
     "mocov3_loss_func",
+    "multilabel_loss_func",
     "nnclr_loss_func",
     "npid_loss_func",
     "npid_softmax_loss_func",

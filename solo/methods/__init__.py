@@ -12,6 +12,7 @@ from solo.methods.linear import LinearModel
 from solo.methods.mae import MAE
 from solo.methods.mocov2plus import MoCoV2Plus
 from solo.methods.mocov3 import MoCoV3
+from solo.methods.multilabel import MultiLabel
 from solo.methods.nnbyol import NNBYOL
 from solo.methods.nnclr import NNCLR
 from solo.methods.nnsiam import NNSiam
@@ -41,6 +42,7 @@ METHODS = {
     "mae": MAE,
     "mocov2plus": MoCoV2Plus,
     "mocov3": MoCoV3,
+    "multilabel": MultiLabel,
     "nnbyol": NNBYOL,
     "nnclr": NNCLR,
     "nnsiam": NNSiam,
@@ -76,6 +78,7 @@ __all__ = [
     "LinearModel",
     "MoCoV2Plus",
     "MoCoV3",
+    "MultiLabel",
     "NNSiam",
     "ReSSL",
     "RotNet",

@@ -217,10 +217,15 @@ class BaseMethod(OptimizationMixin, pl.LightningModule):
             )
         if self.knn_eval:
             self._feed_knn(outs["feats"][: self.num_large_crops], targets)
-        if terms := extensions.losses(self, X):
-            self._log_train(**terms)
-            outs["loss"] = outs["loss"] + sum(terms.values())
+        outs["loss"] = self._with_extensions(outs["loss"], X)
         return outs
+
+    def _with_extensions(self, loss: Tensor, X: Sequence[Tensor]) -> Tensor:
+        """The loss with what the extensions add to it, which is logged."""
+        terms = extensions.losses(self, X)
+        if terms:
+            self._log_train(**terms)
+        return loss + sum(terms.values())
 
     def _log_train(self, **metrics: Tensor) -> None:
         """Log training metrics, per step and per epoch, averaged over the ranks."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from solo.programs.training import Data
 
 # Methods that are trained with another number of large crops than two.
-_ANY_NUMBER_OF_CROPS = ("wmse", "mae", "rotnet", "npid", "supervised", "s4l")
+_ANY_NUMBER_OF_CROPS = ("wmse", "mae", "rotnet", "npid", "supervised", "s4l", "multilabel")
 
 
 def pretrain(cfg: DictConfig) -> Trainer:

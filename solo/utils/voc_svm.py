@@ -39,6 +39,18 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
 
 
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of `average_precision` over the classes that some image shows, in [0, 1]; 0 for none.
+
+    Args:
+        scores: (N, C).
+        labels: (N, C), 1 present, 0 absent, -1 left out.
+    """
+    shown = np.flatnonzero((labels == 1).any(axis=0))
+    each = [average_precision(scores[:, c], labels[:, c]) for c in shown]
+    return float(np.mean(each)) if each else 0.0
+
+
 def linear_svm(cost: float):
     """scikit-learn's SVM with the benchmark's settings (its labels are booleans, 2:1)."""
     from sklearn.svm import LinearSVC

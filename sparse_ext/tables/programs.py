@@ -30,7 +30,8 @@ PROGRAMS = {
 
 def jobs(rows: Sequence[Row], options: Options, seeds: Sequence[int] = ()) -> list[Job]:
     """All programs of these rows, once for every seed, trainings first."""
-    runs = [replace(options, seed=seed) for seed in seeds or [options.seed]]
+    numbers: Sequence[int | None] = seeds or [options.seed]
+    runs = [replace(options, seed=seed) for seed in numbers]
     pairs = [(row, run) for run in runs for row in rows]
     trained = [_training(row, run) for row, run in pairs if row.kind != "evaluation"]
     evaluated = [evaluation_job(row, run, one) for row, run in pairs for one in row.evaluations]

@@ -10,9 +10,9 @@ Takes a recipe of fine-tuning and leaves the pretrained encoder out; `+sparse=ri
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,7 +47,7 @@ def train(folder: Path, name: str, overrides: Sequence[str]) -> None:
     with initialize_config_dir(str(folder.resolve()), version_base="1.2"):
         cfg = compose(name, overrides=list(overrides))
     OmegaConf.set_struct(cfg, False)
-    sparse = OmegaConf.to_container(cfg.pop("sparse")) if "sparse" in cfg else None
+    sparse: Any = OmegaConf.to_container(cfg.pop("sparse")) if "sparse" in cfg else None
     cfg.finetune = True  # every weight trains
     parse_cfg(cfg)
     seed_everything(cfg.seed)
@@ -61,4 +61,4 @@ def train(folder: Path, name: str, overrides: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -141,7 +141,8 @@ class Training:
         done = level.done
         if done is None or not self.first_rank:
             return
-        figures = ", ".join(f"{k} {v:.2f}" for k, v in done["metrics"].items() if "acc" in k)
+        shown = {k: v for k, v in done["metrics"].items() if "acc" in k or "map" in k}
+        figures = ", ".join(f"{k} {v:.2f}" for k, v in shown.items())
         print(f"{level.folder}: {100 * done['density']:.3g}% of the weights; {figures}", flush=True)
 
 

@@ -33,8 +33,10 @@ def composed(path, tmp_path):
     with initialize_config_dir(str(file.parent), version_base="1.2"):
         cfg = compose(file.stem)
     OmegaConf.set_struct(cfg, False)
-    if cfg.data.dataset == "custom":  # its path is a placeholder for the user to fill in
-        (tmp_path / "class").mkdir(exist_ok=True)
+    if cfg.data.dataset in ("custom", "voc07"):  # classes are counted below the user's path
+        lists = tmp_path / "ImageSets/Main"
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / "cow_trainval.txt").touch()
         cfg.data.train_path = str(tmp_path)
     return cfg
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """DALI pipelines, iterators and data modules on generated JPEG folders, on the CPU."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ pytest.importorskip("nvidia.dali")
 from nvidia.dali import fn
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 
-from solo.data import dali_dataloader
+from solo.data import dali_dataloader, splits
 from solo.data.dali_dataloader import (
     ClassificationDALIDataModule,
     CustomNormalPipelineBuilder,
@@ -223,6 +225,25 @@ def test_fraction_matches_the_torch_loaders(folder):
     assert np.bincount(builder.labels).tolist() == [2, 2, 2]
     with pytest.raises(ConfigError, match=r"data.fraction=2 is out of range"):
         PretrainPipelineBuilder(folder, 3, "cpu", plain_view(), data_fraction=2)
+
+
+def test_a_given_split_decides_the_files(folder):
+    options = {"data_fraction": 0.4, "num_threads": 1}
+    drawn = NormalPipelineBuilder(folder, 3, "cpu", **options)
+    assert [drawn.split.per_class[str(label)] for label in range(3)] == [2, 2, 2]
+    whole = NormalPipelineBuilder(folder, 3, "cpu", num_threads=1)
+    assert whole.split is None
+    assert drawn.files == [whole.files[i] for i in drawn.split.indices]
+    other = dataclasses.replace(drawn.split, indices=[7, 1])
+    again = NormalPipelineBuilder(folder, 3, "cpu", split=other, **options)
+    assert again.files == [whole.files[7], whole.files[1]]
+    module = module_of(
+        ClassificationDALIDataModule, folder, folder, batch_size=2, split=other, data_fraction=0.4
+    )
+    assert sum(len(labels) for _, labels in module.train_dataloader()) == 2
+    assert splits.of_data(module) == other
+    with pytest.raises(DataError, match=r"data\.fraction=0\.5"):
+        NormalPipelineBuilder(folder, 3, "cpu", split=other, data_fraction=0.5)
 
 
 @pytest.mark.parametrize("cls", [NormalPipelineBuilder, CustomNormalPipelineBuilder])

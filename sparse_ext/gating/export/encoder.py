@@ -50,7 +50,7 @@ class OpenEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to features (N, F); every image computes its own open channels."""
-        x = torch.relu(self.stem(images))
+        x = torch.relu(self.stem(images.contiguous(memory_format=torch.channels_last)))
         x = max_pool2d(x, 3, stride=2, padding=1) if self.pool else x
         for block in self.blocks:
             x = block(x)
