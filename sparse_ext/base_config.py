@@ -31,6 +31,11 @@ class SparseConfig:
             encoders, `leaky` the stored weights, zeros included, `hold` only where both are kept.
         stem_dense: leave the first convolution out of the prunable set.
         exclude: glob patterns of module names that stay dense.
+        coupled: with `filter` or `block<size>`: prune whole channels (or that many neighbours) at
+            once, from all layers that share them, so that they can be removed physically. Sparsity
+            then is the share of channel groups (see `sparse_ext.coupling`).
+        slim_at: when masks become final and training goes on with physically smaller encoders:
+            an optimizer step, or a fraction of the run (below 1); after the ramp.
         seed: of random masks; None = the run's seed.
         debug: check the storage invariants after every step (slow).
     """
@@ -48,6 +53,8 @@ class SparseConfig:
     ema_mode: str = "latent"
     stem_dense: bool = True
     exclude: tuple[str, ...] = ()
+    coupled: bool = False
+    slim_at: float | None = None
     seed: int | None = None
     debug: bool = False
 
@@ -62,6 +69,7 @@ class SparseConfig:
             raise ConfigError(f"sparse.update_period={self.update_period} must be at least 1 step.")
         if not 0 < self.ramp_end <= 1:
             raise ConfigError(f"sparse.ramp_end={self.ramp_end} is not a fraction in (0, 1].")
+        self._check_channels()
 
     def fill_in(self) -> None:
         """Set the defaults that depend on other keys; twice changes nothing."""
@@ -88,6 +96,23 @@ class SparseConfig:
     def obstacle(self, shape: tuple[int, ...]) -> str:
         """Why this method leaves a layer of that weight shape dense; empty if it does not."""
         return ""
+
+    def _check_channels(self) -> None:
+        """`coupled` and `slim_at` are for granularities that can empty a channel."""
+        kind = read_granularity(self.granularity).kind
+        asked = {"coupled": self.coupled, "slim_at": self.slim_at is not None}
+        for key in (key for key, set_ in asked.items() if set_ and kind in ("element", "nm")):
+            raise ConfigError(
+                f"sparse.{key}={getattr(self, key)} removes channels, and "
+                f"sparse.granularity={self.granularity} empties none: set sparse.granularity to "
+                f"filter or block8."
+            )
+        at = self.slim_at
+        if at is not None and (at < 0 or (at > 1 and at % 1)):
+            raise ConfigError(
+                f"sparse.slim_at={at} is neither a fraction of the run (below 1) nor a "
+                f"number of optimizer steps."
+            )
 
     def _check_sparsity(self, key: str, value: float | None) -> None:
         if value is None or 0 <= value < 1 or (value == 1 and self.some_survive):

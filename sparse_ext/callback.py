@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from solo.errors import CheckpointError
-from sparse_ext import checks, distributed
+from sparse_ext import checks, distributed, slimming
 from sparse_ext.config import SparseConfig
 from sparse_ext.cost.live import CostMeter
 from sparse_ext.diagnostics import all_dead_filters, dead_filters, oscillation
@@ -57,6 +57,7 @@ class PruningCallback(Callback):
         self._restored: dict[str, Any] | None = None
         self._hook: Any = None
         self._graded = False
+        self._slimming: slimming.Slimming | None = None
         self._unseen = False  # the initial masks wait for the first batch
         self._updated = False  # figures of a mask update wait for the end of the batch
 
@@ -83,6 +84,8 @@ class PruningCallback(Callback):
         self.meter = CostMeter()
         shared = len(self._encoders) == 1
         checks.check_encoders(self._encoders, self.config)
+        if self.config.slim_at is not None:
+            slimming.check(self.config)
         method = method_class(self.config)
         self._encoders = method.prepare(self.config, pl_module, self._encoders)
         if method.keeps_latents(self.config, shared):
@@ -103,7 +106,10 @@ class PruningCallback(Callback):
         online, *rest = self._encoders
         momentum = rest[0] if rest else None
         clock = checks.clock_of(trainer)
-        self.pruner = build_pruner(self.config, online, momentum, clock, self.seed)
+        slimmed = slimming.is_final(self._restored)
+        make = slimming.Final if slimmed else build_pruner
+        self.pruner = make(self.config, online, momentum, clock, self.seed)
+        self._slimming = None if self.config.slim_at is None else slimming.Slimming(self.pruner)
         for encoder in self._encoders:
             encoder.widen_buffers()
             distributed.share(encoder.buffers())
@@ -155,13 +161,16 @@ class PruningCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Initial masks that depend on data; masks that change between batches.
+        """Initial masks that depend on data; masks that change between batches; slimming.
 
         Also makes up for an epoch whose last batch, but not its end, is in the checkpoint.
         Lightning calls no hook of that epoch again; the momentum encoder has caught up by now.
         """
         if self.running.epoch < trainer.current_epoch:
             self.running.close_epoch(trainer.current_epoch)
+        if self._slimming is not None and self._slimming.due(self.running):
+            self.pruner, report = self._slimming(self.running, trainer.optimizers[0])
+            self.meter.looked = self.meter.looked and not report.removed
         if not self.meter.looked:
             found = (getattr(pl_module, n, None) for n in ("backbone", "momentum_backbone"))
             self.meter.look([unwrapped(e) for e in found if e is not None], batch)
@@ -193,7 +202,7 @@ class PruningCallback(Callback):
         pl_module.log_dict(named, rank_zero_only=True)  # equal on all ranks
 
     def _figures(self) -> dict[str, float]:
-        sparsities = [encoder.masks.sparsity for encoder in self._encoders]
+        sparsities = self.running.weight_sparsities()
         figures = {"online_sparsity": sparsities[0]}
         if len(sparsities) > 1:
             figures |= {"momentum_sparsity": sparsities[1], "gap": sparsities[0] - sparsities[1]}

@@ -23,6 +23,7 @@ from sparse_ext.layers import MASKED_TYPES, Masked
 from sparse_ext.masks import MaskSet, apply_new
 from sparse_ext.scorers import ema_gradient_
 from sparse_ext.select import Selection, select
+from sparse_ext.widths import MARK, resize_
 
 SIDE_BUFFERS = ("shadow", "score")
 
@@ -46,9 +47,15 @@ class Encoder:
 
     Args:
         module: an encoder that `patch` has been through (compiled or not).
+
+    Attributes:
+        module: it, without the wrapper of `torch.compile`.
+        layers: its masked layers by name.
+        masks: theirs.
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self.module = unwrapped(module)
         self.layers = masked_layers(module)
         self.masks = MaskSet(self.layers)
 
@@ -229,6 +236,9 @@ def _mask(backbone: nn.Module, names: Iterable[str]) -> nn.Module:
     for layer in masked_layers(backbone).values():
         if not any(hook is _adopt for hook in _pre_hooks(layer)):
             layer.register_load_state_dict_pre_hook(_adopt)
+    net = unwrapped(backbone)
+    if not any(hook is _adopt_widths for hook in _pre_hooks(net)):
+        net.register_load_state_dict_pre_hook(_adopt_widths)
     return backbone
 
 
@@ -248,6 +258,12 @@ def _adopt(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     for name in SIDE_BUFFERS:
         if prefix + name in state:
             _add_buffer(layer, name)
+
+
+def _adopt_widths(net: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before loading what slimming has left of an encoder: take over its widths."""
+    if prefix + MARK in state:
+        resize_(net, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 
 def _add_buffer(layer: Any, name: str) -> None:

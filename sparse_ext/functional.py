@@ -138,7 +138,7 @@ class LatentEncoder(Encoder):
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        self.layers, self.masks = encoder.layers, encoder.masks
+        self.module, self.layers, self.masks = encoder.module, encoder.layers, encoder.masks
 
     def mask_gradients(self) -> None:
         """What the forward pass did not use has no gradient already."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from solo.errors import ConfigError
-from sparse_ext import resume
+from sparse_ext import coupling, resume
 from sparse_ext.clock import Clock, default_period
 from sparse_ext.config import SparseConfig
 from sparse_ext.encoder import Encoder, InvariantError
@@ -98,14 +98,20 @@ class Pruner:
         self.t = 0
         self.epoch = 0
         self.flips = 0
-        self.units = Units(config.granularity, online.masks.shapes)
+        self.units = self.make_units()
         self.period = config.update_period or default_period(clock.steps)
         # the update that reaches the final sparsity must be one that the run performs
         self.t_end = min(round(config.ramp_end * clock.steps), clock.steps - 1)
         self.begins = [config.initial, config.momentum[0]][: len(self.encoders)]
         self.aims = list(self.begins)
         self.ramp = self.plan()
+        for sparsity in self.finals:
+            self.budget(sparsity)  # named errors now, not at the last update
         self._check_room()
+
+    def make_units(self) -> Units:
+        """What is ranked, kept and dropped."""
+        return coupling.make_units(self.config, self.online, self.stores_zeros)
 
     @property
     def encoders(self) -> list[Encoder]:
@@ -213,6 +219,10 @@ class Pruner:
     def sparsity_of(self, encoder: Encoder) -> float:
         """Share of pruned units, as measured."""
         return 1 - self.units.count(encoder.masks) / self.units.total
+
+    def weight_sparsities(self) -> list[float]:
+        """Share of pruned weights per encoder, as measured."""
+        return [encoder.masks.sparsity for encoder in self.encoders]
 
     def sparsities(self) -> list[float]:
         """Scheduled sparsity per encoder at this step: the same index for both (Eq. 10-12)."""

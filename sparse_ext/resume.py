@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from solo.errors import CheckpointError
+from sparse_ext.granularity import parse
 from sparse_ext.schedules import Ramp
 
 if TYPE_CHECKING:
@@ -60,12 +61,13 @@ def goal(pruner: Pruner) -> dict[str, Any]:
     """The settings that masks in a checkpoint depend on."""
     config = pruner.config
     settings = {
-        "granularity": str(pruner.units.granularity),
+        "granularity": str(parse(config.granularity)),
         "initial": config.initial,
         "final": config.final,
     }
     if pruner.momentum is not None:
         settings |= zip(("momentum_initial", "momentum_final"), config.momentum, strict=True)
+    settings |= {"coupled": True} if config.coupled else {}
     return settings
 
 
@@ -84,10 +86,10 @@ def _check(pruner: Pruner, state: Mapping[str, Any]) -> None:
             f"sparse.stem_dense and sparse.exclude as they were."
         )
     mine, theirs = goal(pruner), state["goal"]
-    changed = [key for key in mine if mine[key] != theirs.get(key)]
+    changed = [key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)]
     if changed:
         before = ", ".join(f"sparse.{key}={theirs.get(key)}" for key in changed)
-        now = ", ".join(f"sparse.{key}={mine[key]}" for key in changed)
+        now = ", ".join(f"sparse.{key}={mine.get(key)}" for key in changed)
         raise CheckpointError(
             f"The checkpoint was trained with {before}, this run has {now}. A run goes on with "
             f"the settings it began with: set them back. To prune its encoder further, start a "

@@ -16,6 +16,7 @@ from torch import Tensor
 from sparse_ext import allocation
 from sparse_ext.encoder import Encoder
 from sparse_ext.granularity import Element, Granularity, parse
+from sparse_ext.masks import MaskSet
 
 Kept = dict[str, Tensor]  # layer -> bool per unit, 1 = kept
 
@@ -94,6 +95,11 @@ class Units:
             name: self.granularity.expand(unit.to(device[name]), members[name].to(device[name]))
             for name, unit in kept.items()
         }
+
+    def layer_changes(self, old: Kept, new: Kept, encoder: Encoder) -> dict[str, float]:
+        """Share of each layer's weights whose mask differs."""
+        shares = MaskSet(old).layer_xor_fraction(new)
+        return {name: self.sparsity(share) for name, share in shares.items()}
 
     # -- how many, and which ----------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from solo import extensions
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
-from solo.utils.loggers import last_checkpoint
+from solo.utils.loggers import last_weights
 from solo.utils.weights import load_encoder, read_args, read_checkpoint
 
 _ENCODER_PREFIXES = ("backbone.", "momentum_backbone.", "encoder.", "momentum_encoder.")
@@ -56,7 +56,7 @@ def load_method(
     if not folder.is_dir():
         raise CheckpointError(f"--pretrained_checkpoint_dir: there is no folder '{folder}'")
     args = read_args(folder)
-    path = last_checkpoint(folder)
+    path = last_weights(folder)
     if args is None or path is None:
         what = "args.json" if args is None else ".ckpt file"
         raise CheckpointError(

@@ -72,11 +72,11 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
         )
     from solo import extensions
     from solo.backbones import build_encoder
-    from solo.utils.loggers import last_checkpoint
+    from solo.utils.loggers import last_weights
     from solo.utils.weights import load_encoder
 
     if Path(path).is_dir():
-        path = last_checkpoint(Path(path)) or path
+        path = last_weights(Path(path)) or path
     report = load_encoder(build_encoder(_as_trained(cfg, path)), path, cfg.eval_encoder)
     for extension in extensions.active(cfg):
         extension.after_load(report.backbone, cfg)

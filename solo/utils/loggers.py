@@ -195,5 +195,14 @@ def remove_partial(folder: Path) -> None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run's folder, None when there is none."""
-    found = sorted(Path(folder).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return _newest(folder, "*.ckpt")
+
+
+def last_weights(folder: Path) -> Path | None:
+    """What an evaluation of a folder loads: its newest checkpoint, or an exported encoder."""
+    return last_checkpoint(folder) or _newest(folder, "*.safetensors")
+
+
+def _newest(folder: Path, pattern: str) -> Path | None:
+    found = sorted(Path(folder).glob(pattern), key=lambda path: path.stat().st_mtime)
     return found[-1] if found else None

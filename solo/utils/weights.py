@@ -305,12 +305,12 @@ def load_pretrained(name_or_path: str | Path, encoder: Encoder = "online") -> nn
     from omegaconf import OmegaConf
 
     from solo.backbones import build_encoder
+    from solo.utils.loggers import last_weights
     from solo.utils.zoo import resolve
 
     path = resolve(name_or_path)
     if path.is_dir():
-        found = sorted(path.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-        path = found[-1] if found else path
+        path = last_weights(path) or path
     args = read_args(path)
     checkpoint = existing_file(path)
     if args is None:

@@ -24,7 +24,8 @@ class CostMeter:
         steps: optimizer steps counted.
         sums: MAC ratios added up, one per encoder, online first.
         table: cost of the online encoder; None until the first batch, or if no batch has images.
-        looked: whether the first batch has been seen.
+        dense: MACs per image of the full encoder with every weight; None until they are known.
+        looked: whether a batch has been seen since the encoders last changed size.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class CostMeter:
         self.steps = 0
         self.sums: list[float] = []
         self.table: CostTable | None = None
+        self.dense: int | None = None
         self._watched: list[_Watched] = []
 
     def look(self, encoders: Sequence[nn.Module], batch: Any) -> None:
@@ -49,22 +51,23 @@ class CostMeter:
             self.table = count(encoders[0], shape)
         except ConfigError:  # an encoder with other inputs than images
             return
+        self.dense = self.dense or self.table.macs_dense
         self._watched = [_Watched(encoder, self.table) for encoder in encoders]
         self.sums = self.sums or [0.0] * len(encoders)
 
     def step(self) -> None:
         """Count one optimizer step, with the masks that it was made with."""
-        if self.table is not None:
+        if self.dense is not None and self._watched:
             self.steps += 1
             pairs = zip(self.sums, self._watched, strict=True)
-            self.sums = [total + encoder.macs / self.table.macs_dense for total, encoder in pairs]
+            self.sums = [total + encoder.macs / self.dense for total, encoder in pairs]
 
     def figures(self) -> dict[str, float]:
         """MACs per image now, and training cost so far over that of dense training."""
-        if self.table is None or not self.steps:
+        if self.dense is None or not self._watched or not self.steps:
             return {}
         macs = [encoder.macs for encoder in self._watched]
-        figures = {"macs_dense": float(self.table.macs_dense), "macs_effective": macs[0]}
+        figures = {"macs_dense": float(self.dense), "macs_effective": macs[0]}
         if len(macs) > 1:
             figures["macs_effective_momentum"] = macs[1]
         ratios = training_ratios(*(total / self.steps for total in self.sums))
@@ -72,11 +75,12 @@ class CostMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """What has been counted."""
-        return {"steps": self.steps, "sums": list(self.sums)}
+        return {"steps": self.steps, "sums": list(self.sums), "dense": self.dense}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.steps, self.sums = state["steps"], list(state["sums"])
+        self.dense = state.get("dense")
 
 
 class _Watched:

@@ -15,7 +15,6 @@ import math
 from sparse_ext.constant import InstantRegrowth, drop_fraction
 from sparse_ext.encoder import Encoder
 from sparse_ext.initial import random_masks
-from sparse_ext.masks import MaskSet
 from sparse_ext.pruner import Kept
 from sparse_ext.schedules import Ramp
 
@@ -38,7 +37,7 @@ class GraNet(InstantRegrowth):
         present = self.units.kept(self.online.masks)
         pruned = self.smallest_out(self.online, sparsity, present)
         new = self.swap(pruned, self.prune_rate, math.ceil)
-        self.oscillation = MaskSet(pruned).layer_xor_fraction(new)  # SyncCP, Eq. 7
+        self.oscillation = self.units.layer_changes(pruned, new, self.online)  # SyncCP, Eq. 7
         return new
 
     @property

@@ -178,8 +178,7 @@ class SyncCP(Pruner):
 
     def _oscillation(self, pruned: Kept, regrown: Kept) -> dict[str, float]:
         """Share of a layer's mask that regrowth changed (Eq. 7)."""
-        changed = MaskSet(pruned).layer_xor_fraction(regrown)
-        return {name: self.units.sparsity(share) for name, share in changed.items()}
+        return self.units.layer_changes(pruned, regrown, self.online)
 
     @property
     def drop_fraction(self) -> float:

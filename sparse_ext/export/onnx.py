@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""ONNX files, checked in ONNX Runtime (`pip install solo-learn-sparse[export]`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from solo.errors import CheckpointError, ConfigError
+from sparse_ext.export.slim import difference
+
+OPSET = 17
+TOLERANCE = 1e-4  # of the largest output; both sides compute in float32
+
+
+def export_onnx(net: nn.Module, path: str | Path, size: int, opset: int = OPSET) -> Path:
+    """Write an encoder as ONNX: `images` (N, 3, size, size) to `features` (N, F), any N.
+
+    Masks leave no trace: pruned weights are zeros in the file. ONNX Runtime computes with them as
+    with others; TensorRT finds 2:4 patterns by itself (`trtexec --onnx=FILE --sparsity=enable`).
+
+    Raises:
+        ConfigError: the package onnx is missing.
+    """
+    need("onnx")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    training = net.training
+    images = torch.zeros(2, 3, size, size)
+    torch.onnx.export(
+        net.eval().cpu(),
+        (images,),
+        str(path),
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_axes={"images": {0: "batch"}, "features": {0: "batch"}},
+        opset_version=opset,
+        dynamo=False,
+    )
+    net.train(training)
+    return path
+
+
+class OnnxEncoder(nn.Module):
+    """An ONNX file in ONNX Runtime on the CPU, called like an encoder.
+
+    Args:
+        path: the file.
+        threads: of ONNX Runtime; 0 = its own choice.
+
+    Raises:
+        ConfigError: the package onnxruntime is missing.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        super().__init__()
+        runtime = need("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = runtime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) to (N, F)."""
+        (features,) = self.session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(features)
+
+
+def check_onnx(net: nn.Module, path: str | Path, size: int) -> float:
+    """Largest difference between the encoder and the file in ONNX Runtime, over the largest output.
+
+    Raises:
+        ConfigError: the package onnxruntime is missing.
+        CheckpointError: the difference is above `TOLERANCE`.
+    """
+    off = difference(net, OnnxEncoder(path), size)
+    if off > TOLERANCE:
+        raise CheckpointError(f"{path}: ONNX Runtime's features are off by {off:.1e}.")
+    return off
+
+
+def need(package: str) -> Any:
+    """The package, or ConfigError with the command that installs it."""
+    from importlib import import_module
+
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ConfigError(
+            f"ONNX needs the package {package}: pip install 'solo-learn-sparse[export]'"
+        ) from error

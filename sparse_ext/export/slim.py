@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""A slim encoder as files: `args.json` and safetensors, for every program of solo."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from solo.errors import CheckpointError
+from sparse_ext import maskfile
+from sparse_ext.channels import Channels
+from sparse_ext.encoder import SIDE_BUFFERS
+from sparse_ext.shrink import Report, shrink_
+
+FORMAT = "sparse_ext.slim/1"
+
+
+@dataclass(frozen=True)
+class Slim:
+    """A slim encoder and what it was made from.
+
+    Attributes:
+        path: of the weights; `args.json` lies beside it.
+        report: what went.
+        difference: largest difference of outputs on random images, over the largest output.
+        cost: MACs per image before and after.
+        input_size: side of those images.
+    """
+
+    path: Path
+    report: Report
+    difference: float
+    cost: tuple[int, int]
+    input_size: int
+
+
+def slim(checkpoint: str | Path, out: str | Path | None = None, encoder: str = "online") -> Slim:
+    """Write the encoder in a checkpoint without the channels that masks have emptied.
+
+    Args:
+        checkpoint: of a sparse run, with its `args.json` beside it.
+        out: folder to write to; by default `slim` (`slim_momentum`) beside the checkpoint.
+        encoder: `online` or `momentum`; the file then holds it as an encoder of its own.
+
+    Raises:
+        CheckpointError: it cannot be read, its masks do not fit its weights, or there is no
+            channel that could go.
+    """
+    from sparse_ext.cost.checkpoint import input_size, rebuild
+    from sparse_ext.cost.layers import count
+
+    backbone, run = rebuild(checkpoint, encoder)
+    size = input_size(run)
+    full, macs = copy.deepcopy(backbone), count(backbone, size).macs_dense
+    report = shrink_([backbone])
+    if not report.removed:
+        raise CheckpointError(f"{checkpoint}: nothing to remove. {why_not(full, report)}")
+    source = Path(checkpoint)
+    suffix = "" if encoder == "online" else f"_{encoder}"
+    folder = Path(out) if out else source.parent / f"slim{suffix}"
+    path = folder / f"{source.stem}-slim{suffix}.safetensors"
+    about = {"source": source.name, "encoder": encoder, "sparse": json.dumps(run.get("sparse"))}
+    save_slim(backbone, path, about | {"widths": json.dumps(report.widths)})
+    kept = {key: value for key, value in run.items() if key != "sparse"}
+    (folder / "args.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    macs = macs, count(backbone, size).macs_dense  # type: ignore[assignment]
+    return Slim(path, report, difference(full, backbone, size), macs, size)  # type: ignore[arg-type]
+
+
+def save_slim(net: nn.Module, path: str | Path, about: dict[str, str] | None = None) -> None:
+    """Write a slim encoder's weights, with those masks that still have zeros."""
+    state: dict[str, Tensor] = {}
+    for key, tensor in net.state_dict().items():
+        name = key.rpartition(".")[2]
+        if name in SIDE_BUFFERS or (name == "mask" and bool(tensor.all())):
+            continue
+        state[key] = tensor.detach().cpu().contiguous().clone()
+    maskfile.write_atomically(path, state, {"format": FORMAT, **(about or {})})
+
+
+def load_slim(path: str | Path) -> nn.Module:
+    """The slim encoder that `slim` wrote, in eval mode.
+
+    Args:
+        path: the file, or its folder.
+
+    Raises:
+        CheckpointError: there is none, or it does not fit the `args.json` beside it.
+    """
+    from solo.utils.weights import load_pretrained
+    from sparse_ext.extension import register
+
+    register()
+    return load_pretrained(path)
+
+
+@torch.no_grad()
+def difference(a: nn.Module, b: nn.Module, size: int, images: int = 4) -> float:
+    """Largest difference of two encoders' outputs in eval mode, over the largest output."""
+    x = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
+    left, right = (_evaluate(net, x) for net in (a, b))
+    return float((left - right).abs().max() / left.abs().max().clamp(min=1e-12))
+
+
+def _evaluate(net: nn.Module, x: Tensor) -> Tensor:
+    modes = {module: module.training for module in net.modules()}
+    result: Any = net.eval()(x)
+    for module, mode in modes.items():
+        module.training = mode
+    return result
+
+
+def why_not(net: nn.Module, report: Report) -> str:
+    """Why no channel of an encoder can go."""
+    if report.obstacles:
+        facts = [f"{name}: {why}" for name, why in report.obstacles.items()]
+        more = f"; ... ({len(facts)} layers in all)" if len(facts) > 3 else ""
+        return "; ".join(facts[:3]) + more
+    untraced = Channels(net).untraced
+    if untraced:
+        name, why = next(iter(untraced.items()))
+        return f"The channels of {name} cannot be followed: {why}"
+    return (
+        "Every channel keeps some of its weights: masks of single weights, N:M groups or blocks "
+        "rarely empty one. Train with sparse.granularity=filter or block8 and sparse.coupled=true."
+    )
