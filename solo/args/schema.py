@@ -194,6 +194,7 @@ class Performance:
 
     disable_channel_last: bool = False
     compile: bool = False
+    profile: bool = False
 
 
 @dataclass(frozen=True)
