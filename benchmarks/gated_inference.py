@@ -8,7 +8,7 @@ Without RUN (folders or checkpoints of gated runs) the encoders have random weig
 of all gates puts the MACs that these images take at each budget; a trained encoder spreads them
 otherwise over its layers. The dense network has its batch norms folded in, as the gated ones have,
 and takes the faster of both memory formats. All are timed in turns in one process; a figure is the
-median of the repeats, in milliseconds per image.
+median of the repeats, in milliseconds per image; gates closed is the mean over the blocks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from solo.backbones import resnet18
+from solo.backbones import resnet18, resnet50
 from solo.backbones.build import adapt_resnet
 from solo.utils.loggers import last_checkpoint
 from sparse_ext.cost.checkpoint import input_size, rebuild
@@ -52,11 +52,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     if args.runs:
-        cases = [(str(run), *trained(run)) for run in args.runs]
+        cases = [(f"run {i}", *trained(run)) for i, run in enumerate(args.runs)]
     else:
         images = pictures(args.size)
         nets = ((b, random_encoder(args.width, b, images)) for b in args.budgets)
         cases = [(f"budget {100 * b:g}%", net, images) for b, net in nets]
+    for index, run in enumerate(args.runs):
+        print(f"run {index}: {run}")
     print(f"machine: {machine(args.device)}, torch {torch.__version__}, float32")
     print(f"{'':14}{'batch':>6}{'MACs used':>11}{'gates closed':>14}", end="")
     print(f"{'dense ms':>10}{'gated ms':>10}{'times faster':>14}{'deviation':>11}")
@@ -156,13 +158,14 @@ def trained(run: Path) -> tuple[nn.Module, torch.Tensor]:
 def folded(net: nn.Module) -> nn.Module:
     """The dense branch as a plain ResNet with its batch norms folded in."""
     source = getattr(net, "dense", net)
-    plain = resnet18(None, width=source.conv1.out_channels)
+    deep = "layer1.0.conv3.weight" in source.state_dict()
+    plain = (resnet50 if deep else resnet18)(None, width=source.conv1.out_channels)
     adapt_resnet(plain, small_images=isinstance(source.maxpool, nn.Identity))
     state = source.state_dict()
     plain.load_state_dict({key: state[key] for key in plain.state_dict()})
     plain.eval()
     for module in plain.modules():
-        for conv, norm in (("conv1", "bn1"), ("conv2", "bn2")):
+        for conv, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")):
             if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
                 both = getattr(module, conv), getattr(module, norm)
                 setattr(module, conv, fuse_conv_bn_eval(*both))

@@ -188,6 +188,8 @@ def test_damaged_folders_are_named(tmp_path):
 def test_encoders_that_cannot_be_exported():
     with pytest.raises(ConfigError, match=r"no gates: solo\.utils\.weights\.export_encoder"):
         export_gated(plain_encoder())
+    with pytest.raises(ConfigError, match="gating=cdg does not close whole channels"):
+        export_gated(gated_encoder("cdg", groups=2))
     odd = settled()
     odd.layer1[0].bn1_gated = nn.InstanceNorm2d(4)
     with pytest.raises(ConfigError, match="InstanceNorm2d cannot be folded"):

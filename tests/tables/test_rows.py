@@ -3,9 +3,11 @@
 
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
+from solo.args.knn import parse_args_knn
 from solo.errors import ConfigError
 from sparse_ext.quickstart.programs import ROOT
 from sparse_ext.tables import programs, runs
@@ -44,6 +46,8 @@ def composed(row, tmp_path):
     job = programs.jobs([row], options)[0]
     words = [str(part) for part in job.command()]
     if "--config-path" not in words:  # kNN
+        with mock.patch.object(sys, "argv", words[1:]):
+            assert parse_args_knn().k == [1]
         return None, None
     folder, name = words[words.index("--config-path") + 1], words[words.index("--config-name") + 1]
     with initialize_config_dir(folder, version_base="1.2"):
