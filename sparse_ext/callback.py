@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from solo.errors import CheckpointError
+from solo.utils.profiling import MASKS, section
 from sparse_ext import checks, distributed, slimming
 from sparse_ext.config import SparseConfig
 from sparse_ext.cost.live import CostMeter
@@ -145,8 +146,11 @@ class PruningCallback(Callback):
         self.running.adjust_gradients(optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if not self._graded:
-            return
+        if self._graded:
+            with section(MASKS):
+                self._mask(optimizer)
+
+    def _mask(self, optimizer: Optimizer) -> None:
         pruner = self.running
         pruner.online.project(optimizer)
         self.meter.step()

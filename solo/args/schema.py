@@ -190,6 +190,7 @@ class Performance:
     """`performance`."""
 
     disable_channel_last: bool = False
+    profile: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin
 from solo.methods.step import average, by_key, class_metrics, val_metrics
 from solo.utils.metrics import weighted_mean
 from solo.utils.misc import get_world_size, omegaconf_select
+from solo.utils.step_metrics import StepMetrics
 from solo.utils.views import encoding
 
 _METHOD_DEFAULTS = {
@@ -45,7 +46,7 @@ _METHOD_REQUIRED = (
 )
 
 
-class BaseMethod(OptimizationMixin, pl.LightningModule):
+class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
     """Encoder with an online linear classifier that does not reach it with its gradient.
 
     Attributes:
@@ -196,6 +197,7 @@ class BaseMethod(OptimizationMixin, pl.LightningModule):
             returns the scalar loss instead.
         """
         _, X, targets = batch
+        self.images_in_step = len(targets)
         X = [X] if isinstance(X, Tensor) else X
         if len(X) != self.num_crops:
             raise ConfigError(

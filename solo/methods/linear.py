@@ -18,11 +18,12 @@ from solo.errors import ConfigError
 from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
 from solo.utils.metrics import accuracy_at_k, weighted_mean
 from solo.utils.misc import param_groups_layer_decay
+from solo.utils.step_metrics import StepMetrics
 
 _LINEAR_DEFAULTS = {**DEFAULTS, "optimizer.layer_decay": 0.0, "finetune": False}
 
 
-class LinearModel(OptimizationMixin, pl.LightningModule):
+class LinearModel(OptimizationMixin, StepMetrics, pl.LightningModule):
     """Linear probe, or fine-tuning with `finetune: true`.
 
     Args:
@@ -125,6 +126,7 @@ class LinearModel(OptimizationMixin, pl.LightningModule):
         if not self.finetune:
             self.backbone.eval()
         out = self.shared_step(batch, batch_idx)
+        self.images_in_step = out["batch_size"]
         log = {f"train_{key}": out[key] for key in ("loss", "acc1", "acc5") if key in out}
         terms = extensions.losses(self, batch[:1]) if self.finetune else {}
         self.log_dict({**log, **terms}, on_epoch=True, sync_dist=True)

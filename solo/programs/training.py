@@ -8,7 +8,8 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,6 +30,8 @@ from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.guards import EpochSeeder, NonFiniteGuard
 from solo.utils.loggers import CSVMetrics, build_loggers
+from solo.utils.misc import omegaconf_select
+from solo.utils.profiling import StepProfiler
 
 Data = LightningDataModule | tuple[DataLoader, DataLoader | None]
 
@@ -116,11 +119,32 @@ def fit(
     callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors]
     trainer = _trainer(trainer_arguments(cfg), loggers, callbacks)
     path = None if resume.path is None else str(resume.path)
-    if isinstance(data, LightningDataModule):
-        trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-    else:
-        trainer.fit(model, *data, ckpt_path=path, weights_only=True)
+    with _profiled(cfg, trainer, model, logdir):
+        if isinstance(data, LightningDataModule):
+            trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+        else:
+            trainer.fit(model, *data, ckpt_path=path, weights_only=True)
     return trainer
+
+
+@contextmanager
+def _profiled(
+    cfg: DictConfig, trainer: Trainer, model: LightningModule, logdir: Path
+) -> Iterator[None]:
+    """Inside, `performance.profile` measures; the table comes at the end."""
+    if not omegaconf_select(cfg, "performance.profile", False):
+        yield
+        return
+    if cfg.get("profiler"):
+        raise ConfigError("performance.profile and profiler exclude each other: leave one out")
+    masks = [callback.state_key for callback in model.configure_callbacks()]
+    trainer.profiler = profiler = StepProfiler(masks)
+    with profiler.receiving():
+        yield
+    if trainer.is_global_zero:
+        images = cfg.optimizer.batch_size * trainer.world_size
+        print(profiler.table(images))
+        profiler.write(logdir / str(trainer.logger.version), images)
 
 
 def _quiet() -> None:

@@ -80,41 +80,46 @@ class LARS(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            for p, (scale, decay) in zip(params, _coefficients(params, group), strict=True):
-                self._step_one(p, p.grad * scale + p * decay, group)
+            plain = [p for p in params if p.ndim == 1 and group["exclude_bias_n_norm"]]
+            adapted = [p for p in params if p.ndim != 1 or not group["exclude_bias_n_norm"]]
+            if plain:
+                self._descend(plain, [p.grad for p in plain], group)
+            if adapted:
+                self._descend(adapted, _adapted(adapted, group), group)
         return loss
 
-    def _step_one(self, p: Tensor, d: Tensor, group: dict) -> None:
+    def _descend(self, params: list[Tensor], steps: list[Tensor], group: dict) -> None:
         momentum = group["momentum"]
         if momentum != 0:
-            state = self.state[p]
-            buffer = state.get("momentum_buffer")
-            if buffer is None:
-                buffer = state["momentum_buffer"] = d.clone()
-            else:
-                buffer.mul_(momentum).add_(d, alpha=1 - group["dampening"])
-            d = d.add(buffer, alpha=momentum) if group["nesterov"] else buffer
-        p.add_(d, alpha=-group["lr"])
+            buffers = self._averaged(params, steps, group)
+            nesterov = group["nesterov"]
+            steps = torch._foreach_add(steps, buffers, alpha=momentum) if nesterov else buffers
+        torch._foreach_add_(params, steps, alpha=-group["lr"])
+
+    def _averaged(self, params: list[Tensor], steps: list[Tensor], group: dict) -> list[Tensor]:
+        """The momentum buffers after these steps; a tensor's first step is its first average."""
+        old = [i for i, p in enumerate(params) if "momentum_buffer" in self.state[p]]
+        buffers = [self.state[params[i]]["momentum_buffer"] for i in old]
+        if buffers:
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, [steps[i] for i in old], alpha=1 - group["dampening"])
+        for p, step in zip(params, steps, strict=True):
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = step.clone()
+        return [self.state[p]["momentum_buffer"] for p in params]
 
 
-def _coefficients(params: list[Tensor], group: dict) -> list[tuple[Tensor | float, Tensor | float]]:
-    """(a, b) per tensor with d = a g + b p; device tensors, so that nothing waits for the host."""
+def _adapted(params: list[Tensor], group: dict) -> list[Tensor]:
+    """d of each tensor. A few calls for all of them, and nothing waits for the host."""
     weight_decay, lr = group["weight_decay"], group["lr"]
-    coefficients: list[tuple[Tensor | float, Tensor | float]] = []
-    norms = zip(
-        torch._foreach_norm(params) if params else [],
-        torch._foreach_norm([p.grad for p in params]) if params else [],
-        strict=True,
-    )
-    for p, (p_norm, g_norm) in zip(params, norms, strict=True):
-        if p.ndim == 1 and group["exclude_bias_n_norm"]:
-            coefficients.append((1.0, 0.0))
-            continue
-        ratio = group["eta"] * p_norm / (g_norm + weight_decay * p_norm + group["eps"])
-        if group["clip_lr"]:
-            ratio = (ratio / lr).clamp(max=1.0) if lr else torch.ones_like(ratio)
-        adapted = (p_norm != 0) & (g_norm != 0)
-        scale = torch.where(adapted, ratio, torch.ones_like(ratio))
-        decay = torch.where(adapted, ratio * weight_decay, torch.zeros_like(ratio))
-        coefficients.append((scale, decay))
-    return coefficients
+    grads = [p.grad for p in params]
+    p_norm = torch.stack(torch._foreach_norm(params))
+    g_norm = torch.stack(torch._foreach_norm(grads))
+    ratio = group["eta"] * p_norm / (g_norm + weight_decay * p_norm + group["eps"])
+    if group["clip_lr"]:
+        ratio = (ratio / lr).clamp(max=1.0) if lr else torch.ones_like(ratio)
+    # All weights zero: d = g. All gradients zero: d = g = 0, without weight decay.
+    ratio = torch.where(p_norm != 0, ratio, 1.0) * (g_norm != 0)
+    steps = torch._foreach_add(grads, params, alpha=weight_decay)
+    torch._foreach_mul_(steps, list(ratio.unbind()))
+    return list(steps)

@@ -15,6 +15,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from solo.utils.profiling import LOGGING, section
+
 FILE = "metrics.csv"
 
 
@@ -91,10 +93,11 @@ class CSVMetrics(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Queue one row; it is written at the next `save`."""
-        row = {key: getattr(value, "item", lambda v=value: v)() for key, value in metrics.items()}
-        self._pending.append({**row, "step": step})
-        if len(self._pending) >= 100:
-            self.save()
+        with section(LOGGING):
+            row = {k: getattr(value, "item", lambda v=value: v)() for k, value in metrics.items()}
+            self._pending.append({**row, "step": step})
+            if len(self._pending) >= 100:
+                self.save()
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args, **kwargs) -> None:
