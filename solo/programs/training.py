@@ -32,6 +32,7 @@ from solo.utils.guards import EpochSeeder, NonFiniteGuard
 from solo.utils.loggers import CSVMetrics, build_loggers
 from solo.utils.misc import omegaconf_select
 from solo.utils.profiling import StepProfiler
+from solo.utils.progress import ThroughputBar
 
 Data = LightningDataModule | tuple[DataLoader, DataLoader | None]
 
@@ -116,7 +117,8 @@ def fit(
         loggers[0].watch(model, log="gradients", log_freq=100)
     if cfg.wandb.enabled or cfg.tensorboard.enabled:
         monitors.append(LearningRateMonitor(logging_interval="step"))
-    callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors]
+    bar = [ThroughputBar()] if cfg.get("enable_progress_bar", True) else []
+    callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors, *bar]
     trainer = _trainer(trainer_arguments(cfg), loggers, callbacks)
     path = None if resume.path is None else str(resume.path)
     with _profiled(cfg, trainer, model, logdir):
@@ -153,6 +155,8 @@ def _quiet() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
+        # a method's own hooks before and after the transfer are what is wanted with a data module
+        ".*You have overridden `on_.*_batch_transfer` in `LightningModule`.*",
         # figures of extensions, the same on all ranks: sparse/online_sparsity and the like
         ".*self.log.'[a-z_]+/.*sync_dist.*",
     ):
