@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Building `block_conv.cpp` on the machine that runs it, once.
+"""Building `cpp/block_conv.cpp` on the machine that runs it, once.
 
 The library lands in a cache folder, under a name made of everything that decides its contents: the
 source, torch's version, the compiler's command and the vector instructions. Those are the ones that
@@ -24,7 +24,7 @@ import torch
 
 from solo.errors import SoloError
 
-SOURCE = Path(__file__).with_name("block_conv.cpp")
+SOURCE = Path(__file__).with_name("cpp") / "block_conv.cpp"
 _VECTORS = {
     "AVX2": ["-mavx2", "-mfma"],
     "AVX512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"],
@@ -56,7 +56,8 @@ def library() -> ctypes.CDLL:
         KernelBuildError: there is no compiler or no ninja, or they fail.
     """
     compiler = os.environ.get("CXX", "c++")
-    made_of = [SOURCE.read_text(encoding="utf-8"), torch.__version__, compiler, *flags()]
+    sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCE.parent.iterdir())]
+    made_of = [*sources, torch.__version__, compiler, *flags()]
     key = hashlib.sha256("\n".join([*made_of, platform.machine()]).encode()).hexdigest()[:16]
     folder = cache_folder()
     built = folder / f"block_conv-{key}.so"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The block-sparse convolution in C++ (`block_conv.cpp`): float32 on the CPU, same as `reference`.
+"""The block-sparse convolution in C++ (`cpp/`): float32 on the CPU, same as `reference`.
 
 Activations are read and written in channels_last; others are converted on the way in.
 """
@@ -21,7 +21,7 @@ _LAST = torch.channels_last
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """(N, C_in, H, W) -> (N, C_out, H', W'), in channels_last."""
     size = plan.window.output_size(tuple(x.shape[2:]), plan.kernel)
-    out = x.new_empty(len(x), plan.shape[0], *size).contiguous(memory_format=_LAST)
+    out = torch.empty(len(x), plan.shape[0], *size, memory_format=_LAST)
     blocks = _gather(weight, plan, plan.forward, transposed=False)
     _pass(plan.forward, _last(x), bias, blocks, out, plan.window.stride, (1, 1))
     return out
@@ -29,7 +29,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tenso
 
 def input_gradient(grad: Tensor, weight: Tensor, plan: Plan, size: tuple[int, int]) -> Tensor:
     """(N, C_out, H', W') -> (N, C_in, H, W) with (H, W) = `size`, in channels_last."""
-    out = grad.new_empty(len(grad), plan.shape[1], *size).contiguous(memory_format=_LAST)
+    out = torch.empty(len(grad), plan.shape[1], *size, memory_format=_LAST)
     blocks = _gather(weight, plan, plan.backward, transposed=True)
     _pass(plan.backward, _last(grad), None, blocks, out, (1, 1), plan.window.stride)
     return out

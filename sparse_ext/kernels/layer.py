@@ -53,16 +53,18 @@ class BlockConv2d(MaskedConv2d):
         return cached[2]
 
     def _takes(self, x: Tensor) -> bool:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
         fits = x.dim() == 4 and x.shape[1] == self.in_channels and x.numel() > 0
         if not fits or x.device.type != "cpu" or self.weight.device.type != "cpu":
             return False
         if x.dtype != torch.float32 or self.weight.dtype != torch.float32:
             return False
-        if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        if torch.is_autocast_enabled("cpu"):
             return False
         reach = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
         room = zip(x.shape[2:], self.padding, reach, strict=True)
-        return all(n + 2 * p > r for n, p, r in room) and not torch.jit.is_tracing()
+        return all(n + 2 * p > r for n, p, r in room)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles list their blocks anew."""
@@ -110,7 +112,8 @@ def use_block_kernel(
     """
     if not 0 <= min_sparsity <= 1:
         raise ConfigError(f"min_sparsity={min_sparsity} is no share in [0, 1].")
-    layers = {n: m for n, m in unwrapped(module).named_modules() if type(m) in _SWAPPED}
+    found = unwrapped(module).named_modules()
+    layers: dict[str, Any] = {n: m for n, m in found if type(m) in _SWAPPED}
     able = {n: m for n, m in layers.items() if not obstacle(m)}
     if not able:
         why = "; ".join(f"'{n}': {obstacle(m)}" for n, m in layers.items())

@@ -84,9 +84,8 @@ class Plan:
         t, shift, phase = self._offsets
         phases, slot = _used(phase)
         plane = slot * self.blocks[1] + block_in
-        target = block_out
         entries = torch.stack([plane, t, shift[0], shift[1]], 1)
-        return self._listing(entries, target, self.blocks[0], phases)
+        return self._listing(entries, block_out, self.blocks[0], phases)
 
     @cached_property
     def backward(self) -> Listing:
@@ -102,12 +101,10 @@ class Plan:
     def _offsets(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """t of the rows; shift and phase of rows and columns."""
         w = self.window
-        ends = zip(self.kept.T, w.stride, w.padding, w.dilation, strict=False)
-        t, strides = [], w.stride
-        for position, _, padding, dilation in ends:
-            t.append(position * dilation - padding)
-        shift = [x.div(s, rounding_mode="floor") for x, s in zip(t, strides, strict=True)]
-        phase = [x - y * s for x, y, s in zip(t, shift, strides, strict=True)]
+        ends = zip(self.kept.T[:2], w.padding, w.dilation, strict=True)
+        t = [position * dilation - padding for position, padding, dilation in ends]
+        shift = [x.div(s, rounding_mode="floor") for x, s in zip(t, w.stride, strict=True)]
+        phase = [x - y * s for x, y, s in zip(t, shift, w.stride, strict=True)]
         return t[0], shift, phase
 
     def _listing(self, entries: Tensor, target: Tensor, targets: int, phases: Tensor) -> Listing:
@@ -119,10 +116,15 @@ class Plan:
         ends = torch.bincount(target, minlength=targets).cumsum(0)
         ranges = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
         coordinates = torch.stack([block_out * SIZE, block_in * SIZE, position], 1)[order]
-        columns = (entries[:, 2], entries[:, 3])
-        extent = [int(f(x)) if len(x) else 0 for x in columns for f in (torch.min, torch.max)]
         tensors = (entries[order], ranges, phases, coordinates)
-        return Listing(*(x.to(torch.int32).contiguous() for x in tensors), tuple(extent))
+        return Listing(
+            *(x.to(torch.int32).contiguous() for x in tensors),
+            extent=(*_ends(entries[:, 2]), *_ends(entries[:, 3])),
+        )
+
+
+def _ends(values: Tensor) -> tuple[int, int]:
+    return (int(values.min()), int(values.max())) if len(values) else (0, 0)
 
 
 def _used(phase: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -133,7 +133,7 @@ def test_state_copies_and_pickles_are_those_of_a_masked_layer():
     assert not {"backend", "min_sparsity", "dense_gradient", "_plan"} & set(conv.__dict__)
 
 
-@pytest.mark.parametrize("what", ["double", "bfloat16", "autocast", "unbatched", "empty"])
+@pytest.mark.parametrize("what", ["double", "bfloat16", "autocast", "unbatched", "empty", "traced"])
 def test_dense_convolution_where_the_kernel_is_no_use(what, calls):
     conv = masked_conv()
     use_block_kernel(conv, "reference")
@@ -144,6 +144,8 @@ def test_dense_convolution_where_the_kernel_is_no_use(what, calls):
     elif what == "autocast":
         with torch.autocast("cpu"):
             assert conv(x).dtype is torch.bfloat16
+    elif what == "traced":
+        assert torch.jit.trace(conv, x, check_trace=False)(x).shape == (2, 24, 5, 5)
     elif what == "unbatched":
         assert conv(x[0]).shape == (24, 5, 5)
     else:
@@ -213,7 +215,8 @@ def test_without_a_compiler(fresh, tmp_path):
 
 @needs_compiler
 def test_a_compiler_that_fails(fresh, tmp_path):
-    fresh.setattr(build, "SOURCE", tmp_path / "block_conv.cpp")
+    (tmp_path / "cpp").mkdir()
+    fresh.setattr(build, "SOURCE", tmp_path / "cpp" / "block_conv.cpp")
     build.SOURCE.write_text("#error no such thing\n")
     with pytest.raises(KernelBuildError, match="cannot be built"):
         use_block_kernel(masked_conv())
