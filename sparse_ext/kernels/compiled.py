@@ -20,7 +20,7 @@ _LAST = torch.channels_last
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """(N, C_in, H, W) -> (N, C_out, H', W'), in channels_last."""
-    size = plan.window.output_size(tuple(x.shape[2:]), plan.kernel)
+    size = plan.window.output_size(x.shape[2:], plan.kernel)
     out = torch.empty(len(x), plan.shape[0], *size, memory_format=_LAST)
     blocks = _gather(weight, plan, plan.forward, transposed=False)
     _pass(plan.forward, _last(x), bias, blocks, out, plan.window.stride, (1, 1))

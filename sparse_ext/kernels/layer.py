@@ -62,9 +62,7 @@ class BlockConv2d(MaskedConv2d):
             return False
         if torch.is_autocast_enabled("cpu"):
             return False
-        reach = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
-        room = zip(x.shape[2:], self.padding, reach, strict=True)
-        return all(n + 2 * p > r for n, p, r in room)
+        return min(window_of(self).output_size(x.shape[2:], _pair(self.kernel_size))) > 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles list their blocks anew."""
@@ -139,7 +137,7 @@ _SWAPPED = (MaskedConv2d, BlockConv2d)
 def use_dense_kernel(module: nn.Module) -> None:
     """Undo `use_block_kernel`, in place."""
     for layer in _block_layers(module):
-        layer.__class__ = MaskedConv2d
+        layer.__class__ = MaskedConv2d  # type: ignore[assignment]
         for name in ("backend", "min_sparsity", "dense_gradient", "_plan"):
             layer.__dict__.pop(name, None)
 

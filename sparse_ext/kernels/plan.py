@@ -11,6 +11,7 @@ row a - shift of the output's gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +31,7 @@ class Window:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
 
-    def output_size(self, size: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
+    def output_size(self, size: Sequence[int], kernel: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the output for an input of `size`."""
         ends = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
         rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in ends)
@@ -117,10 +118,9 @@ class Plan:
         ranges = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
         coordinates = torch.stack([block_out * SIZE, block_in * SIZE, position], 1)[order]
         tensors = (entries[order], ranges, phases, coordinates)
-        return Listing(
-            *(x.to(torch.int32).contiguous() for x in tensors),
-            extent=(*_ends(entries[:, 2]), *_ends(entries[:, 3])),
-        )
+        first, second, third, fourth = (x.to(torch.int32).contiguous() for x in tensors)
+        extent = (*_ends(entries[:, 2]), *_ends(entries[:, 3]))
+        return Listing(first, second, third, fourth, extent)
 
 
 def _ends(values: Tensor) -> tuple[int, int]:

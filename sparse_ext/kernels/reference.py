@@ -19,7 +19,7 @@ from sparse_ext.kernels.plan import SIZE, Plan
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """(N, C_in, H, W) -> (N, C_out, H', W')."""
     source = _padded(_blocked(x, plan.blocks[1]), plan)
-    rows, columns = plan.window.output_size(tuple(x.shape[2:]), plan.kernel)
+    rows, columns = plan.window.output_size(x.shape[2:], plan.kernel)
     out = x.new_zeros(len(x), rows, columns, plan.blocks[0], SIZE)
     for position, block_out, block_in in _positions(plan):
         seen = source[_seen(plan, position, rows, columns)][..., block_in, :]
