@@ -100,20 +100,24 @@ def set_num_classes(cfg: DictConfig) -> None:
     if name in schema.MULTILABEL_DATASETS:
         cfg.data.num_classes = len(class_lists(folder, "trainval"))
         return
-    if cfg.data.format == "h5" and folder.is_file():
-        raise ConfigError("data.format=h5 reads imagenet and imagenet100, not data.dataset=custom")
+    if cfg.data.format in ("h5", "resident") and folder.is_file():
+        raise ConfigError("H5 files are for imagenet and imagenet100, not for data.dataset=custom")
     if not folder.is_dir():
         raise DataError(f"data.train_path: there is no folder '{folder}'; check the path")
     cfg.data.num_classes = max(1, sum(entry.is_dir() for entry in folder.iterdir()))
 
 
-def check_dali(cfg: DictConfig) -> None:
-    """Refuse `data.format=dali` for datasets that are not folders of images."""
+def check_format(cfg: DictConfig) -> None:
+    """Refuse formats that do not go with the data set, or with another key of `data`."""
     if cfg.data.format == "dali" and cfg.data.dataset not in schema.DALI_DATASETS:
         raise ConfigError(
             f"data.format=dali works with {', '.join(schema.DALI_DATASETS)}, "
             f"not with data.dataset={cfg.data.dataset}: write data.format=image_folder"
         )
+    if cfg.data.format == "resident" and cfg.data.dataset in schema.MULTILABEL_DATASETS:
+        raise ConfigError(f"data.format=resident does not go with data.dataset={cfg.data.dataset}")
+    if cfg.data.format == "dali" and cfg.data.get("skip_unreadable"):
+        raise ConfigError("data.skip_unreadable works with image_folder, h5 and resident, not dali")
 
 
 def count_devices(cfg: DictConfig) -> int:

@@ -63,7 +63,7 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
     fill(cfg, "", schema.Linear, keys)
     fill(cfg, "data.augmentations", schema.LinearAugmentations)
     common.set_num_classes(cfg)
-    common.check_dali(cfg)
+    common.check_format(cfg)
     common.scale_lr(cfg, ["lr"])
     common.set_optimizer_kwargs(cfg)
     return cfg

@@ -50,7 +50,7 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
     add_and_assert_lightning_cfg(cfg)
     common.set_num_classes(cfg)
     _set_num_crops(cfg)
-    common.check_dali(cfg)
+    common.check_format(cfg)
     validated = cfg.data.val_path is not None or cfg.data.dataset == "digits"
     common.scale_lr(cfg, ["lr", "classifier_lr"] if validated else ["lr"])
     common.set_optimizer_kwargs(cfg)

@@ -60,7 +60,9 @@ class Data:
     dataset: str
     train_path: str | None = None
     val_path: str | None = None
-    format: Literal["image_folder", "dali", "h5"] = "image_folder"
+    format: Literal["image_folder", "dali", "h5", "resident"] = "image_folder"
+    resident_size: int | None = None
+    skip_unreadable: bool = False
     no_labels: bool = False
     fraction: float = -1
     fraction_of: Literal["images", "classes"] = "images"
@@ -83,6 +85,7 @@ class LinearAugmentations:
 class LinearData(Data):
     """`data` of a linear evaluation or a fine-tuning; `image_size` None = the data set's own."""
 
+    format: Literal["image_folder", "dali", "h5"] = "image_folder"
     image_size: int | None = None
     augmentations: LinearAugmentations = field(default_factory=LinearAugmentations)
 
@@ -190,6 +193,7 @@ class Performance:
     """`performance`."""
 
     disable_channel_last: bool = False
+    compile: bool = False
     profile: bool = False
 
 

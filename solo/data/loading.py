@@ -129,16 +129,20 @@ class SeededLoader(DataLoader):
     def _announce_pass(self) -> None:
         if not isinstance(self.dataset, SeededItems):
             return
+        if self.dataset.pass_seed is None:
+            self.dataset.pass_seed = torch.zeros((), dtype=torch.int64)
+        if self.num_workers and not self.dataset.pass_seed.is_shared():
+            self.dataset.pass_seed.share_memory_()
+        self.dataset.pass_seed.fill_(self.next_pass_seed())
+
+    def next_pass_seed(self) -> int:
+        """Count a pass and give its seed: the same on all ranks, and whatever ran before."""
         if self._run_seed is None:
             seed = getattr(self.sampler, "seed", None)
             self._run_seed = torch.initial_seed() if seed is None else seed
         epoch, last = getattr(self.sampler, "epoch", 0), self._last_pass
         self._last_pass = (epoch, last[1] + 1 if epoch == last[0] else 0)
-        if self.dataset.pass_seed is None:
-            self.dataset.pass_seed = torch.zeros((), dtype=torch.int64)
-        if self.num_workers and not self.dataset.pass_seed.is_shared():
-            self.dataset.pass_seed.share_memory_()
-        self.dataset.pass_seed.fill_(mix(self._run_seed, *self._last_pass))
+        return mix(self._run_seed, *self._last_pass)
 
 
 def seed_worker(worker_id: int) -> None:

@@ -25,14 +25,12 @@ from solo.data.images import read_image
 from solo.data.loading import make_loader, picklable_state, seeded
 from solo.data.sources import (
     CIFAR_CLASSES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    PRETRAIN_STATS,
     default_data_path,
     image_files,
     image_folder,
     is_cifar_in_folders,
     named_torchvision,
+    pretrain_statistics,
     require_dataset,
     require_folder,
     require_format,
@@ -179,9 +177,7 @@ def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
         ConfigError: the entry has an unknown key or a bad value.
     """
     entry = checked_augmentation(cfg)
-    mean, std = PRETRAIN_STATS.get(
-        dataset, (entry.get("mean", IMAGENET_MEAN), entry.get("std", IMAGENET_STD))
-    )
+    mean, std = pretrain_statistics(dataset, entry)
     jitter = [entry["color_jitter"].get(strength) or 0 for strength in STRENGTHS]
     turn = T.RandomRotation(
         entry["rotation"].get("degrees") or 0, interpolation=T.InterpolationMode.BILINEAR
@@ -300,9 +296,14 @@ def prepare_dataloader(
     Raises:
         ConfigError: the dataset does not fill one batch, so that no step would ever run.
     """
+    require_full_batch(train_dataset, batch_size)
+    return make_loader(train_dataset, batch_size, num_workers, shuffle=True, drop_last=True)
+
+
+def require_full_batch(train_dataset: Dataset, batch_size: int) -> None:
+    """Raise ConfigError when the dataset does not fill one batch."""
     if len(train_dataset) < batch_size:
         raise ConfigError(
             f"optimizer.batch_size={batch_size} is larger than the training set "
             f"({len(train_dataset)} images), so no batch would ever be full."
         )
-    return make_loader(train_dataset, batch_size, num_workers, shuffle=True, drop_last=True)

@@ -8,7 +8,7 @@ something the user typed names the configuration key that holds it (`key`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from solo.errors import ConfigError, DataError, did_you_mean
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom", "digits", "voc07")
-DATA_FORMATS = ("image_folder", "h5", "dali")
+DATA_FORMATS = ("image_folder", "h5", "dali", "resident")
 
 CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 
@@ -37,6 +37,15 @@ PRETRAIN_STATS = {
     "imagenet100": (IMAGENET_MEAN, IMAGENET_STD),
     "digits": (DIGITS_MEAN, DIGITS_STD),
 }
+
+
+def pretrain_statistics(
+    dataset: str, entry: Mapping[str, Any]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Channel mean and standard deviation of views: the dataset's own, else those of the entry of
+    `augmentations`, else ImageNet's."""
+    own = entry.get("mean", IMAGENET_MEAN), entry.get("std", IMAGENET_STD)
+    return PRETRAIN_STATS.get(dataset, own)
 
 
 def default_data_path() -> Path:
@@ -69,6 +78,17 @@ def require_format(data_format: str | None) -> str:
             f"data.format: '{data_format}' is unknown. {did_you_mean(data_format, DATA_FORMATS)}"
         )
     return data_format
+
+
+def stored_format(data_format: str, path: str | os.PathLike | None) -> str:
+    """How the images at `path` lie on disk: `image_folder` or `h5`.
+
+    `dali` and `resident` are ways to load them: both read folders, `resident` a file of format h5
+    as well.
+    """
+    if data_format == "resident" and path is not None and Path(path).is_file():
+        return "h5"
+    return "image_folder" if data_format in ("dali", "resident") else data_format
 
 
 def require_folder(path: str | os.PathLike, key: str) -> Path:
@@ -207,23 +227,23 @@ def take_fraction(
     if split is None:
         split = draw(len(dataset), labels, fraction, of)
     split.require(len(dataset), labels, fraction, of)
-    for name in (
-        "samples",
-        "imgs",
-        "images",
-        "targets",
-        "labels",
-        "data",
-        "_data",
-        "originals",
-        "ids",
-    ):
-        value = getattr(dataset, name, None)
-        if isinstance(value, np.ndarray) and len(value) == len(labels or value):
-            setattr(dataset, name, value[split.indices])
-        elif isinstance(value, list):
-            setattr(dataset, name, [value[i] for i in split.indices])
     dataset.split = split
+    return keep_items(dataset, split.indices)
+
+
+# What datasets call their items, one entry per item.
+_PER_ITEM = ("samples", "imgs", "images", "targets", "labels", "data", "_data", "originals", "ids")
+
+
+def keep_items(dataset: Dataset, kept: Sequence[int]) -> Dataset:
+    """Keep the items at the positions `kept`, in that order, in place."""
+    n = len(dataset)
+    for name in _PER_ITEM:
+        value = getattr(dataset, name, None)
+        if isinstance(value, np.ndarray) and len(value) == n:
+            setattr(dataset, name, value[kept])
+        elif isinstance(value, list):
+            setattr(dataset, name, [value[i] for i in kept])
     return dataset
 
 

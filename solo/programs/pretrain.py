@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from solo.args import schema
 from solo.args.check import require
+from solo.args.common import count_devices
 from solo.args.pretrain import parse_cfg
 from solo.errors import ConfigError, did_you_mean
 
@@ -35,12 +36,17 @@ def pretrain(cfg: DictConfig) -> Trainer:
 
     from lightning.pytorch import seed_everything
 
+    from solo.data.images import ReadError
     from solo.programs.training import fit
 
     seed_everything(cfg.seed)
     model = build_model(cfg)
     data = build_data(cfg)
-    return fit(cfg, model, data, Path(cfg.checkpoint.dir) / cfg.method, _umap(cfg))
+    try:
+        return fit(cfg, model, data, Path(cfg.checkpoint.dir) / cfg.method, _umap(cfg))
+    except ReadError as error:
+        hint = "With data.skip_unreadable=True broken training files are counted and left out."
+        raise ReadError(f"{error} {hint}") from error
 
 
 def build_model(cfg: DictConfig) -> LightningModule:
@@ -52,6 +58,7 @@ def build_model(cfg: DictConfig) -> LightningModule:
     import torch
 
     from solo.methods import METHODS
+    from solo.utils.compiled_encoder import compile_encoders
     from solo.utils.misc import make_contiguous
 
     names = [name for name in METHODS if name not in ("base", "linear")]
@@ -66,6 +73,8 @@ def build_model(cfg: DictConfig) -> LightningModule:
     make_contiguous(model)
     if not OmegaConf.select(cfg, "performance.disable_channel_last", default=False):
         model = model.to(memory_format=torch.channels_last)
+    if OmegaConf.select(cfg, "performance.compile", default=False):
+        compile_encoders(model)
     return model
 
 
@@ -74,6 +83,8 @@ def build_data(cfg: DictConfig) -> Data:
     val = validation_loader(cfg)
     if cfg.data.format == "dali":
         return _dali(cfg, val)
+    if cfg.data.format == "resident":
+        return _resident(cfg, val)
     from solo.data.pretrain_dataloader import (
         build_transform_pipeline,
         prepare_dataloader,
@@ -92,12 +103,44 @@ def build_data(cfg: DictConfig) -> Data:
         transform,
         train_data_path=cfg.data.train_path,
         data_format=cfg.data.format,
-        no_labels=cfg.data.no_labels,
-        data_fraction=cfg.data.fraction,
-        fraction_of=cfg.data.get("fraction_of", "images"),
+        **_which_images(cfg),
     )
+    if cfg.data.get("skip_unreadable"):
+        from solo.data.unreadable import without_unreadable
+
+        where = f"'{cfg.data.train_path}'"
+        dataset = without_unreadable(dataset, where, max(1, cfg.data.num_workers))
     train = prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
     return train, val
+
+
+def _which_images(cfg: DictConfig) -> dict[str, Any]:
+    return {
+        "no_labels": cfg.data.no_labels,
+        "data_fraction": cfg.data.fraction,
+        "fraction_of": cfg.data.get("fraction_of", "images"),
+    }
+
+
+def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
+    from solo.data.batched import build_views
+    from solo.data.resident import ResidentData, prepare_resident
+
+    compiled = OmegaConf.select(cfg, "performance.compile", default=False)
+    views = build_views(cfg.data.dataset, cfg.augmentations, compiled)
+    if cfg.debug_augmentations:
+        print("Transforms:\n", views)
+    dataset = prepare_resident(
+        cfg.data.dataset,
+        views,
+        train_data_path=cfg.data.train_path,
+        size=cfg.data.get("resident_size"),
+        skip_unreadable=cfg.data.get("skip_unreadable", False),
+        threads=cfg.data.num_workers,
+        processes=count_devices(cfg),
+        **_which_images(cfg),
+    )
+    return ResidentData(dataset, cfg.optimizer.batch_size, val)
 
 
 def validation_loader(cfg: DictConfig) -> DataLoader | None:
@@ -108,11 +151,12 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
     if data.dataset in ("imagenet", "imagenet100") and data.val_path is None:
         return None
     from solo.data.classification_dataloader import prepare_val_data
+    from solo.data.sources import stored_format
 
     return prepare_val_data(
         data.dataset,
         val_data_path=data.val_path,
-        data_format="image_folder" if data.format == "dali" else data.format,
+        data_format=stored_format(data.format, data.val_path),
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
     )

@@ -31,7 +31,8 @@ from solo.utils.checkpointer import Checkpointer
 from solo.utils.guards import EpochSeeder, NonFiniteGuard
 from solo.utils.loggers import CSVMetrics, build_loggers
 from solo.utils.misc import omegaconf_select
-from solo.utils.profiling import StepProfiler
+from solo.utils.profiling import AUGMENTATION, StepProfiler
+from solo.utils.progress import ThroughputBar
 
 Data = LightningDataModule | tuple[DataLoader, DataLoader | None]
 
@@ -116,10 +117,11 @@ def fit(
         loggers[0].watch(model, log="gradients", log_freq=100)
     if cfg.wandb.enabled or cfg.tensorboard.enabled:
         monitors.append(LearningRateMonitor(logging_interval="step"))
-    callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors]
+    bar = [ThroughputBar()] if cfg.get("enable_progress_bar", True) else []
+    callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors, *bar]
     trainer = _trainer(trainer_arguments(cfg), loggers, callbacks)
     path = None if resume.path is None else str(resume.path)
-    with _profiled(cfg, trainer, model, logdir):
+    with _profiled(cfg, trainer, model, data, logdir):
         if isinstance(data, LightningDataModule):
             trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
         else:
@@ -129,7 +131,7 @@ def fit(
 
 @contextmanager
 def _profiled(
-    cfg: DictConfig, trainer: Trainer, model: LightningModule, logdir: Path
+    cfg: DictConfig, trainer: Trainer, model: LightningModule, data: Data, logdir: Path
 ) -> Iterator[None]:
     """Inside, `performance.profile` measures; the table comes at the end."""
     if not omegaconf_select(cfg, "performance.profile", False):
@@ -139,6 +141,9 @@ def _profiled(
         raise ConfigError("performance.profile and profiler exclude each other: leave one out")
     masks = [callback.state_key for callback in model.configure_callbacks()]
     trainer.profiler = profiler = StepProfiler(masks)
+    views = getattr(getattr(data, "dataset", None), "views", None)
+    if views is not None:  # made of whole batches in this process
+        profiler.watch(views, AUGMENTATION)
     with profiler.receiving():
         yield
     if trainer.is_global_zero:
@@ -153,6 +158,8 @@ def _quiet() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
+        # a method's own hooks before and after the transfer are what is wanted with a data module
+        ".*You have overridden `on_.*_batch_transfer` in `LightningModule`.*",
         # figures of extensions, the same on all ranks: sparse/online_sparsity and the like
         ".*self.log.'[a-z_]+/.*sync_dist.*",
     ):
