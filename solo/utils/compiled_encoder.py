@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`performance.compile` for encoders: `torch.compile` in place, without new names in checkpoints."""
+"""`performance.compile` for encoders: `torch.compile` in place; no new names in checkpoints."""
 
 from __future__ import annotations
 
