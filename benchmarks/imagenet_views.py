@@ -25,8 +25,7 @@ from solo.data.images import read_image
 from solo.data.pretrain_dataloader import build_transform_pipeline, prepare_n_crop_transform
 
 RECIPE = (
-    Path(__file__).resolve().parents[1]
-    / "scripts/pretrain/imagenet/augmentations/asymmetric.yaml"
+    Path(__file__).resolve().parents[1] / "scripts/pretrain/imagenet/augmentations/asymmetric.yaml"
 )
 ROUNDS = 3
 ENDINGS = {".jpg", ".jpeg", ".png"}

@@ -79,6 +79,7 @@ def pruned(net: nn.Module, sparsity: float, channels: bool) -> nn.Module:
     if channels:
         units = CoupledUnits("filter", encoder, net)
         share = _share_of_channels(net, units, encoder, sparsity)
+        print(f"slim: {share:.1%} of the channels that can go")
     else:
         from sparse_ext.units import Units
 
@@ -171,7 +172,7 @@ def routes(net: nn.Module, sparsity: float, images: torch.Tensor, folder: Path) 
     return found
 
 
-def alternating(works: list[Callable[[], object] | None], repeats: int) -> list[float]:
+def alternating(works: list[Callable[[], object] | None], repeats: int) -> list[float | None]:
     """Median seconds of each; one after the other in every round, so that load hits all alike."""
     times: list[list[float]] = [[] for _ in works]
     for turn in range(repeats + 1):
@@ -182,7 +183,7 @@ def alternating(works: list[Callable[[], object] | None], repeats: int) -> list[
             work()
             if turn:
                 seen.append(time.perf_counter() - start)
-    return [statistics.median(seen) if seen else float("nan") for seen in times]
+    return [statistics.median(seen) if seen else None for seen in times]
 
 
 def main() -> None:
@@ -208,13 +209,16 @@ def main() -> None:
             steps = alternating([route.train for route in found], args.steps)
             runs = alternating([route.infer for route in found], args.steps)
         for route, step, run in zip(found, steps, runs, strict=True):
-            print(
-                f"{route.name:24}{route.parameters:12,}{route.off:9.0e}{1e3 * step:9.1f}"
-                f"{steps[0] / step:6.2f}x{1e3 * run:9.1f}{runs[0] / run:6.2f}x"
-                f"{route.bytes / 1e6:8.2f}"
-            )
+            times = f"{_time(step, steps[0])}{_time(run, runs[0])}{route.bytes / 1e6:8.2f}"
+            print(f"{route.name:24}{route.parameters:12,}{route.off:9.0e}{times}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(f"\npeak memory of the whole process: {peak:,.0f} MB")
+
+
+def _time(seconds: float | None, dense: float | None) -> str:
+    if seconds is None or dense is None:
+        return f"{'-':>9}{'':>7}"
+    return f"{1e3 * seconds:9.1f}{dense / seconds:6.2f}x"
 
 
 if __name__ == "__main__":

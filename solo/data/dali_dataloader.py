@@ -316,12 +316,8 @@ class ClassificationDALIDataModule(_DALIDataModule):
 
     def train_dataloader(self) -> TempDALIGenericIterator:
         """This rank's iterator; the last incomplete batch is dropped."""
-        builder = self.pipeline_class(
-            self.train_data_path,
-            data_fraction=self.data_fraction,
-            split=self.split,
-            **self._placement(),
-        )
+        part = {"data_fraction": self.data_fraction, "split": self.split}
+        builder = self.pipeline_class(self.train_data_path, **part, **self._placement())
         self.split = builder.split
         self._require_full_batch(len(builder.files))
         return self._wrapped(builder, LastBatchPolicy.DROP)

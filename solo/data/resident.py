@@ -24,6 +24,7 @@ from solo.data.pretrain_dataloader import prepare_datasets, require_full_batch
 from solo.data.resident_images import resident_images
 from solo.data.sources import stored_format
 from solo.data.splits import Split
+from solo.utils.profiling import AUGMENTATION, section
 
 
 class ResidentDataset(Dataset):
@@ -76,7 +77,8 @@ class ResidentDataset(Dataset):
             images = self.images[chosen]
             images = images.pin_memory() if self.device.type == "cuda" else images
             images = images.to(self.device, non_blocking=True)
-        views = self.views(images, self._generator.manual_seed(seed))
+        with section(AUGMENTATION):
+            views = self.views(images, self._generator.manual_seed(seed))
         return [chosen, views, self.labels[chosen]]
 
 

@@ -57,6 +57,7 @@ def slim(checkpoint: str | Path, out: str | Path | None = None, encoder: str = "
 
     backbone, run = rebuild(checkpoint, encoder)
     size = input_size(run)
+    backbone.eval()  # as it will be used: random depth, for one, is traced away
     full, macs = copy.deepcopy(backbone), count(backbone, size).macs_dense
     report = shrink_([backbone])
     if not report.removed:

@@ -47,6 +47,11 @@ class GatingExtension(extensions.Extension):
         obstacle = config.obstacle_to_masks()
         if obstacle and cfg.get("sparse") is not None:
             raise ConfigError(f"sparse and gating={config.name} together: {obstacle}")
+        if removing := _removes_channels(cfg.get("sparse")):
+            raise ConfigError(
+                f"sparse.{removing} removes whole channels, and the gates of gating={config.name} "
+                f"are built for all of them: leave sparse.{removing} out."
+            )
         with open_dict(cfg):
             cfg.gating = schema.to_dict(config)
 
@@ -143,6 +148,15 @@ class GatingExtension(extensions.Extension):
 
         gating = gating_of(backbone)
         return {} if gating is None else gating.context.collect()
+
+
+def _removes_channels(sparse: Any) -> str:
+    """The key of `sparse` that asks for smaller tensors; empty if none does."""
+    section = schema.plain(sparse)
+    if not isinstance(section, Mapping):
+        return ""
+    keys = ("coupled", "slim_at")
+    return next((key for key in keys if section.get(key) not in (None, False)), "")
 
 
 def _has_momentum_encoder(method: str) -> bool:

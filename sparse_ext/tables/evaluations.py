@@ -60,7 +60,8 @@ def _silent(line: str) -> None:
 
 
 def _linear(row: Row, options: Options, evaluation: Evaluation) -> tuple:
-    own = tuple(text for text in options.training if text.lstrip("+").startswith(SHARED))
+    given = (*row.overrides, *options.training)
+    own = tuple(text for text in given if text.lstrip("+").startswith(SHARED))
     branch = [] if evaluation.branch is None else [f"+gating.eval={evaluation.branch}"]
     return (
         *program("main_linear.py"),

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 WIDTH = 64  # of the paper's ResNets
 SMALL = "small-scale run"
 # of what an evaluation measured on its images, for the table
-GATES = ("flops_reduction", "macs_effective", "times_fewer_macs_gated")
+GATES = (
+    *("flops_reduction", "macs_effective", "times_fewer_macs", "times_fewer_macs_gated"),
+    "eta",
+)
 
 
 def collect(rows: list[Row], options: Options) -> list[dict[str, Any]]:
@@ -104,8 +107,9 @@ def label(row: Row, log: RunLog) -> str:
     if backbone.get("name") != row.expected["backbone"]:
         differences.append(f"{backbone.get('name')} instead of {row.expected['backbone']}")
     width = (backbone.get("kwargs") or {}).get("width", WIDTH)
-    if width != WIDTH:
-        differences.append(f"width {width} instead of {WIDTH}")
+    usual = row.expected.get("width", WIDTH)
+    if width != usual:
+        differences.append(f"width {width} instead of {usual}")
     seen = images_per_epoch(log)
     if seen is not None and seen < 0.9 * row.expected["images"]:
         differences.append(f"{seen:,} of {row.expected['images']:,} training images")

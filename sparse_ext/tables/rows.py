@@ -63,7 +63,7 @@ class Row:
         evaluations: of the trained encoder.
         source: `<table>-<dataset>/<row>` whose encoder is fine-tuned or evaluated.
         images: training images per class are cut so that so many remain; None keeps all.
-        expected: epochs, images and backbone of the paper's run.
+        expected: epochs, images, backbone and width (if not 64) of the paper's run.
         paper: printed figures, see the YAML files.
         note: what the paper leaves open or contradicts here.
     """

@@ -71,6 +71,17 @@ def test_enable_completes_the_section():
     assert OmegaConf.to_container(sparse_ext.enable(cfg)) == first
 
 
+@pytest.mark.parametrize("asked", [{"coupled": True}, {"slim_at": 0.5}])
+def test_gates_do_not_follow_channels_that_are_removed(asked):
+    (key,) = asked
+    cfg = OmegaConf.create({"gating": "cdg", "sparse": {"name": "gmp", **asked}})
+    with pytest.raises(ConfigError, match=rf"sparse\.{key} removes whole channels.*gating=cdg"):
+        sparse_ext.enable(cfg)
+    for sparse in ("gmp", {"name": "gmp", "coupled": False, "slim_at": None}):
+        cfg = OmegaConf.create({"gating": "cdg", "sparse": sparse})
+        assert sparse_ext.enable(cfg).gating.name == "cdg"
+
+
 def test_evaluations_need_only_the_branch():
     cfg = OmegaConf.create({"pretrained_feature_extractor": "x", "gating": {"eval": "dense"}})
     assert sparse_ext.enable(cfg).gating == {"eval": "dense"}

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# Rows: bash scripts/gating/cifar100/cdg_table4.sh --list; one of them: bash scripts/gating/cifar100/cdg_table4.sh ROW [key=value ...]
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../../sparse/launch.sh" cifar100 cdg_table4 "$@"
