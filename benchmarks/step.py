@@ -64,7 +64,7 @@ def configuration(batch: int, changes: dict, optimizer: str, width: int) -> Omeg
 
 
 class Clock(Callback):
-    """Seconds of each step; a GPU is waited for, as two steps of it may overlap."""
+    """Seconds of each step: CPU time, or wall time on a GPU, which is waited for."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -73,7 +73,9 @@ class Clock(Callback):
         """The end of one step is the start of the next."""
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
+            self.times.append(time.perf_counter())
+        else:
+            self.times.append(time.process_time())
 
     def seconds(self, skipped: int) -> list[float]:
         """Of every step but the first ones."""
@@ -122,10 +124,9 @@ def main() -> None:
     parser.add_argument("--optimizer", default="lars", choices=["lars", "sgd", "adamw"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--skip-compile", action="store_true")
-    parser.add_argument("--threads", type=int, default=0, help="0 = torch's choice")
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     names = [name for name in VARIANTS if not (args.skip_compile and "compiled" in name)]
     best = dict.fromkeys(names, float("inf"))
     for _ in range(args.rounds):
