@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 from solo.errors import ConfigError, did_you_mean
 from sparse_ext.spelling import read as read_granularity
 
+#: how densities are dealt out to layers
+ALLOCATIONS = ("erk", "er", "uniform")
+
 
 @dataclass(frozen=True)
 class SparseConfig:
@@ -128,6 +131,17 @@ class SparseConfig:
         )
 
 
+@dataclass(frozen=True)
+class ConstantConfig(SparseConfig):
+    """A method whose sparsity is `final` from the first step to the last; it has no ramp."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        refuse_unused(
+            self, "initial", "momentum_initial", "ramp_end", why="its sparsity is constant"
+        )
+
+
 def require_choice(key: str, value: str, choices: tuple, extra: tuple = ()) -> None:
     if value not in choices:
         raise ConfigError(f"Unknown sparse.{key}={value!r}. {did_you_mean(value, choices + extra)}")
@@ -149,3 +163,14 @@ def clean(value: float) -> float:
 def derive(config: Any, key: str, value: Any) -> None:
     """Set a default that depends on other keys; only from `__post_init__` of a frozen section."""
     object.__setattr__(config, key, value)
+
+
+def refuse_unused(config: Any, *keys: str, why: str) -> None:
+    """Raise ConfigError if a key that the method inherits without using it was set."""
+    defaults = {f.name: f.default for f in fields(config)}
+    for key in keys:
+        if getattr(config, key) != defaults[key]:
+            raise ConfigError(
+                f"sparse.{key}={getattr(config, key)} has no effect on {config.name}: {why}. "
+                f"Leave it out."
+            )

@@ -14,7 +14,8 @@ from typing import Any
 
 from solo.errors import ConfigError, did_you_mean
 from sparse_ext.base_config import SparseConfig, require_choice
-from sparse_ext.rivals_config import RIVALS
+from sparse_ext.fixed_config import FIXED
+from sparse_ext.growing_config import GROWING
 from sparse_ext.spelling import spoken
 from sparse_ext.synccp_config import CSIConfig, SyncCPConfig
 from sparse_ext.typed import fill
@@ -56,7 +57,12 @@ class GMPConfig(SparseConfig):
             )
 
 
-METHODS: dict[str, type[SparseConfig]] = {"synccp": SyncCPConfig, "gmp": GMPConfig, **RIVALS}
+METHODS: dict[str, type[SparseConfig]] = {
+    "synccp": SyncCPConfig,
+    "gmp": GMPConfig,
+    **GROWING,
+    **FIXED,
+}
 
 
 def build(section: str | Mapping[str, Any] | SparseConfig) -> SparseConfig:

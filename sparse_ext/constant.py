@@ -66,7 +66,8 @@ class InstantRegrowth(Pruner):
     @classmethod
     def keeps_latents(cls, config: Any, shared: bool) -> bool:
         """N:M groups are ranked by, and choose their members from, what they had before."""
-        return config.some_survive or super().keeps_latents(config, shared)
+        ranked = cls.stores_zeros and config.some_survive
+        return ranked or super().keeps_latents(config, shared)
 
     def wants_gradients(self) -> bool:
         """At the steps that change masks only."""

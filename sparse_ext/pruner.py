@@ -65,8 +65,11 @@ class Pruner:
 
     @classmethod
     def keeps_latents(cls, config: Any, shared: bool) -> bool:
-        """Whether the last values of pruned weights are kept, in `shadow` buffers."""
-        return not shared and config.ema_mode == "latent"
+        """Whether the last values of pruned weights are kept, in `shadow` buffers.
+
+        Where no zeros are stored, the weights are the latent ones.
+        """
+        return cls.stores_zeros and not shared and config.ema_mode == "latent"
 
     @classmethod
     def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:

@@ -36,11 +36,6 @@ class MCP(Constant):
     stores_zeros = False
 
     @classmethod
-    def keeps_latents(cls, config: Any, shared: bool) -> bool:
-        """No stored weight is set to zero."""
-        return False
-
-    @classmethod
     def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
         """The subnet shares the momentum encoder's weights, not its batch norm statistics."""
         if len(encoders) == 1:

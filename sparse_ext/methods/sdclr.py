@@ -30,11 +30,6 @@ class SDCLR(EpochMasks):
     stores_zeros = False
 
     @classmethod
-    def keeps_latents(cls, config: Any, shared: bool) -> bool:
-        """The stored weights are the latent ones."""
-        return False
-
-    @classmethod
     def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
         """Masks into the forward pass; a second set of batch norms, that of the heads included."""
         if len(encoders) > 1:

@@ -27,11 +27,6 @@ class SRSTE(Constant):
     stores_zeros = False
 
     @classmethod
-    def keeps_latents(cls, config: Any, shared: bool) -> bool:
-        """The stored weights are the latent ones."""
-        return False
-
-    @classmethod
     def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
         """Masks go into the forward passes, with straight-through gradients."""
         return [make_functional(encoder, ALWAYS, straight=True) for encoder in encoders]

@@ -9,11 +9,13 @@ from solo.errors import ConfigError
 from solo.utils.views import encoding
 from sparse_ext import distributed, sparsify
 from sparse_ext.extension import register
-from sparse_ext.rivals_config import RIVALS
+from sparse_ext.fixed_config import FIXED
+from sparse_ext.growing_config import GROWING
 from tests.sparse.test_resume import Forward, Recording, everything
 from tests.sparse.toys import data, toy, trainer
 
 pytestmark = pytest.mark.unit
+RIVALS = {**GROWING, **FIXED}
 
 SECTIONS = {
     "granet": {"update_period": 2},

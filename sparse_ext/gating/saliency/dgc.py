@@ -58,7 +58,7 @@ class DGCConv2d(GatedConv2d):
         mask = saliences * keep_largest(saliences, self.in_channels - self.inactive)
         copies = x[:, None] * mask.to(x.dtype)[:, :, :, None, None]
         geometry = (self.stride, self.padding, self.dilation, self.heads)
-        out = F.conv2d(copies.flatten(1, 2), self.seen_weight(), None, *geometry)
+        out = F.conv2d(copies.flatten(1, 2), self.seen_weight(), None, *geometry)  # type: ignore[arg-type]
         self.account(saliences, mask, conv_macs(self, out))
         return F.channel_shuffle(out, self.heads)
 

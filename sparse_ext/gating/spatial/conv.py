@@ -73,7 +73,7 @@ class SpatialConv2d(GatedConv2d):
         """Yb (N, C_out, H', W'): the blocks of this branch's base path alone."""
         pattern = self.patterns[branch]
         geometry = (self.stride, self.padding, self.dilation, len(pattern))
-        return F.conv2d(base_input(x, pattern), base_weight(weight, pattern), None, *geometry)
+        return F.conv2d(base_input(x, pattern), base_weight(weight, pattern), None, *geometry)  # type: ignore[arg-type]
 
     def normal(self, salience: Tensor, branch: str) -> Tensor:
         """The salience (N, C, H, W) with mean 0 and variance 1 per channel, float32."""
