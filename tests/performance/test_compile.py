@@ -5,6 +5,7 @@ Generating code takes minutes, so most tests run the captured graphs as they are
 """
 
 import copy
+import logging
 import warnings
 
 import pytest
@@ -18,6 +19,7 @@ from tests.methods.helpers import tiny_batch, tiny_cfg, tiny_loaders, tiny_train
 pytestmark = pytest.mark.unit
 
 BYOL = {"proj_hidden_dim": 8, "proj_output_dim": 4, "pred_hidden_dim": 8}
+SIMCLR = {"proj_hidden_dim": 8, "proj_output_dim": 4, "temperature": 0.2}
 torch_compile = torch.compile
 
 
@@ -30,14 +32,20 @@ def quick(monkeypatch):
         return torch_compile(function, backend="eager", **kwargs)
 
     monkeypatch.setattr(torch, "compile", compile)
+    # pytest records what the compiler traces, which takes it longer than the rest
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)
     torch._dynamo.reset()
 
 
-def byol(**changes):
+def built(method, kwargs, **changes):
     torch.manual_seed(0)
-    cfg = tiny_cfg("byol", BYOL, backbone__kwargs__width=2, **changes)
+    cfg = tiny_cfg(method, kwargs, backbone__kwargs__width=2, **changes)
     extension.enable(cfg)
-    return METHODS["byol"](cfg)
+    return METHODS[method](cfg)
+
+
+def byol(**changes):
+    return built("byol", BYOL, **changes)
 
 
 def fitted(model, compiled):
@@ -68,7 +76,7 @@ def test_training_is_the_same(quick):
 
 
 def test_training_with_masks_is_the_same(quick):
-    sparse = {"name": "granet", "final": 0.5, "update_every_steps": 1}
+    sparse = {"name": "rigl", "final": 0.5, "update_period": 1}
     plain, compiled = (fitted(byol(sparse=sparse), c) for c in (False, True))
     assert is_compiled(compiled.backbone)
     equal(plain, compiled)
@@ -78,18 +86,15 @@ def test_training_with_masks_is_the_same(quick):
 
 
 @pytest.mark.parametrize(
-    ("section", "reason"),
+    ("method", "kwargs", "section", "reason"),
     [
-        ({"gating": {"name": "vicreg_gating"}}, "gates choose a branch"),
-        ({"sparse": {"name": "sdclr", "final": 0.5}}, "choose a mask"),
+        ("byol", BYOL, {"gating": {"name": "vicreg_gating"}}, "gates choose a branch"),
+        ("simclr", SIMCLR, {"sparse": {"name": "sdclr", "final": 0.5}}, "choose a mask"),
     ],
 )
-def test_what_depends_on_the_view_runs_plain_and_says_so(quick, section, reason):
-    model = byol(**section)
+def test_what_depends_on_the_view_runs_plain_and_says_so(quick, method, kwargs, section, reason):
+    model = built(method, kwargs, **section)
     compile_encoders(model)
-    model.train()
-    for encoder in (model.backbone, model.momentum_backbone):
-        encoder.train()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fitted_model = fitted(model, False)
