@@ -11,6 +11,7 @@ EXTRAS = {
     "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
     "umap": ["umap-learn", "matplotlib", "seaborn", "pandas"],
     "h5": ["h5py"],
+    "kernels": ["ninja"],
     "export": ["onnx", "onnxruntime"],
     "tensorboard": ["tensorboard"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis", "ruff", "mypy"],
@@ -31,7 +32,7 @@ setup(
     py_modules=["main_pretrain", "main_linear", "main_knn", "main_umap", "main_tickets"],
     package_data={
         "solo": ["recipes/**/*.yaml", "data/dataset_subset/*.txt"],
-        "sparse_ext": ["report/*.html"],
+        "sparse_ext": ["report/*.html", "kernels/cpp/*"],
     },
     install_requires=[
         "torch>=2.11",

@@ -39,6 +39,8 @@ class SparseConfig:
             then is the share of channel groups (see `sparse_ext.coupling`).
         slim_at: when masks become final and training goes on with physically smaller encoders:
             an optimizer step, or a fraction of the run (below 1); after the ramp.
+        kernel: how masked convolutions are computed: `dense`, or `block`, which skips pruned 8x8
+            blocks wherever a layer has lost 75% of them (on the CPU, see `sparse_ext.kernels`).
         seed: of random masks; None = the run's seed.
         debug: check the storage invariants after every step (slow).
     """
@@ -58,6 +60,7 @@ class SparseConfig:
     exclude: tuple[str, ...] = ()
     coupled: bool = False
     slim_at: float | None = None
+    kernel: str = "dense"
     seed: int | None = None
     debug: bool = False
 
@@ -73,6 +76,7 @@ class SparseConfig:
         if not 0 < self.ramp_end <= 1:
             raise ConfigError(f"sparse.ramp_end={self.ramp_end} is not a fraction in (0, 1].")
         self._check_channels()
+        self._check_kernel()
 
     def fill_in(self) -> None:
         """Set the defaults that depend on other keys; twice changes nothing."""
@@ -115,6 +119,23 @@ class SparseConfig:
             raise ConfigError(
                 f"sparse.slim_at={at} is neither a fraction of the run (below 1) nor a "
                 f"number of optimizer steps."
+            )
+
+    def _check_kernel(self) -> None:
+        """The block kernel skips blocks of 8x8, of layers that keep their class."""
+        require_choice("kernel", self.kernel, ("dense", "block"))
+        if self.kernel == "dense":
+            return
+        spelling = read_granularity(self.granularity)
+        if spelling.kind != "block" or spelling.size % 8:
+            raise ConfigError(
+                f"sparse.kernel=block skips pruned blocks of 8x8, and "
+                f"sparse.granularity={self.granularity} makes none: set sparse.granularity=block8."
+            )
+        if self.slim_at is not None:
+            raise ConfigError(
+                f"sparse.kernel=block and sparse.slim_at={self.slim_at} do not go together: choose "
+                f"between skipping blocks and removing channels."
             )
 
     def _check_sparsity(self, key: str, value: float | None) -> None:

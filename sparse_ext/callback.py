@@ -28,6 +28,7 @@ from sparse_ext.cost.live import CostMeter
 from sparse_ext.diagnostics import all_dead_filters, dead_filters, oscillation
 from sparse_ext.ema import install
 from sparse_ext.encoder import Encoder, selection, unwrapped
+from sparse_ext.kernels import training as kernels
 from sparse_ext.messages import log
 from sparse_ext.probe import Probe
 from sparse_ext.pruner import Pruner, build_pruner, method_class
@@ -96,6 +97,8 @@ class PruningCallback(Callback):
             self._encoders[0].add_buffer("score")
         if not shared and method.stores_zeros:
             install(pl_module, self.config.ema_mode)
+        if self.config.kernel == "block":
+            kernels.equip(trainer, pl_module)
         checks.ignore_in_ddp(pl_module)
         # epoch ends are counted before anyone else's hook may write a checkpoint of that epoch
         others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
@@ -185,6 +188,8 @@ class PruningCallback(Callback):
             self._settle(trainer.optimizers[0])
         if self.running.begin_batch(trainer.current_epoch, trainer.optimizers[0]):
             self._agree(f"Masks before step {self.running.t}")
+        if self.config.kernel == "block":
+            kernels.announce(pl_module, self.running.wants_gradients())
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Log every mask update by itself, whatever the logging interval."""

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from sparse_ext.checks import check_strategy, only_optimizer
 from sparse_ext.encoder import Encoder
+from sparse_ext.kernels import needs_dense_gradients
 
 
 class FixedMasks(Callback):
@@ -32,6 +33,7 @@ class FixedMasks(Callback):
         optimizer = only_optimizer(trainer)
         encoder = Encoder(pl_module.backbone)  # type: ignore[arg-type]
         encoder.project(optimizer)
+        needs_dense_gradients(pl_module.backbone, False)  # type: ignore[arg-type]
         self._hook = optimizer.register_step_post_hook(lambda o, *_: encoder.project(o))
 
     def on_before_optimizer_step(
