@@ -75,6 +75,16 @@ def test_training_is_the_same(quick):
     equal(plain, compiled)
 
 
+def test_training_with_masks_is_the_same(quick):
+    sparse = {"name": "rigl", "final": 0.5, "update_period": 1}
+    plain, compiled = (fitted(byol(sparse=sparse), c) for c in (False, True))
+    assert is_compiled(compiled.backbone)
+    equal(plain, compiled)
+    masked = {n: m for n, m in compiled.backbone.named_modules() if hasattr(m, "mask")}
+    assert any(not bool(m.mask.all()) for m in masked.values())
+    assert all(bool((m.weight[~m.mask] == 0).all()) for m in masked.values())
+
+
 @pytest.mark.parametrize(
     ("method", "kwargs", "section", "reason"),
     [
