@@ -80,6 +80,10 @@ class Extension:
         """Keys of `state` that only training needs, so that evaluation may leave them out."""
         return set()
 
+    def runs_uncompiled(self, backbone: nn.Module) -> str:
+        """Why `backbone` must not go through `torch.compile`; empty where it may."""
+        return ""
+
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Figures measured on `backbone` that an evaluation must state, such as its sparsity."""
         return {}
@@ -139,3 +143,8 @@ def parameter_groups(backbone: nn.Module, **options: Any) -> list[Mapping[str, A
 def collect(backbone: nn.Module) -> dict[str, float]:
     """What all extensions have measured in unannounced passes since the last call."""
     return {name: value for e in registered() for name, value in e.collect(backbone).items()}
+
+
+def runs_uncompiled(backbone: nn.Module) -> str:
+    """The first extension's reason why `backbone` must not be compiled; empty where it may."""
+    return next(filter(None, (e.runs_uncompiled(backbone) for e in registered())), "")

@@ -104,6 +104,13 @@ class SparseExtension(extensions.Extension):
         beside = {prefix + name for prefix in masked for name in TRAINING_ONLY} & set(state)
         return beside | training_only(state)
 
+    def runs_uncompiled(self, backbone: nn.Module) -> str:
+        """Layers with living weights choose their mask by the view; stored zeros may compile."""
+        from sparse_ext.functional import Functional
+
+        living = any(isinstance(module, Functional) for module in backbone.modules())
+        return "its sparse layers choose a mask for every view" if living else ""
+
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Measured sparsity of `backbone`: over its prunable set, and over all its weights.
 

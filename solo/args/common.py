@@ -116,6 +116,8 @@ def check_format(cfg: DictConfig) -> None:
         )
     if cfg.data.format == "resident" and cfg.data.dataset in schema.MULTILABEL_DATASETS:
         raise ConfigError(f"data.format=resident does not go with data.dataset={cfg.data.dataset}")
+    if cfg.data.format == "dali" and cfg.data.get("augment") == "device":
+        raise ConfigError("data.augment=device is for image_folder and h5: dali has its own device")
     if cfg.data.format == "dali" and cfg.data.get("skip_unreadable"):
         raise ConfigError("data.skip_unreadable works with image_folder, h5 and resident, not dali")
 

@@ -61,6 +61,7 @@ class Data:
     train_path: str | None = None
     val_path: str | None = None
     format: Literal["image_folder", "dali", "h5", "resident"] = "image_folder"
+    augment: Literal["workers", "device"] = "workers"
     resident_size: int | None = None
     skip_unreadable: bool = False
     no_labels: bool = False

@@ -191,7 +191,7 @@ def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
         (T.RandomApply, [Equalization()], "equalization"),
         (T.RandomHorizontalFlip, None, "horizontal_flip"),
     ]
-    steps: list[Callable] = [_crop(entry)]
+    steps: list[Callable] = [crop_of(entry)]
     for op, inner, section in optional:
         prob = entry[section]["prob"]
         if prob:
@@ -199,7 +199,9 @@ def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
     return T.Compose([*steps, T.ToTensor(), T.Normalize(mean=tuple(mean), std=tuple(std))])
 
 
-def _crop(entry: Mapping[str, Any]) -> Callable:
+def crop_of(cfg: Mapping[str, Any]) -> Callable:
+    """The first step of the pipeline of one entry: a crop or a resize of a PIL image."""
+    entry = checked_augmentation(cfg)
     size, rrc = entry["crop_size"], entry["rrc"]
     bicubic = T.InterpolationMode.BICUBIC
     if "padding" in entry:

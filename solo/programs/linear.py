@@ -39,6 +39,7 @@ def linear(cfg: DictConfig) -> Trainer:
 
     from solo.data import splits
     from solo.programs.training import LogFigures, SaveSplit, find_resume, fit
+    from solo.utils.compiled_encoder import compile_encoders
     from solo.utils.misc import make_contiguous
 
     seed_everything(cfg.seed)
@@ -46,6 +47,8 @@ def linear(cfg: DictConfig) -> Trainer:
     make_contiguous(model)
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
+    if cfg.performance.compile:
+        compile_encoders(model, frozen=not cfg.finetune)
     logdir = Path(cfg.checkpoint.dir) / "linear"
     resume = find_resume(cfg, logdir)
     split = None if resume.path is None else splits.read(resume.path.parent)

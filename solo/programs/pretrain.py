@@ -58,6 +58,7 @@ def build_model(cfg: DictConfig) -> LightningModule:
     import torch
 
     from solo.methods import METHODS
+    from solo.utils.compiled_encoder import compile_encoders
     from solo.utils.misc import make_contiguous
 
     names = [name for name in METHODS if name not in ("base", "linear")]
@@ -72,6 +73,8 @@ def build_model(cfg: DictConfig) -> LightningModule:
     make_contiguous(model)
     if not OmegaConf.select(cfg, "performance.disable_channel_last", default=False):
         model = model.to(memory_format=torch.channels_last)
+    if OmegaConf.select(cfg, "performance.compile", default=False):
+        compile_encoders(model)
     return model
 
 
@@ -89,10 +92,18 @@ def build_data(cfg: DictConfig) -> Data:
         prepare_n_crop_transform,
     )
 
-    transform = prepare_n_crop_transform(
-        [build_transform_pipeline(cfg.data.dataset, entry) for entry in cfg.augmentations],
-        [entry.num_crops for entry in cfg.augmentations],
-    )
+    device_views = None
+    if cfg.data.get("augment") == "device":
+        from solo.data.device_views import DeviceData, DeviceViews
+
+        compiled = OmegaConf.select(cfg, "performance.compile", default=False)
+        device_views = DeviceViews(cfg.data.dataset, cfg.augmentations, compiled)
+        transform = device_views.transform()
+    else:
+        transform = prepare_n_crop_transform(
+            [build_transform_pipeline(cfg.data.dataset, entry) for entry in cfg.augmentations],
+            [entry.num_crops for entry in cfg.augmentations],
+        )
     if cfg.debug_augmentations:
         print("Transforms:\n", transform)
     dataset = prepare_datasets(
@@ -108,7 +119,7 @@ def build_data(cfg: DictConfig) -> Data:
         where = f"'{cfg.data.train_path}'"
         dataset = without_unreadable(dataset, where, max(1, cfg.data.num_workers))
     train = prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
-    return train, val
+    return (train, val) if device_views is None else DeviceData(train, device_views, val)
 
 
 def _which_images(cfg: DictConfig) -> dict[str, Any]:

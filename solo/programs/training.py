@@ -31,7 +31,7 @@ from solo.utils.checkpointer import Checkpointer
 from solo.utils.guards import EpochSeeder, NonFiniteGuard
 from solo.utils.loggers import CSVMetrics, build_loggers
 from solo.utils.misc import omegaconf_select
-from solo.utils.profiling import StepProfiler
+from solo.utils.profiling import AUGMENTATION, StepProfiler
 from solo.utils.progress import ThroughputBar
 
 Data = LightningDataModule | tuple[DataLoader, DataLoader | None]
@@ -121,7 +121,7 @@ def fit(
     callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors, *bar]
     trainer = _trainer(trainer_arguments(cfg), loggers, callbacks)
     path = None if resume.path is None else str(resume.path)
-    with _profiled(cfg, trainer, model, logdir):
+    with _profiled(cfg, trainer, model, data, logdir):
         if isinstance(data, LightningDataModule):
             trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
         else:
@@ -131,7 +131,7 @@ def fit(
 
 @contextmanager
 def _profiled(
-    cfg: DictConfig, trainer: Trainer, model: LightningModule, logdir: Path
+    cfg: DictConfig, trainer: Trainer, model: LightningModule, data: Data, logdir: Path
 ) -> Iterator[None]:
     """Inside, `performance.profile` measures; the table comes at the end."""
     if not omegaconf_select(cfg, "performance.profile", False):
@@ -141,6 +141,9 @@ def _profiled(
         raise ConfigError("performance.profile and profiler exclude each other: leave one out")
     masks = [callback.state_key for callback in model.configure_callbacks()]
     trainer.profiler = profiler = StepProfiler(masks)
+    views = getattr(getattr(data, "dataset", None), "views", None)
+    if views is not None:  # made of whole batches in this process
+        profiler.watch(views, AUGMENTATION)
     with profiler.receiving():
         yield
     if trainer.is_global_zero:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.profilers import Profiler
+from torch import nn
 
 FILE = "profile.json"
 WARM_UP = 2  # steps that are not counted: compilation, the choice of algorithms, the first fetch
@@ -88,6 +89,11 @@ class StepProfiler(Profiler):
             yield self
         finally:
             _active = before
+
+    def watch(self, module: nn.Module, part: str) -> None:
+        """Count the calls of `module` as `part`."""
+        module.register_forward_pre_hook(lambda *_: self.start(part))
+        module.register_forward_hook(lambda *_: self.stop(part), always_call=True)
 
     def start(self, action_name: str) -> None:
         """Time belongs to this action now."""

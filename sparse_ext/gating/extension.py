@@ -122,6 +122,12 @@ class GatingExtension(extensions.Extension):
 
         return losses(module, views)
 
+    def runs_uncompiled(self, backbone: nn.Module) -> str:
+        """Gates choose a branch for every view and keep a record of it."""
+        from sparse_ext.gating.encoder import gating_of
+
+        return "" if gating_of(backbone) is None else "its gates choose a branch for every view"
+
     def parameter_groups(
         self, backbone: nn.Module, group: Mapping[str, Any]
     ) -> list[Mapping[str, Any]]:
