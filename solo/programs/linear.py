@@ -47,7 +47,7 @@ def linear(cfg: DictConfig) -> Trainer:
     make_contiguous(model)
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
-    if cfg.performance.compile:
+    if OmegaConf.select(cfg, "performance.compile", default=False):
         compile_encoders(model, frozen=not cfg.finetune)
     logdir = Path(cfg.checkpoint.dir) / "linear"
     resume = find_resume(cfg, logdir)
