@@ -36,8 +36,6 @@ class CompiledEncoder(CompiledOrPlain):
         """What the encoder returns."""
         if kwargs or self.encoder.training == self.frozen:
             return self.function(*args, **kwargs)
-        if self._call is None:
-            self._call = self._compiled()
         return super().__call__(*args)
 
     def _compiled(self) -> Any:

@@ -30,7 +30,7 @@ class CompiledOrPlain:
             return self.function(*args)
         try:
             if self._call is None:
-                self._call = torch.compile(self.function, dynamic=False)
+                self._call = self._compiled()
             return self._call(*args)
         except Exception as error:  # the compiler's own errors have no common class
             self._call = self.function
@@ -42,3 +42,6 @@ class CompiledOrPlain:
                 "results. performance.compile=False silences this."
             )
             return result
+
+    def _compiled(self) -> Callable:
+        return torch.compile(self.function, dynamic=False)
