@@ -9,8 +9,8 @@ reference is what no method can avoid: the recipe's encoder forward and backward
 view, and forward without gradient on every view of a momentum encoder. Reference and method are
 measured in turn, in the same process; the table shows medians and their ratio.
 
-Above 1.25: MAE, whose decoder is most of its step, and NNSiam at small batches, which reads a queue of
-65,536 x 2,048 numbers (0.5 GB) once per step, whatever the batch.
+Above 1.25: MAE, whose decoder is most of its step, and NNSiam at small batches, which reads a
+queue of 65,536 x 2,048 numbers (0.5 GB) once per step, whatever the batch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Every command of docs/evaluation.md, docs/knn.md and docs/umap.md runs, in that order.
+"""The commands of the docs.
 
-Only their length is cut (one epoch, two batches); a page's commands use what an earlier page made.
+Those of docs/evaluation.md, docs/knn.md and docs/umap.md run, in that order; only their length is
+cut (one epoch, two batches), and a page's commands use what an earlier page made. Those of other
+pages, which need data or runs of the reader's own, compose, or name what exists.
 """
 
 import os
@@ -21,7 +23,7 @@ PAGES = ("evaluation.md", "knn.md", "umap.md")
 
 def commands(page: Path) -> list[list[str]]:
     lines = "\n".join(snippets(page, "bash")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if line.strip()]
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
 def runnable(words: list[str]) -> list[str]:
@@ -44,12 +46,41 @@ def test_commands_of_the_evaluation_pages(tmp_path):
     assert ran == 5
 
 
-def test_the_command_of_the_sparse_page_composes():
-    (words,) = commands(ROOT / "docs/sparse.md")
+def every_command():
+    """(page, words) of every command line of the README and of all pages."""
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for words in commands(page):
+            yield page.name, [word for word in words if word != "..."]
+
+
+def run(*words: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(ROOT / words[1]), *words[2:], "--cfg", "job"],
-        capture_output=True,
-        text=True,
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert "final: 0.9" in done.stdout
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def test_every_training_command_composes():
+    composed = {}
+    for page, words in every_command():
+        if "--config-path" in words and words[1].startswith("main_"):
+            composed[page, shlex.join(words)] = run(*words[1:], "--cfg", "job")
+    assert len(composed) > 12
+    sparse = [text for (page, line), text in composed.items() if "sparse.final=0.9" in line]
+    assert sparse
+    assert all("final: 0.9" in text for text in sparse)
+
+
+def test_every_module_and_launcher_is_there():
+    modules = set()
+    for page, words in every_command():
+        if words[0] == "bash":
+            assert (ROOT / words[1]).is_file(), f"{page}: {shlex.join(words)}"
+        elif words[1:2] == ["-m"]:
+            module, *rest = words[2:]
+            command = rest[:1] if module in ("sparse_ext.export", "sparse_ext.tickets") else []
+            modules.add((module, *command))
+    assert len(modules) > 8
+    for module, *command in sorted(modules):
+        assert "usage" in run("-m", module, *command, "--help")
