@@ -35,8 +35,9 @@ class H5Dataset(Dataset):
     Args:
         dataset: imagenet, imagenet100 (keeps only its 100 classes) or custom.
         h5_path: the file.
-        transform: applied to the PIL image.
+        transform: applied to the image.
         key: configuration key that holds `h5_path`, for messages.
+        decode: from bytes and a name to an image, `decode_image` or `decode_pixels`.
 
     Attributes:
         classes: sorted class names.
@@ -55,12 +56,14 @@ class H5Dataset(Dataset):
         h5_path: str | Path,
         transform: Callable | None = None,
         key: str = "data.train_path",
+        decode: Callable = decode_image,
     ):
         if dataset not in _DATASETS:
             raise ConfigError(
                 f"data.format=h5 does not go with data.dataset='{dataset}'. "
                 f"{did_you_mean(dataset, _DATASETS)}"
             )
+        self.decode = decode
         self.dataset, self.h5_path, self.transform, self.key = dataset, h5_path, transform, key
         self._handle: tuple[int, h5py.File] | None = None
         self._load_h5_data_info()
@@ -99,13 +102,13 @@ class H5Dataset(Dataset):
         return kept or classes
 
     def _load_img(self, class_name: str, img: str) -> Any:
-        """The PIL image `img` of a class."""
+        """The image `img` of a class."""
         name = f"{self.h5_path}:/{class_name}/{img}"
         try:
             encoded = self.h5_file[class_name][img][()]
         except (OSError, KeyError) as error:
             raise ReadError(f"Cannot read image '{name}': {error}. Write the file anew.") from error
-        return decode_image(encoded.tobytes(), name)
+        return self.decode(encoded.tobytes(), name)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         class_name, img, label = self._data[index]

@@ -126,14 +126,16 @@ def image_folder(
     transform: Callable | None,
     key: str,
     cls: type[tv.ImageFolder] = tv.ImageFolder,
+    loader: Callable = read_image,
 ) -> tv.ImageFolder:
     """A torchvision ImageFolder (`<path>/<class>/<image>`) whose reader names broken files.
 
     Args:
         path: the folder.
-        transform: applied to each PIL image.
+        transform: applied to each image.
         key: configuration key that holds `path`, for messages.
         cls: ImageFolder or a subclass.
+        loader: from a path to an image, `read_image` or `read_pixels`.
 
     Raises:
         DataError: the folder is missing, has no class folders, or has an empty one.
@@ -143,7 +145,7 @@ def image_folder(
     if not classes:
         raise DataError(f"{key}: {_why_no_classes(folder)}")
     try:
-        return cls(str(folder), transform, loader=read_image)
+        return cls(str(folder), transform, loader=loader)
     except FileNotFoundError as error:
         raise DataError(
             f"{key}: some class folders of '{folder}' hold no images: {error}"

@@ -14,7 +14,15 @@ import math
 import torch
 from torch import Tensor
 
-from solo.data.batched.operation import Operation, apply_to, between, levels, whole_below
+from solo.data.batched.operation import (
+    Operation,
+    apply_to,
+    between,
+    change_chosen,
+    levels,
+    may_look,
+    whole_below,
+)
 from solo.errors import ConfigError
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of torchvision's RandomResizedCrop
@@ -127,7 +135,7 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor, swap: Tensor | None 
     Returns:
         (N, 3, h, w) float whole levels.
     """
-    if swap is None:
+    if swap is None or (may_look(images) and not swap.any()):
         return _two_passes(images, rows, columns)
     if rows.shape != columns.shape:
         x = _two_passes(images, rows, columns)
@@ -241,4 +249,9 @@ class Flip(Operation):
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         """Images (N, 3, H, W), some of them mirrored."""
-        return apply_to(u[:, 0] < self.prob, x.flip(-1), x)
+        return change_chosen(u[:, 0] < self.prob, mirrored, x)
+
+
+def mirrored(x: Tensor) -> Tensor:
+    """Images (N, 3, H, W), left and right exchanged."""
+    return x.flip(-1)
