@@ -186,6 +186,17 @@ def test_dgc_with_everything_kept_is_the_convolution_in_another_order():
     assert sorted(order) == list(range(12))  # every output belongs to one head
 
 
+def test_dgc_does_not_overflow_on_unusual_images():
+    """Without the limit, each convolution squares what is left of an image's distance."""
+    torch.manual_seed(0)
+    backbone = gated_encoder("dgc", width=4)
+    for _ in range(20):
+        backbone(torch.randn(16, 3, 8, 8))
+    features = backbone.eval()(5 * torch.randn(8, 3, 8, 8))
+    assert features.isfinite().all()
+    assert features.max() < 1e4
+
+
 def test_dgc_normalises_before_it_convolves():
     backbone = gated_encoder("dgc", width=4)
     assert len(gating_of(backbone).layers) == 19
