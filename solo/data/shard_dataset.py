@@ -40,6 +40,7 @@ class ShardSampler(DistributedSampler):
 
     def __init__(self, data_source: ShardDataset):
         super().__init__(data_source, num_replicas=1, rank=0, seed=torch.initial_seed())
+        self.dataset: ShardDataset = data_source
 
     def _look_around(self) -> None:
         """The sampler is made before there are other processes."""

@@ -53,7 +53,7 @@ class ShardIndex:
         return 1 if self.labels is None else int(self.labels.max()) + 1
 
 
-def read_shards(path: str | os.PathLike, key: str) -> ShardIndex:
+def read_shards(path: str | Path, key: str) -> ShardIndex:
     """The samples of all shards.
 
     Args:

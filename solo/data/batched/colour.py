@@ -98,6 +98,8 @@ class ColorJitter(Operation):
     """
 
     draws = 6
+    sequences: Tensor  # kinds of blends of each order
+    places: Tensor  # of the hue in each order
 
     def __init__(
         self, prob: float, brightness: float, contrast: float, saturation: float, hue: float
@@ -153,10 +155,9 @@ class ColorJitter(Operation):
         places, rows = self.places[parameters[0]].sort(descending=True)
         least = [int((places >= place).sum()) for place in (3, 2, 1)]
         spans = [*(slice(n) for n in least), *(slice(n, None) for n in least)]
-        sort = [part.index_select(0, rows) for part in (x, *parameters)]
-        return self._jittered(*sort, spans if self.hue else [slice(None)] * 3).index_select(
-            0, rows.argsort()
-        )
+        x, order, factors, steps = (p.index_select(0, rows) for p in (x, *parameters))
+        spans = spans if self.hue else [slice(None)] * 3
+        return self._jittered(x, order, factors, steps, spans).index_select(0, rows.argsort())
 
 
 def _sequences(hue: bool) -> Tensor:
