@@ -124,11 +124,12 @@ def dense(x: Tensor, weight: Tensor, stride: int, padding: int) -> list[Callable
 
 def sparse_calls(x: Tensor, weight: Tensor, plan: Plan) -> list[Callable[[], object]]:
     """The kernel's three passes."""
-    grad = torch.ones_like(compiled.forward(x, weight, None, plan))
+    blocks = compiled.kept_blocks(weight, plan)
+    grad = torch.ones_like(compiled.forward(x, blocks, None, plan))
     size = (x.shape[2], x.shape[3])
     return [
-        lambda: compiled.forward(x, weight, None, plan),
-        lambda: compiled.input_gradient(grad, weight, plan, size),
+        lambda: compiled.forward(x, compiled.kept_blocks(weight, plan), None, plan),
+        lambda: compiled.input_gradient(grad, blocks, plan, size),
         lambda: compiled.weight_gradient(x, grad, plan, weight),
     ]
 
