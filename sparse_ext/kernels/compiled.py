@@ -23,8 +23,10 @@ def kept_blocks(weight: Tensor, plan: Plan) -> Tensor:
     """(blocks, 8 outputs, 8 inputs), one after the other, zero beyond the last channels."""
     blocks = weight.new_empty(len(plan.kept), SIZE, SIZE)
     weight = _plain(weight)
-    lists = [_ptr(t) for t in (plan.coordinates, plan.forward.ranges, blocks)]
-    build.library().block_conv_gather(_ptr(weight), _layout(weight), *lists)
+    build.library().block_conv_gather(
+        *(_ptr(weight), _layout(weight), _ptr(plan.coordinates)),
+        *(_int(len(blocks)), _ptr(blocks)),
+    )
     return blocks
 
 

@@ -126,9 +126,7 @@ class Plan:
         ends = torch.bincount(target, minlength=targets).cumsum(0)
         ranges = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
         entries = torch.cat([entries, torch.arange(len(entries))[:, None]], 1)[order]
-        first, second, third = (
-            x.to(torch.int32).contiguous() for x in (entries, ranges, phases)
-        )
+        first, second, third = (x.to(torch.int32).contiguous() for x in (entries, ranges, phases))
         extent = (*_ends(entries[:, 2]), *_ends(entries[:, 3]))
         return Listing(first, second, third, extent)
 

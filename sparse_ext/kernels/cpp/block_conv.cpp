@@ -13,45 +13,47 @@
 
 namespace {
 
-// A weight (outputs, inputs, kernel positions) in memory, its outputs outermost, and where its kept
-// blocks lie: per block (first output, first input, kernel position), those of a block of outputs
-// from ptr[it] to ptr[it + 1].
+constexpr int AHEAD = 4; // blocks whose memory is asked for before their turn
+
+} // namespace
+
+extern "C" {
+
+// A weight (outputs, inputs, kernel positions) in memory, its outputs outermost. A block is given
+// by its first output, first input and kernel position.
 struct Weight {
   int64_t outputs, inputs, positions, input_stride, position_stride;
 
   int64_t row() const {
     return inputs * positions;
   }
+  int64_t offset(const int32_t* block) const {
+    return block[0] * row() + block[1] * input_stride + block[2] * position_stride;
+  }
+  int64_t outs(const int32_t* block) const { // that exist
+    return std::min<int64_t>(B, outputs - block[0]);
+  }
+  int64_t ins(const int32_t* block) const {
+    return std::min<int64_t>(B, inputs - block[1]);
+  }
 };
 
-// Calls f(block, offset of its first element, outputs, inputs that exist), in order.
-template <class F>
-void each_block(const Weight& w, const int32_t* coordinates, const int32_t* ptr, int64_t out, F f) {
-  for (int64_t e = ptr[out]; e < ptr[out + 1]; ++e) {
-    const int32_t* at = coordinates + 3 * e;
-    f(e, at[0] * w.row() + at[1] * w.input_stride + at[2] * w.position_stride,
-        std::min<int64_t>(B, w.outputs - at[0]), std::min<int64_t>(B, w.inputs - at[1]));
-  }
-}
-
-} // namespace
-
-extern "C" {
-
 // packed[block][output][input], with zeros beyond the last channels.
-void block_conv_gather(const float* weight, const Weight* w, const int32_t* coordinates,
-    const int32_t* ptr, float* packed) {
-  at::parallel_for(0, ceil_div(w->outputs, B), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t out = begin; out < end; ++out) {
-      each_block(*w, coordinates, ptr, out,
-          [&](int64_t block, int64_t from, int64_t outs, int64_t ins) {
-            float* to = packed + block * B * B;
-            if (outs < B || ins < B)
-              std::memset(to, 0, B * B * sizeof(float));
-            for (int64_t o = 0; o < outs; ++o)
-              for (int64_t i = 0; i < ins; ++i)
-                to[o * B + i] = weight[from + o * w->row() + i * w->input_stride];
-          });
+void block_conv_gather(
+    const float* weight, const Weight* w, const int32_t* coordinates, int64_t count, float* packed) {
+  at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; ++e) {
+      const int32_t* block = coordinates + 3 * e;
+      if (e + AHEAD < count)
+        for (int o = 0; o < B; ++o)
+          __builtin_prefetch(weight + w->offset(block + 3 * AHEAD) + o * w->row());
+      const int64_t from = w->offset(block), outs = w->outs(block), ins = w->ins(block);
+      float* to = packed + e * B * B;
+      if (outs < B || ins < B)
+        std::memset(to, 0, B * B * sizeof(float));
+      for (int64_t o = 0; o < outs; ++o)
+        for (int64_t i = 0; i < ins; ++i)
+          to[o * B + i] = weight[from + o * w->row() + i * w->input_stride];
     }
   });
 }
@@ -77,19 +79,20 @@ void block_conv_weight_gradient(const Geometry* g, const float* src, const float
   sum_products(*g, src, grads, entries, ptr, phases, count, sums);
   const int64_t slots = slots_of(cut(*g));
   at::parallel_for(0, ceil_div(w->outputs, B), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t out = begin; out < end; ++out) {
+    for (int64_t out = begin; out < end; ++out) { // its zeros stay in the cache until it is done
       const int64_t rows = std::min<int64_t>(B, w->outputs - out * B);
       std::memset(grad_weight + out * B * w->row(), 0, rows * w->row() * sizeof(float));
-      each_block(*w, coordinates, ptr, out,
-          [&](int64_t block, int64_t to, int64_t outs, int64_t ins) {
-            float* total = sums + block * B * B;
-            for (int64_t slot = 1; slot < slots; ++slot)
-              for (int64_t j = 0; j < B * B; ++j)
-                total[j] += sums[(slot * count + block) * B * B + j];
-            for (int64_t o = 0; o < outs; ++o)
-              for (int64_t i = 0; i < ins; ++i)
-                grad_weight[to + o * w->row() + i * w->input_stride] = total[i * B + o];
-          });
+      for (int64_t e = ptr[out]; e < ptr[out + 1]; ++e) {
+        const int32_t* block = coordinates + 3 * e;
+        const int64_t to = w->offset(block), outs = w->outs(block), ins = w->ins(block);
+        float* total = sums + e * B * B;
+        for (int64_t slot = 1; slot < slots; ++slot)
+          for (int64_t j = 0; j < B * B; ++j)
+            total[j] += sums[(slot * count + e) * B * B + j];
+        for (int64_t o = 0; o < outs; ++o)
+          for (int64_t i = 0; i < ins; ++i)
+            grad_weight[to + o * w->row() + i * w->input_stride] = total[i * B + o];
+      }
     }
   });
 }

@@ -152,27 +152,45 @@ Planes planes_of(const Source& s, float* data, int64_t ring, int64_t first) {
   return {data, ring, row_stride, ring * row_stride, first, 0};
 }
 
-// One pixel's channels of all lanes (null: zeros), block by block.
-inline void pack_pixel(
-    const Source& s, const float* const* from, int64_t offset, float* to, int64_t plane_stride) {
-  for (int half = 0; half < L; half += 8) // outside: a row of many images is too much for L1
-    for (int64_t c = 0; c < s.channels; c += B) {
-      V8 v[8];
+// K blocks of channels of one pixel, of all lanes (null: zeros).
+template <int K>
+inline void pack_blocks(
+    const float* const* from, int64_t offset, float* to, int64_t plane_stride) {
+  for (int half = 0; half < L; half += 8) {
+    V8 v[K][8];
 #pragma GCC unroll 8
-      for (int l = 0; l < 8; ++l) {
-        v[l] = V8{};
-        if (!from[half + l])
-          continue;
-        if (c + B <= s.channels)
-          v[l] = load<V8>(from[half + l] + offset + c);
-        else
-          std::memcpy(&v[l], from[half + l] + offset + c, (s.channels - c) * sizeof(float));
-      }
-      transpose(v);
+    for (int l = 0; l < 8; ++l)
+#pragma GCC unroll 2
+      for (int k = 0; k < K; ++k)
+        v[k][l] = from[half + l] ? load<V8>(from[half + l] + offset + k * B) : V8{};
+#pragma GCC unroll 2
+    for (int k = 0; k < K; ++k) {
+      transpose(v[k]);
 #pragma GCC unroll 8
       for (int i = 0; i < B; ++i)
-        store(to + c / B * plane_stride + i * L + half, v[i]);
+        store(to + k * plane_stride + i * L + half, v[k][i]);
     }
+  }
+}
+
+// All blocks of a pixel, a cache line of channels at a time: images are often as far apart as
+// lines that drive each other out of a cache.
+inline void pack_pixel(const float* const* from, int64_t offset, int64_t channels, float* to,
+    int64_t plane_stride) {
+  for (; channels >= 2 * B; channels -= 2 * B, offset += 2 * B, to += 2 * plane_stride)
+    pack_blocks<2>(from, offset, to, plane_stride);
+  for (; channels >= B; channels -= B, offset += B, to += plane_stride)
+    pack_blocks<1>(from, offset, to, plane_stride);
+  if (channels) {
+    float last[L][B] = {};
+    const float* filled[L];
+    for (int l = 0; l < L; ++l) {
+      filled[l] = last[l];
+      if (from[l])
+        std::memcpy(last[l], from[l] + offset, channels * sizeof(float));
+    }
+    pack_blocks<1>(filled, 0, to, plane_stride);
+  }
 }
 
 void pack_row(const Source& s, const Task& t, const Planes& p, int64_t row) {
@@ -189,7 +207,7 @@ void pack_row(const Source& s, const Task& t, const Planes& p, int64_t row) {
     for (int64_t col = 0; col < s.cols; ++col, to += PIXEL) {
       const int64_t x = (col + s.first_col) * s.step_x + phase_x;
       const bool inside = x >= 0 && x < s.width;
-      pack_pixel(s, inside ? from : nowhere, x * s.channels, to, p.plane_stride);
+      pack_pixel(inside ? from : nowhere, x * s.channels, s.channels, to, p.plane_stride);
     }
   }
 }

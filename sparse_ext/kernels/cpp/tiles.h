@@ -117,6 +117,12 @@ void row_of_block(const Pass& p, const Cut& c, const Task& t, const Planes& plan
     std::memcpy(start, p.bias + channel, channels * sizeof(float));
   const int32_t* range = p.ptr + phase * ceil_div(g.dst_c, B) + block;
   const int64_t count = reads_of(p, planes, c.strips == 1, range[0], range[1], a, reads);
+  if (count == 0) {
+    for (int l = 0; l < t.lanes; ++l)
+      for (int64_t x = 0; to[l] && x < width; ++x)
+        std::memcpy(to[l] + x * g.dst_step_x * g.dst_c, start, channels * sizeof(float));
+    return;
+  }
   const int64_t tiles = ceil_div(width, COLS);
   alignas(64) float out[COLS * PIXEL];
   for (int64_t j = 0; j < tiles; ++j) {

@@ -154,9 +154,7 @@ def test_a_weight_of_another_memory_format():
     grad = torch.randn_like(dense(x, weight, None, plan))
     wanted = results(lambda *t: dense(*t, plan), x, weight, None, grad)
     for backend in ("reference", *(["compiled"] if COMPILER else [])):
-        found = results(
-            lambda *t, b=backend: block_conv2d(*t, plan, b, False), x, odd, None, grad
-        )
+        found = results(lambda *t, b=backend: block_conv2d(*t, plan, b, False), x, odd, None, grad)
         for a, b in zip(found, (*wanted[:2], wanted[2] * mask), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
 
