@@ -44,8 +44,8 @@ def load_csr(path: str | Path, dense: bool = False) -> dict[str, Tensor]:
         CheckpointError: if the file is missing, damaged or not such a file.
     """
 
-    def decode(key, part, shape):
-        matrix = _matrix(*map(part, _PARTS), shape)
+    def decode(key, parts, shape):
+        matrix = _matrix(parts, shape)
         return {key: matrix.to_dense().reshape(shape) if dense else matrix}
 
     return layout.load(path, FORMAT, "CSR files: `save_csr`.", decode)
@@ -59,7 +59,8 @@ def _encode(weight: Tensor, mask: Tensor) -> layout.Parts:
     return dict(zip(_PARTS, parts, strict=True))
 
 
-def _matrix(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _matrix(parts: layout.Parts, shape: tuple[int, ...]) -> Tensor:
+    rows, columns, values = (parts[name] for name in _PARTS)
     size = shape[0], math.prod(shape[1:])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")

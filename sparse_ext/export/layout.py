@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -41,7 +40,7 @@ def save(
         raise CheckpointError(
             "Evaluation sees the dense network of this state dict, not its masks: export it dense."
         )
-    tensors = {}
+    tensors: Parts = {}
     for key, tensor in dense.items():
         stored = plain(tensor.detach().cpu().contiguous().clone())
         parts = encode(stored, masks[key].cpu()) if key in masks else {"": stored}
@@ -55,7 +54,7 @@ def load(
     path: str | Path,
     form: str,
     hint: str,
-    decode: Callable[[str, Callable[[str], Tensor], tuple[int, ...]], Mapping[str, Any]],
+    decode: Callable[[str, Parts, tuple[int, ...]], Parts],
 ) -> dict[str, Tensor]:
     """Read what `save` wrote, in the order of the network.
 
@@ -74,7 +73,8 @@ def load(
         state: dict[str, Tensor] = {}
         for key in json.loads(metadata["order"]):
             if key in shapes:
-                state |= decode(key, lambda part, key=key: tensors[key + part], tuple(shapes[key]))
+                parts = {k.removeprefix(key): v for k, v in tensors.items() if k.startswith(key)}
+                state |= decode(key, parts, tuple(shapes[key]))
             else:
                 state[key] = tensors[key]
         return state

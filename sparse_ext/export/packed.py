@@ -51,8 +51,8 @@ def load_packed(path: str | Path, masks: bool = True) -> dict[str, Tensor]:
         CheckpointError: if the file is missing, damaged or not a packed one.
     """
 
-    def decode(key, part, shape):
-        values, mask = part(""), maskfile.unpack(part(_BITS), shape)
+    def decode(key, parts, shape):
+        values, mask = parts[""], maskfile.unpack(parts[_BITS], shape)
         weight = torch.zeros(shape, dtype=values.dtype)
         found = {key: weight.masked_scatter_(mask, _exactly(values, mask))}
         return found | ({f"{key.removesuffix('weight')}mask": mask} if masks else {})
