@@ -21,7 +21,7 @@ import yaml
 from torch.utils.data import default_collate
 
 from solo.data.device_views import DeviceViews
-from solo.data.images import read_image
+from solo.data.images import read_image, read_pixels
 from solo.data.pretrain_dataloader import build_transform_pipeline, prepare_n_crop_transform
 
 RECIPE = (
@@ -41,7 +41,7 @@ def per_sample(entries: list, paths: list[Path]) -> None:
 def in_workers(entries: list, paths: list[Path], views: DeviceViews) -> list:
     """What the workers of `data.augment=device` do."""
     transform = views.transform()
-    return default_collate([transform(read_image(path)) for path in paths])
+    return default_collate([transform(read_pixels(path)) for path in paths])
 
 
 def main() -> None:
@@ -59,7 +59,8 @@ def main() -> None:
     views = DeviceViews("imagenet", entries, args.compile)
     crops = in_workers(entries, paths, views)
     ways: dict[str, Callable[[], object]] = {
-        "decoding alone": lambda: [read_image(path) for path in paths],
+        "decoding, Pillow": lambda: [read_image(path) for path in paths],
+        "decoding, torchvision": lambda: [read_pixels(path) for path in paths],
         "Pillow per sample": lambda: per_sample(entries, paths),
         "batched colours": lambda: views(in_workers(entries, paths, views)),
         "of which in workers": lambda: in_workers(entries, paths, views),

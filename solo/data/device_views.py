@@ -20,9 +20,10 @@ from torchvision.transforms import functional as TF
 
 from solo.data.batched import BatchedView
 from solo.data.batched.compiled import CompiledOrPlain
-from solo.data.batched.operation import Operation, apply_to
+from solo.data.batched.crop import mirrored
+from solo.data.batched.operation import Operation, change_chosen
 from solo.data.batched.view import CHUNK_VALUES
-from solo.data.pretrain_dataloader import crop_of
+from solo.data.tensor_crops import tensor_crop_of
 from solo.utils.profiling import AUGMENTATION, section
 
 
@@ -46,7 +47,7 @@ class Cropped(Operation):
     def forward(self, images: Tensor, u: Tensor, flip: Tensor | None = None) -> Tensor:
         """Images (N, 3, H, W) uint8 as floats; `flip` (N,) mirrors."""
         x = images.float()
-        return x if flip is None else apply_to(flip, x.flip(-1), x)
+        return x if flip is None else change_chosen(flip, mirrored, x)
 
 
 class DeviceView(BatchedView):
@@ -61,20 +62,25 @@ class DeviceView(BatchedView):
         super().__init__(dataset, cfg)
         self.draws -= self.crop.draws
         self.crop = Cropped()
-        self.worker_crop = crop_of(cfg)
+        self.worker_crop = tensor_crop_of(cfg)
 
-    def cut(self, image: Image.Image) -> Crop:
-        """The worker's part for one view of a PIL image."""
-        return Crop(TF.pil_to_tensor(self.worker_crop(image)), torch.rand(self.draws))
+    def cut(self, image: Tensor) -> Crop:
+        """The worker's part for one view of an image (3, H, W) uint8."""
+        return Crop(self.worker_crop(image), torch.rand(self.draws))
 
 
 class WorkerCrops:
-    """Transform of the workers: all crops of an image, those of one entry after the other."""
+    """Transform of the workers: all crops of an image, those of one entry after the other.
+
+    Takes (3, H, W) uint8, as `solo.data.images.read_pixels` gives it, or a PIL image.
+    """
 
     def __init__(self, views: Sequence[DeviceView], num_crops: Sequence[int]):
         self.views, self.num_crops = views, num_crops
 
-    def __call__(self, image: Image.Image) -> list[Crop]:
+    def __call__(self, image: Image.Image | Tensor) -> list[Crop]:
+        if not isinstance(image, Tensor):
+            image = TF.pil_to_tensor(image)
         pairs = zip(self.views, self.num_crops, strict=True)
         return [view.cut(image) for view, count in pairs for _ in range(count)]
 

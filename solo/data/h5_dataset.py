@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ import h5py
 from torch.utils.data import Dataset
 
 from solo.data.images import ReadError, decode_image
+from solo.data.stored_index import fingerprint, read_index, write_index
 from solo.errors import ConfigError, DataError, did_you_mean
 
 _DATASETS = ("imagenet100", "imagenet", "custom")
@@ -35,8 +34,9 @@ class H5Dataset(Dataset):
     Args:
         dataset: imagenet, imagenet100 (keeps only its 100 classes) or custom.
         h5_path: the file.
-        transform: applied to the PIL image.
+        transform: applied to the image.
         key: configuration key that holds `h5_path`, for messages.
+        decode: from bytes and a name to an image, `decode_image` or `decode_pixels`.
 
     Attributes:
         classes: sorted class names.
@@ -55,12 +55,14 @@ class H5Dataset(Dataset):
         h5_path: str | Path,
         transform: Callable | None = None,
         key: str = "data.train_path",
+        decode: Callable = decode_image,
     ):
         if dataset not in _DATASETS:
             raise ConfigError(
                 f"data.format=h5 does not go with data.dataset='{dataset}'. "
                 f"{did_you_mean(dataset, _DATASETS)}"
             )
+        self.decode = decode
         self.dataset, self.h5_path, self.transform, self.key = dataset, h5_path, transform, key
         self._handle: tuple[int, h5py.File] | None = None
         self._load_h5_data_info()
@@ -74,13 +76,15 @@ class H5Dataset(Dataset):
 
     def _load_h5_data_info(self) -> None:
         """Fill `_data`, `classes` and `class_to_idx` from the index cache or else the file."""
-        names = _read_index(self.h5_path)
+        mark = fingerprint("an H5 file", [self.h5_path]) if os.path.isfile(self.h5_path) else ""
+        lines = read_index(self.h5_path, mark)
+        names = None if lines is None else [tuple(line.split("/", 1)) for line in lines]
         if names is None:
             with _open(self.h5_path, self.key) as file:
                 names = [(c, image) for c in self._find_classes(file) for image in file[c]]
             if not names:
                 raise DataError(f"{self.key}: '{self.h5_path}' has no class group with images.")
-            _write_index(self.h5_path, names)
+            write_index(self.h5_path, mark, (f"{c}/{image}" for c, image in names))
         kept = self._kept_classes({class_name for class_name, _ in names})
         self.classes = sorted(kept)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
@@ -99,13 +103,13 @@ class H5Dataset(Dataset):
         return kept or classes
 
     def _load_img(self, class_name: str, img: str) -> Any:
-        """The PIL image `img` of a class."""
+        """The image `img` of a class."""
         name = f"{self.h5_path}:/{class_name}/{img}"
         try:
             encoded = self.h5_file[class_name][img][()]
         except (OSError, KeyError) as error:
             raise ReadError(f"Cannot read image '{name}': {error}. Write the file anew.") from error
-        return decode_image(encoded.tobytes(), name)
+        return self.decode(encoded.tobytes(), name)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         class_name, img, label = self._data[index]
@@ -127,45 +131,3 @@ def _open(path: str | Path, key: str) -> h5py.File:
         return h5py.File(path, "r")
     except OSError as error:
         raise DataError(f"{key}: '{path}' is truncated or no HDF5 file ({error}).") from None
-
-
-def _fingerprint(path: str | Path) -> str:
-    """Changes whenever the file does."""
-    stat = os.stat(path)
-    return f"# index of an H5 file: version 1, {stat.st_size} bytes, changed {stat.st_mtime_ns}"
-
-
-def _index_paths(path: str | Path) -> list[Path]:
-    """Where the index may lie: beside the file, or in the cache folder under its full path."""
-    path = Path(path).resolve()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "solo-learn-sparse"
-    digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    return [path.with_name(path.name + ".index.txt"), cache / f"{path.stem}-{digest}.index.txt"]
-
-
-def _read_index(path: str | Path) -> list[tuple[str, str]] | None:
-    """(class, image) pairs of a stored index, None if there is none that fits the file."""
-    for index in _index_paths(path):
-        try:
-            lines = index.read_text(encoding="utf-8").split("\n")
-            if lines[0] == _fingerprint(path) and lines[-1] == "":
-                return [tuple(line.split("/", 1)) for line in lines[1:-1]]
-        except (OSError, UnicodeDecodeError):
-            continue
-    return None
-
-
-def _write_index(path: str | Path, names: list[tuple[str, str]]) -> None:
-    """Store the index in the first place that can be written; going without is no error."""
-    text = "\n".join([_fingerprint(path), *(f"{c}/{image}" for c, image in names), ""])
-    for index in _index_paths(path):
-        try:
-            index.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=index.parent, delete=False, encoding="utf-8"
-            ) as file:
-                file.write(text)
-            os.replace(file.name, index)  # whole or not at all, also with several ranks
-            return
-        except OSError:
-            continue

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
 
+from solo.args.schema import N_CLASSES_PER_DATASET
 from solo.data.augmentations import STRENGTHS, checked_augmentation
 from solo.data.digits import DigitsDataset
-from solo.data.images import read_image
+from solo.data.images import decode_image, decode_pixels, read_image, read_pixels
 from solo.data.loading import make_loader, picklable_state, seeded
 from solo.data.sources import (
     CIFAR_CLASSES,
@@ -65,7 +66,8 @@ class CustomDatasetWithoutLabels(Dataset):
 
     Args:
         root: folder with image files; other files in it are passed over.
-        transform: applied to the PIL image.
+        transform: applied to the image.
+        loader: from a path to an image, `read_image` or `read_pixels`.
 
     Attributes:
         images: file names, sorted, so that all ranks agree on the indexes.
@@ -74,9 +76,14 @@ class CustomDatasetWithoutLabels(Dataset):
         DataError: the folder is missing or holds no images.
     """
 
-    def __init__(self, root: str | Path, transform: Callable | None = None):
+    def __init__(
+        self,
+        root: str | Path,
+        transform: Callable | None = None,
+        loader: Callable = read_image,
+    ):
         self.root = require_folder(root, TRAIN_KEY)
-        self.transform = transform
+        self.transform, self.loader = transform, loader
         self.images = image_files(self.root)
         if not self.images:
             holds = "only folders" if any(self.root.iterdir()) else "nothing"
@@ -86,7 +93,7 @@ class CustomDatasetWithoutLabels(Dataset):
             )
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = read_image(self.root / self.images[index])
+        image = self.loader(self.root / self.images[index])
         return (self.transform(image) if self.transform else image), -1
 
     def __len__(self) -> int:
@@ -237,21 +244,24 @@ def prepare_datasets(
     download: bool = True,
     data_fraction: float = -1.0,
     fraction_of: str = "images",
+    pixels: bool = False,
 ) -> Dataset:
     """The training set of a dataset, items `(index, transform(image), target)`.
 
     Args:
         dataset: cifar10, cifar100, stl10 (train and unlabelled), imagenet, imagenet100, custom,
             digits or voc07 (trainval; a target is a row of labels).
-        transform: from a PIL image to a list of views.
+        transform: from an image to a list of views.
         train_data_path: folder, or H5 file when `data_format` is `h5`; inside the package when
             None. CIFAR may be there as torchvision's files or as `<class>/<image>`.
-        data_format: `image_folder` or `h5` (imagenet, imagenet100 and custom).
+        data_format: `image_folder`, `h5` or `webdataset` (imagenet, imagenet100 and custom).
         no_labels: targets are -1. custom: the images lie in one flat folder; stl10: unlabelled
             images only.
         download: fetch cifar and stl10 when they are missing.
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
         fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
+        pixels: files reach the transform as (3, H, W) uint8 tensors, which is faster, not as PIL
+            images.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
@@ -259,8 +269,9 @@ def prepare_datasets(
     """
     require_dataset(dataset)
     path = default_data_path() if train_data_path is None else Path(train_data_path)
+    loader = read_pixels if pixels else read_image
     if is_cifar_in_folders(dataset, path):
-        built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder))
+        built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder), loader)
     elif dataset in CIFAR_CLASSES:
         cls = dataset_with_index(CIFAR10 if dataset == "cifar10" else CIFAR100)
         kwargs = {"train": True, "transform": transform}
@@ -277,11 +288,23 @@ def prepare_datasets(
     elif require_format(data_format) == "h5":
         from solo.data.h5_dataset import H5Dataset
 
-        built = dataset_with_index(H5Dataset)(dataset, path, transform)
+        built = dataset_with_index(H5Dataset)(
+            dataset, path, transform, decode=decode_pixels if pixels else decode_image
+        )
+    elif data_format == "webdataset":
+        from solo.data.shard_dataset import ShardDataset
+
+        built = dataset_with_index(ShardDataset)(
+            path,
+            transform,
+            decode=decode_pixels if pixels else decode_image,
+            labels="ignored" if no_labels else "wanted",
+            num_classes=N_CLASSES_PER_DATASET.get(dataset),
+        )
     elif dataset == "custom" and no_labels:
-        built = dataset_with_index(CustomDatasetWithoutLabels)(path, transform)
+        built = dataset_with_index(CustomDatasetWithoutLabels)(path, transform, loader)
     else:
-        built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder))
+        built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder), loader)
     return take_fraction(built, data_fraction, fraction_of)
 
 

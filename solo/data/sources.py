@@ -24,7 +24,7 @@ from solo.errors import ConfigError, DataError, did_you_mean
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom", "digits", "voc07")
-DATA_FORMATS = ("image_folder", "h5", "dali", "resident")
+DATA_FORMATS = ("image_folder", "h5", "dali", "resident", "webdataset")
 
 CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 
@@ -81,7 +81,7 @@ def require_format(data_format: str | None) -> str:
 
 
 def stored_format(data_format: str, path: str | os.PathLike | None) -> str:
-    """How the images at `path` lie on disk: `image_folder` or `h5`.
+    """How the images at `path` lie on disk: `image_folder`, `h5` or `webdataset`.
 
     `dali` and `resident` are ways to load them: both read folders, `resident` a file of format h5
     as well.
@@ -126,14 +126,16 @@ def image_folder(
     transform: Callable | None,
     key: str,
     cls: type[tv.ImageFolder] = tv.ImageFolder,
+    loader: Callable = read_image,
 ) -> tv.ImageFolder:
     """A torchvision ImageFolder (`<path>/<class>/<image>`) whose reader names broken files.
 
     Args:
         path: the folder.
-        transform: applied to each PIL image.
+        transform: applied to each image.
         key: configuration key that holds `path`, for messages.
         cls: ImageFolder or a subclass.
+        loader: from a path to an image, `read_image` or `read_pixels`.
 
     Raises:
         DataError: the folder is missing, has no class folders, or has an empty one.
@@ -143,7 +145,7 @@ def image_folder(
     if not classes:
         raise DataError(f"{key}: {_why_no_classes(folder)}")
     try:
-        return cls(str(folder), transform, loader=read_image)
+        return cls(str(folder), transform, loader=loader)
     except FileNotFoundError as error:
         raise DataError(
             f"{key}: some class folders of '{folder}' hold no images: {error}"
@@ -232,7 +234,18 @@ def take_fraction(
 
 
 # What datasets call their items, one entry per item.
-_PER_ITEM = ("samples", "imgs", "images", "targets", "labels", "data", "_data", "originals", "ids")
+_PER_ITEM = (
+    "samples",
+    "imgs",
+    "images",
+    "targets",
+    "labels",
+    "data",
+    "_data",
+    "originals",
+    "ids",
+    "places",
+)
 
 
 def keep_items(dataset: Dataset, kept: Sequence[int]) -> Dataset:

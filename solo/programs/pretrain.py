@@ -111,6 +111,7 @@ def build_data(cfg: DictConfig) -> Data:
         transform,
         train_data_path=cfg.data.train_path,
         data_format=cfg.data.format,
+        pixels=device_views is not None,
         **_which_images(cfg),
     )
     if cfg.data.get("skip_unreadable"):

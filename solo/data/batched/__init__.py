@@ -3,8 +3,9 @@
 
 An image stays a float tensor of whole levels 0..255 from crop to normalisation, rounded wherever
 Pillow rounds, so that a view equals Pillow's for the same parameters. Every image of a batch has
-parameters of its own, which follow from one row of uniform random numbers. Nothing in here looks
-at a value of a tensor: it runs on the CPU and on a GPU, eager and through `torch.compile`.
+parameters of its own, which follow from one row of uniform random numbers. It runs on the CPU and
+on a GPU, eager and through `torch.compile`, with the same results: a value of a tensor is looked
+at only on the CPU, to leave out work that would change nothing.
 """
 
 from solo.data.batched.compiled import CompiledOrPlain

@@ -7,12 +7,20 @@ results are equal, not only close (float32 holds all intermediate whole numbers 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import permutations
 
 import torch
 from torch import Tensor
 
-from solo.data.batched.operation import TOP, Operation, apply_to, between, whole_below
+from solo.data.batched.operation import (
+    TOP,
+    Operation,
+    between,
+    change_chosen,
+    may_look,
+    whole_below,
+)
 
 ORDERS = tuple(permutations(range(4)))  # of brightness, contrast, saturation, hue
 HUE, NOTHING = 3, 3  # in an order; in a sequence of blends, where 3 blends with the image itself
@@ -78,8 +86,8 @@ class ColorJitter(Operation):
 
     Brightness, contrast and saturation are blends with black, with the mean grey and with the
     grey image, so one formula serves all three; the order of an image is looked up among all 24.
-    Instead of four places with every change in each, there are up to three blends before the hue
-    and three after it, some of them with the image itself.
+    Where all images must be treated alike (compiled, or on a GPU) there are three blends before
+    the hue and three after it, some of them with the image itself.
 
     Args:
         prob: share of the images that are changed.
@@ -90,6 +98,8 @@ class ColorJitter(Operation):
     """
 
     draws = 6
+    sequences: Tensor  # kinds of blends of each order
+    places: Tensor  # of the hue in each order
 
     def __init__(
         self, prob: float, brightness: float, contrast: float, saturation: float, hue: float
@@ -97,6 +107,8 @@ class ColorJitter(Operation):
         super().__init__()
         self.prob, self.strengths, self.hue = prob, (brightness, contrast, saturation), hue
         self.register_buffer("sequences", _sequences(bool(hue)), persistent=False)
+        places = torch.tensor([order.index(HUE) for order in ORDERS])
+        self.register_buffer("places", places, persistent=False)
 
     def drawn(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Which images change, their orders (N,) in `ORDERS`, factors (N, 3), turns (N,)."""
@@ -111,21 +123,41 @@ class ColorJitter(Operation):
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         """Levels (N, 3, H, W) with uniform numbers u (N, 6) to levels."""
         changed, order, factors, turns = self.drawn(u)
-        kinds = self.sequences[order]  # (N, blends)
-        factors = torch.cat([factors, torch.ones_like(factors[:, :1])], dim=1)
-        factors = torch.where(changed[:, None], factors, 1.0).gather(1, kinds)
-        for place in range(kinds.shape[1]):
-            if self.hue and place == 3:
-                x = self._turned(x, changed, turns)
-            kind, factor = kinds[:, place, None, None, None], factors[:, place, None, None, None]
-            x = blend(x, _base(x, kind), factor)
-        return x
-
-    @staticmethod
-    def _turned(x: Tensor, changed: Tensor, turns: Tensor) -> Tensor:
         steps = torch.trunc(turns * TOP)
         steps = torch.where(steps < 0, steps + 256.0, steps)
-        return apply_to(changed, shift_hue(x, steps[:, None, None]), x)
+        change = self._sorted if may_look(x) else self._jittered
+        return change_chosen(changed, change, x, order, factors, steps)
+
+    def _jittered(
+        self,
+        x: Tensor,
+        order: Tensor,
+        factors: Tensor,
+        steps: Tensor,
+        spans: Sequence[slice] | None = None,
+    ) -> Tensor:
+        """All changes; the blend at each place for all images, or for those of `spans[place]`."""
+        kinds = self.sequences[order]  # (N, blends)
+        factors = torch.cat([factors, torch.ones_like(factors[:, :1])], dim=1).gather(1, kinds)
+        for place in range(kinds.shape[1]):
+            if self.hue and place == 3:
+                x = shift_hue(x, steps[:, None, None])
+            if spans is None:
+                x = _blended(x, kinds[:, place], factors[:, place])
+            elif len(part := x[spans[place]]):
+                at = spans[place], place
+                part.copy_(_blended(part, kinds[at], factors[at]))
+        return x
+
+    def _sorted(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        """The same without blends of images with themselves: the others lie side by side when the
+        images are sorted by the place of their hue."""
+        places, rows = self.places[parameters[0]].sort(descending=True)
+        least = [int((places >= place).sum()) for place in (3, 2, 1)]
+        spans = [*(slice(n) for n in least), *(slice(n, None) for n in least)]
+        x, order, factors, steps = (p.index_select(0, rows) for p in (x, *parameters))
+        spans = spans if self.hue else [slice(None)] * 3
+        return self._jittered(x, order, factors, steps, spans).index_select(0, rows.argsort())
 
 
 def _sequences(hue: bool) -> Tensor:
@@ -141,11 +173,26 @@ def _sequences(hue: bool) -> Tensor:
     return torch.tensor(rows)
 
 
-def _base(x: Tensor, kind: Tensor) -> Tensor:
-    """What an image is blended with: black (0), its mean grey (1), its grey image (2), black."""
+def _blended(x: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
+    """Blends of (N,) kinds: with black (0), the mean grey (1), the grey image (2), itself (3)."""
+    factor = factor[:, None, None, None]
+    if may_look(x) and bool((kind == kind[0]).all()):
+        return _BLENDS[int(kind[0])](x, factor)
     grey = luma(x)
-    mean = grey.mean((1, 2, 3), keepdim=True).add_(0.5).floor_()
-    return grey.mul_(kind == 2).add_(mean.mul_(kind == 1))
+    mean, kind = _mean(grey), kind[:, None, None, None]
+    return blend(x, grey.mul_(kind == 2).add_(mean.mul_(kind == 1)), factor)
+
+
+def _mean(grey: Tensor) -> Tensor:
+    return grey.mean((1, 2, 3), keepdim=True).add_(0.5).floor_()
+
+
+_BLENDS = (
+    lambda x, factor: (x * factor).floor_().clamp_(0, TOP),
+    lambda x, factor: blend(x, _mean(luma(x)), factor),
+    lambda x, factor: blend(x, luma(x), factor),
+    lambda x, factor: x,
+)
 
 
 class Grayscale(Operation):
@@ -157,7 +204,7 @@ class Grayscale(Operation):
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         """Levels (N, 3, H, W) to levels."""
-        return apply_to(u[:, 0] < self.prob, luma(x), x)
+        return change_chosen(u[:, 0] < self.prob, lambda x: luma(x).expand_as(x), x)
 
 
 class Solarize(Operation):
@@ -169,9 +216,13 @@ class Solarize(Operation):
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         """Levels (N, 3, H, W) to levels."""
-        bright = (x - 127.0).clamp_(0.0, 1.0)  # levels are whole numbers
-        change = (TOP - 2.0 * x).mul_(bright)
-        return change.mul_((u[:, 0] < self.prob).to(x.dtype)[:, None, None, None]).add_(x)
+        return change_chosen(u[:, 0] < self.prob, solarized, x)
+
+
+def solarized(x: Tensor) -> Tensor:
+    """Levels (N, 3, H, W), those from 128 up inverted."""
+    bright = (x - 127.0).clamp_(0.0, 1.0)  # levels are whole numbers
+    return (TOP - 2.0 * x).mul_(bright).add_(x)
 
 
 class Equalize(Operation):
@@ -183,7 +234,7 @@ class Equalize(Operation):
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         """Levels (N, 3, H, W) to levels."""
-        return apply_to(u[:, 0] < self.prob, equalized(x), x)
+        return change_chosen(u[:, 0] < self.prob, equalized, x)
 
 
 def equalized(x: Tensor) -> Tensor:

@@ -10,11 +10,20 @@ the result rounded to whole levels after each of the two passes.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from solo.data.batched.operation import Operation, apply_to, between, levels, whole_below
+from solo.data.batched.operation import (
+    Operation,
+    apply_to,
+    between,
+    change_chosen,
+    levels,
+    may_look,
+    whole_below,
+)
 from solo.errors import ConfigError
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of torchvision's RandomResizedCrop
@@ -101,15 +110,15 @@ def _cubic(t: Tensor) -> Tensor:
     return inner.add_((far - 5).mul_(far).add_(8).mul_(far).sub_(4), alpha=CUBIC)
 
 
-def rows_come_first(h: Tensor, w: Tensor, out: tuple[int, int]) -> Tensor:
+def rows_come_first(h: Any, w: Any, out: tuple[int, int]) -> Any:
     """Whether Pillow 13 resizes the rows of a crop before its columns, to save work.
 
     Earlier versions always begin with the columns. The order only matters where the first pass
     overshoots a level of 0 or 255 and is cut off.
 
     Args:
-        h: (N,) heights of the crops.
-        w: (N,) widths of the crops.
+        h: (N,) heights of the crops, or one as a plain number.
+        w: (N,) widths of the crops, or one.
         out: height and width afterwards.
     """
     return (h > out[0]) & (h - out[0] > 2 * (w - out[1]))
@@ -127,7 +136,7 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor, swap: Tensor | None 
     Returns:
         (N, 3, h, w) float whole levels.
     """
-    if swap is None:
+    if swap is None or (may_look(images) and not swap.any()):
         return _two_passes(images, rows, columns)
     if rows.shape != columns.shape:
         x = _two_passes(images, rows, columns)
@@ -229,7 +238,7 @@ class Resize(Operation):
         zero, full = u.new_zeros(1), [u.new_full((1,), side) for side in (height, width)]
         rows = resize_weights(zero, full[0], height, out[0])
         columns = resize_weights(zero, full[1], width, out[1], flip)
-        return resample(images, rows, columns, rows_come_first(*full, (out[0], out[1])))
+        return resample(images, rows, columns, rows_come_first(full[0], full[1], (out[0], out[1])))
 
 
 class Flip(Operation):
@@ -241,4 +250,9 @@ class Flip(Operation):
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         """Images (N, 3, H, W), some of them mirrored."""
-        return apply_to(u[:, 0] < self.prob, x.flip(-1), x)
+        return change_chosen(u[:, 0] < self.prob, mirrored, x)
+
+
+def mirrored(x: Tensor) -> Tensor:
+    """Images (N, 3, H, W), left and right exchanged."""
+    return x.flip(-1)

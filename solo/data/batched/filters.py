@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solo.data.batched.operation import Operation, apply_to, between
+from solo.data.batched.operation import Operation, between, change_chosen, may_look
 
 SIGMA = (0.1, 2.0)  # standard deviations in pixels (SimCLR, appendix A)
 PASSES = 3  # box blurs that make a Gaussian one
-REACH = 2  # pixels that a box reaches to each side; enough for sigma up to 2.99
 
 
 def box_radius(sigma: Tensor) -> Tensor:
@@ -31,7 +30,8 @@ def box_radius(sigma: Tensor) -> Tensor:
 class GaussianBlur(Operation):
     """Blur with a standard deviation between 0.1 and 2 pixels.
 
-    Pillow's blur: three box blurs along each axis, rounded after each, borders repeated.
+    Pillow's blur: three box blurs along each axis, rounded after each, borders repeated. A
+    box reaches two pixels to each side, which is enough for deviations up to 2.99.
     """
 
     draws = 2
@@ -43,29 +43,32 @@ class GaussianBlur(Operation):
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         """Levels (N, 3, H, W) with uniform numbers u (N, 2) to levels."""
         radius = box_radius(between(u[:, 1], *SIGMA))
-        inside = (2.0**24 / (2 * radius + 1)).floor() / 2.0**24
-        edge = (1 - (2 * radius.floor() + 1) * inside) / 2
-        wide = radius >= 1
-        weights = inside, torch.where(wide, inside, edge), torch.where(wide, edge, 0.0)
-        kept = u[:, 0] >= self.prob  # the box of one pixel changes nothing
-        weights = [torch.where(kept, float(i == 0), weight) for i, weight in enumerate(weights)]
-        columns = [weight[:, None, None, None] for weight in weights]
-        for axis in (3, 2):
-            for _ in range(PASSES):
-                x = _box(x, columns, axis)
-        return x
+        return change_chosen(u[:, 0] < self.prob, blurred, x, radius)
+
+
+def blurred(x: Tensor, radius: Tensor) -> Tensor:
+    """Images (N, 3, H, W) after three boxes of their `radius` (N,) along each axis."""
+    inside = (2.0**24 / (2 * radius + 1)).floor() / 2.0**24
+    edge = (1 - (2 * radius.floor() + 1) * inside) / 2
+    wide = radius >= 1
+    weights = [inside, torch.where(wide, inside, edge), torch.where(wide, edge, 0.0)]
+    if may_look(x) and not wide.any():
+        weights.pop()
+    columns = [weight[:, None, None, None] for weight in weights]
+    for axis in (3, 2):
+        for _ in range(PASSES):
+            x = _box(x, columns, axis)
+    return x
 
 
 def _box(x: Tensor, weights: list[Tensor], axis: int) -> Tensor:
-    """One box blur along `axis`; weights of distance 0, 1 and 2."""
-    border = (REACH, REACH, 0, 0) if axis == 3 else (0, 0, REACH, REACH)
-    wide, size = F.pad(x, border, mode="replicate"), x.shape[axis]
+    """One box blur along `axis`; weights of distance 0, 1 and perhaps 2."""
+    reach, size = len(weights) - 1, x.shape[axis]
+    wide = F.pad(x, (reach, reach, 0, 0) if axis == 3 else (0, 0, reach, reach), mode="replicate")
     total = x * weights[0]
-    for distance in range(1, REACH + 1):
-        sides = wide.narrow(axis, REACH - distance, size) + wide.narrow(
-            axis, REACH + distance, size
-        )
-        total = total.addcmul_(sides, weights[distance])
+    for distance in range(1, reach + 1):
+        left, right = (wide.narrow(axis, at, size) for at in (reach - distance, reach + distance))
+        total = total.addcmul_(left + right, weights[distance])
     return total.add_(0.5).floor_()
 
 
@@ -86,7 +89,7 @@ class Rotation(Operation):
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         """Levels (N, 3, H, W) with uniform numbers u (N, 2) to levels."""
         angle = between(u[:, 1], -self.degrees, self.degrees) * (math.pi / 180)
-        return apply_to(u[:, 0] < self.prob, rotated(x, angle), x)
+        return change_chosen(u[:, 0] < self.prob, rotated, x, angle)
 
 
 def rotated(x: Tensor, angle: Tensor) -> Tensor:

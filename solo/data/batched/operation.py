@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,38 @@ def apply_to(chosen: Tensor, changed: Tensor, x: Tensor) -> Tensor:
         x: (N, 3, H, W).
     """
     return torch.lerp(x, changed, chosen.to(x.dtype)[:, None, None, None])
+
+
+def may_look(x: Tensor) -> bool:
+    """Whether a choice by value costs nothing: on the CPU, where no queue must be waited for.
+
+    `torch.compile` would have to leave the graph for it.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def change_chosen(
+    chosen: Tensor, change: Callable[..., Tensor], x: Tensor, *parameters: Tensor
+) -> Tensor:
+    """`change(x, *parameters)` for the chosen images, the others as they are.
+
+    The work is done for the chosen images only where `may_look`, else for all.
+
+    Args:
+        chosen: (N,) bool.
+        change: treats every image by itself.
+        x: (N, 3, H, W).
+        parameters: of `change`, one row per image.
+    """
+    if not may_look(x):
+        return apply_to(chosen, change(x, *parameters), x)
+    rows = chosen.nonzero()[:, 0]
+    if len(rows) == len(x):
+        return change(x, *parameters)
+    if len(rows) == 0:
+        return x
+    changed = change(*(part.index_select(0, rows) for part in (x, *parameters)))
+    return x.index_copy(0, rows, changed)
 
 
 def between(u: Tensor, low: float, high: float) -> Tensor:

@@ -15,6 +15,7 @@ from torchvision.transforms import functional as TF
 from solo.data.batched import BatchedView, CompiledOrPlain, build_views
 from solo.data.batched.colour import ORDERS, ColorJitter
 from solo.data.batched.crop import crop_boxes
+from solo.data.batched.operation import change_chosen
 from solo.data.batched.view import _chunk
 from solo.data.pretrain_dataloader import build_transform_pipeline
 from solo.data.sources import PRETRAIN_STATS
@@ -136,8 +137,39 @@ def test_chunks_change_nothing(monkeypatch):
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, parts, strict=True))
 
 
+@pytest.mark.parametrize("hue", [0.2, 0.0])
+@pytest.mark.parametrize("n", [1, 40])
+def test_work_that_is_left_out_changes_nothing(monkeypatch, n, hue):
+    entry = augmentation(rotation={"prob": 0.3, "degrees": 15}, num_crops=1)
+    entry["color_jitter"]["hue"] = hue
+    view, images = BatchedView("cifar10", entry), batch(n)
+    for seed in range(1 if n > 1 else 20):
+        u = numbers(n, view.draws, seed=seed)
+        quick = view.levels(images, u)
+        with monkeypatch.context() as patched:
+            for module in ("operation", "colour", "filters", "crop"):
+                patched.setattr(f"solo.data.batched.{module}.may_look", lambda x: False)
+            assert torch.equal(view.levels(images, u), quick)
+
+
+def test_only_chosen_images_cost_work():
+    sizes = []
+
+    def change(x, add):
+        sizes.append(len(x))
+        return x + add[:, None, None, None]
+
+    x, add = torch.zeros(4, 3, 2, 2), torch.arange(4.0)
+    some = change_chosen(torch.tensor([True, False, False, True]), change, x, add)
+    assert some.amax((1, 2, 3)).tolist() == [0, 0, 0, 3]
+    assert change_chosen(torch.zeros(4, dtype=torch.bool), change, x, add) is x
+    change_chosen(torch.ones(4, dtype=torch.bool), change, x, add)
+    assert sizes == [2, 4]
+    assert not x.any()
+
+
 @pytest.mark.parametrize(
-    ("n", "side", "size"), [(256, 32, 64), (96, 32, 48), (97, 32, 85), (5, 224, 1)]
+    ("n", "side", "size"), [(256, 32, 128), (96, 32, 96), (193, 32, 170), (5, 224, 1)]
 )
 def test_chunks_are_alike_where_that_costs_little(n, side, size):
     assert _chunk(n, side) == size
