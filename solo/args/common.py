@@ -102,6 +102,11 @@ def set_num_classes(cfg: DictConfig) -> None:
         return
     if cfg.data.format in ("h5", "resident") and folder.is_file():
         raise ConfigError("H5 files are for imagenet and imagenet100, not for data.dataset=custom")
+    if cfg.data.format == "webdataset":
+        from solo.data.shards import read_shards
+
+        cfg.data.num_classes = read_shards(folder, "data.train_path").num_classes
+        return
     if not folder.is_dir():
         raise DataError(f"data.train_path: there is no folder '{folder}'; check the path")
     cfg.data.num_classes = max(1, sum(entry.is_dir() for entry in folder.iterdir()))
@@ -109,17 +114,22 @@ def set_num_classes(cfg: DictConfig) -> None:
 
 def check_format(cfg: DictConfig) -> None:
     """Refuse formats that do not go with the data set, or with another key of `data`."""
-    if cfg.data.format == "dali" and cfg.data.dataset not in schema.DALI_DATASETS:
+    data_format = cfg.data.format
+    if data_format in ("dali", "webdataset") and cfg.data.dataset not in schema.DALI_DATASETS:
         raise ConfigError(
-            f"data.format=dali works with {', '.join(schema.DALI_DATASETS)}, "
+            f"data.format={data_format} works with {', '.join(schema.DALI_DATASETS)}, "
             f"not with data.dataset={cfg.data.dataset}: write data.format=image_folder"
         )
     if cfg.data.format == "resident" and cfg.data.dataset in schema.MULTILABEL_DATASETS:
         raise ConfigError(f"data.format=resident does not go with data.dataset={cfg.data.dataset}")
     if cfg.data.format == "dali" and cfg.data.get("augment") == "device":
-        raise ConfigError("data.augment=device is for image_folder and h5: dali has its own device")
+        raise ConfigError(
+            "data.augment=device is for image_folder, h5 and webdataset: dali has its own device"
+        )
     if cfg.data.format == "dali" and cfg.data.get("skip_unreadable"):
-        raise ConfigError("data.skip_unreadable works with image_folder, h5 and resident, not dali")
+        raise ConfigError(
+            "data.skip_unreadable works with image_folder, h5, resident and webdataset, not dali"
+        )
 
 
 def count_devices(cfg: DictConfig) -> int:
@@ -130,6 +140,8 @@ def count_devices(cfg: DictConfig) -> int:
     """
     devices = OmegaConf.select(cfg, "devices", default="auto")
     if OmegaConf.is_list(devices) or isinstance(devices, (list, tuple)):
+        if not devices:
+            raise ConfigError("'devices' is an empty list: name a device, or write auto")
         return len(devices)
     if isinstance(devices, str) and devices not in ("auto", "-1"):
         parts = [part for part in devices.split(",") if part.strip()]

@@ -35,7 +35,9 @@ def dataset_args(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--val_data_path", type=Path, default=None)
     parser.add_argument(
-        "--data_format", choices=["image_folder", "dali", "h5"], default="image_folder"
+        "--data_format",
+        choices=["image_folder", "dali", "h5", "webdataset"],
+        default="image_folder",
     )
     parser.add_argument("--data_fraction", type=float, default=-1.0)
 

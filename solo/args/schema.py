@@ -23,7 +23,7 @@ N_CLASSES_PER_DATASET = {
     "digits": 10,
 }
 SUPPORTED_DATASETS = ["cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom", "digits"]
-DALI_DATASETS = ["imagenet100", "imagenet", "custom"]
+DALI_DATASETS = ["imagenet100", "imagenet", "custom"]  # and shards
 MULTILABEL_DATASETS = ("voc07",)  # for method=multilabel; no program evaluates on them
 
 # What the optimizer receives when the YAML leaves it out.
@@ -60,7 +60,7 @@ class Data:
     dataset: str
     train_path: str | None = None
     val_path: str | None = None
-    format: Literal["image_folder", "dali", "h5", "resident"] = "image_folder"
+    format: Literal["image_folder", "dali", "h5", "resident", "webdataset"] = "image_folder"
     augment: Literal["workers", "device"] = "workers"
     resident_size: int | None = None
     skip_unreadable: bool = False
@@ -86,7 +86,7 @@ class LinearAugmentations:
 class LinearData(Data):
     """`data` of a linear evaluation or a fine-tuning; `image_size` None = the data set's own."""
 
-    format: Literal["image_folder", "dali", "h5"] = "image_folder"
+    format: Literal["image_folder", "dali", "h5", "webdataset"] = "image_folder"
     image_size: int | None = None
     augmentations: LinearAugmentations = field(default_factory=LinearAugmentations)
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
 
+from solo.args.schema import N_CLASSES_PER_DATASET
 from solo.data.digits import DIGITS_MEAN, DIGITS_STD, SIZE, DigitsDataset
 from solo.data.loading import make_loader, seeded
 from solo.data.sources import (
@@ -23,6 +24,7 @@ from solo.data.sources import (
     default_data_path,
     image_folder,
     is_cifar_in_folders,
+    item_labels,
     named_torchvision,
     require_dataset,
     require_format,
@@ -123,7 +125,7 @@ def prepare_datasets(
         train_data_path: folder, or H5 file with `data_format="h5"`; inside the package when None.
             CIFAR may be there as torchvision's files or as `<class>/<image>`.
         val_data_path: the same for validation.
-        data_format: `image_folder` or `h5` (imagenet, imagenet100 and custom).
+        data_format: `image_folder`, `h5` or `webdataset` (imagenet, imagenet100 and custom).
         download: fetch cifar and stl10 when they are missing.
         data_fraction: part of the training images to keep, between 0 and 1; -1 keeps all.
         split: that part as an earlier run has drawn it; None draws.
@@ -166,6 +168,11 @@ def _split(
         from solo.data.h5_dataset import H5Dataset
 
         return seeded(H5Dataset)(dataset, path, transform, key=key)
+    if data_format == "webdataset":
+        from solo.data.shard_dataset import ShardDataset
+
+        classes = N_CLASSES_PER_DATASET.get(dataset)
+        return seeded(ShardDataset)(path, transform, key, labels="needed", num_classes=classes)
     return image_folder(path, transform, key, seeded(ImageFolder))
 
 
@@ -254,18 +261,23 @@ def _auto_augment() -> Callable:
     )
 
 
+def _check_labels(train: Dataset, val: Dataset) -> None:
+    """Of shards whose classes have no names: validation may not have further ones."""
+    tops = [max(item_labels(dataset) or [0]) for dataset in (train, val)]
+    if tops[1] > tops[0]:
+        raise DataError(
+            f"{VAL_KEY} has labels up to {tops[1]}, but those of {TRAIN_KEY} end at {tops[0]}."
+        )
+
+
 def _check_classes(train: Dataset, val: Dataset) -> None:
     """Labels are positions in the sorted class names, so both splits must have the same names."""
     ours, theirs = getattr(train, "classes", None), getattr(val, "classes", None)
     if ours is None or theirs is None:
-        return
+        return _check_labels(train, val)
     if list(ours) != list(theirs):
         odd = sorted(set(ours) ^ set(theirs))
         raise DataError(
             f"{TRAIN_KEY} has {len(ours)} classes and {VAL_KEY} {len(theirs)}; in only one of "
             f"them: {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}."
-        )
-    if len(ours) < 2:
-        raise DataError(
-            f"{TRAIN_KEY} has one class ('{ours[0]}'): a classifier needs at least two."
         )

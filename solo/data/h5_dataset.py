@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ import h5py
 from torch.utils.data import Dataset
 
 from solo.data.images import ReadError, decode_image
+from solo.data.stored_index import fingerprint, read_index, write_index
 from solo.errors import ConfigError, DataError, did_you_mean
 
 _DATASETS = ("imagenet100", "imagenet", "custom")
@@ -77,13 +76,15 @@ class H5Dataset(Dataset):
 
     def _load_h5_data_info(self) -> None:
         """Fill `_data`, `classes` and `class_to_idx` from the index cache or else the file."""
-        names = _read_index(self.h5_path)
+        mark = fingerprint("an H5 file", [self.h5_path]) if os.path.isfile(self.h5_path) else ""
+        lines = read_index(self.h5_path, mark)
+        names = None if lines is None else [tuple(line.split("/", 1)) for line in lines]
         if names is None:
             with _open(self.h5_path, self.key) as file:
                 names = [(c, image) for c in self._find_classes(file) for image in file[c]]
             if not names:
                 raise DataError(f"{self.key}: '{self.h5_path}' has no class group with images.")
-            _write_index(self.h5_path, names)
+            write_index(self.h5_path, mark, (f"{c}/{image}" for c, image in names))
         kept = self._kept_classes({class_name for class_name, _ in names})
         self.classes = sorted(kept)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
@@ -130,45 +131,3 @@ def _open(path: str | Path, key: str) -> h5py.File:
         return h5py.File(path, "r")
     except OSError as error:
         raise DataError(f"{key}: '{path}' is truncated or no HDF5 file ({error}).") from None
-
-
-def _fingerprint(path: str | Path) -> str:
-    """Changes whenever the file does."""
-    stat = os.stat(path)
-    return f"# index of an H5 file: version 1, {stat.st_size} bytes, changed {stat.st_mtime_ns}"
-
-
-def _index_paths(path: str | Path) -> list[Path]:
-    """Where the index may lie: beside the file, or in the cache folder under its full path."""
-    path = Path(path).resolve()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "solo-learn-sparse"
-    digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    return [path.with_name(path.name + ".index.txt"), cache / f"{path.stem}-{digest}.index.txt"]
-
-
-def _read_index(path: str | Path) -> list[tuple[str, str]] | None:
-    """(class, image) pairs of a stored index, None if there is none that fits the file."""
-    for index in _index_paths(path):
-        try:
-            lines = index.read_text(encoding="utf-8").split("\n")
-            if lines[0] == _fingerprint(path) and lines[-1] == "":
-                return [tuple(line.split("/", 1)) for line in lines[1:-1]]
-        except (OSError, UnicodeDecodeError):
-            continue
-    return None
-
-
-def _write_index(path: str | Path, names: list[tuple[str, str]]) -> None:
-    """Store the index in the first place that can be written; going without is no error."""
-    text = "\n".join([_fingerprint(path), *(f"{c}/{image}" for c, image in names), ""])
-    for index in _index_paths(path):
-        try:
-            index.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=index.parent, delete=False, encoding="utf-8"
-            ) as file:
-                file.write(text)
-            os.replace(file.name, index)  # whole or not at all, also with several ranks
-            return
-        except OSError:
-            continue

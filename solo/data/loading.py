@@ -159,11 +159,12 @@ def make_loader(
     dataset: Dataset, batch_size: int, num_workers: int, shuffle: bool, drop_last: bool
 ) -> DataLoader:
     """A loader with pinned memory and, when it shuffles, workers that stay between epochs."""
+    order = getattr(dataset, "sampler_class", EpochSampler)
     warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true.*")
     return SeededLoader(
         dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(dataset) if shuffle and len(dataset) else None,
+        sampler=order(dataset) if shuffle and len(dataset) else None,
         num_workers=num_workers,
         pin_memory=True,
         drop_last=drop_last,

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
 
+from solo.args.schema import N_CLASSES_PER_DATASET
 from solo.data.augmentations import STRENGTHS, checked_augmentation
 from solo.data.digits import DigitsDataset
 from solo.data.images import decode_image, decode_pixels, read_image, read_pixels
@@ -253,7 +254,7 @@ def prepare_datasets(
         transform: from an image to a list of views.
         train_data_path: folder, or H5 file when `data_format` is `h5`; inside the package when
             None. CIFAR may be there as torchvision's files or as `<class>/<image>`.
-        data_format: `image_folder` or `h5` (imagenet, imagenet100 and custom).
+        data_format: `image_folder`, `h5` or `webdataset` (imagenet, imagenet100 and custom).
         no_labels: targets are -1. custom: the images lie in one flat folder; stl10: unlabelled
             images only.
         download: fetch cifar and stl10 when they are missing.
@@ -290,6 +291,16 @@ def prepare_datasets(
         built = dataset_with_index(H5Dataset)(
             dataset, path, transform, decode=decode_pixels if pixels else decode_image
         )
+    elif data_format == "webdataset":
+        from solo.data.shard_dataset import ShardDataset
+
+        built = dataset_with_index(ShardDataset)(
+            path,
+            transform,
+            decode=decode_pixels if pixels else decode_image,
+            labels="ignored" if no_labels else "wanted",
+            num_classes=N_CLASSES_PER_DATASET.get(dataset),
+        )
     elif dataset == "custom" and no_labels:
         built = dataset_with_index(CustomDatasetWithoutLabels)(path, transform, loader)
     else:
@@ -306,16 +317,15 @@ def prepare_dataloader(
         train_dataset: from `prepare_datasets`.
         batch_size: images per batch and per process.
         num_workers: loader processes; they stay alive between epochs.
-
-    Raises:
-        ConfigError: the dataset does not fill one batch, so that no step would ever run.
     """
-    require_full_batch(train_dataset, batch_size)
     return make_loader(train_dataset, batch_size, num_workers, shuffle=True, drop_last=True)
 
 
 def require_full_batch(train_dataset: Dataset, batch_size: int) -> None:
-    """Raise ConfigError when the dataset does not fill one batch."""
+    """Raise ConfigError when the dataset does not fill one batch, so that no step would ever run.
+
+    The programs ask this; a loader by itself may be empty, as in solo-learn.
+    """
     if len(train_dataset) < batch_size:
         raise ConfigError(
             f"optimizer.batch_size={batch_size} is larger than the training set "

@@ -24,7 +24,7 @@ from solo.errors import ConfigError, DataError, did_you_mean
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom", "digits", "voc07")
-DATA_FORMATS = ("image_folder", "h5", "dali", "resident")
+DATA_FORMATS = ("image_folder", "h5", "dali", "resident", "webdataset")
 
 CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 
@@ -81,7 +81,7 @@ def require_format(data_format: str | None) -> str:
 
 
 def stored_format(data_format: str, path: str | os.PathLike | None) -> str:
-    """How the images at `path` lie on disk: `image_folder` or `h5`.
+    """How the images at `path` lie on disk: `image_folder`, `h5` or `webdataset`.
 
     `dali` and `resident` are ways to load them: both read folders, `resident` a file of format h5
     as well.
@@ -234,7 +234,18 @@ def take_fraction(
 
 
 # What datasets call their items, one entry per item.
-_PER_ITEM = ("samples", "imgs", "images", "targets", "labels", "data", "_data", "originals", "ids")
+_PER_ITEM = (
+    "samples",
+    "imgs",
+    "images",
+    "targets",
+    "labels",
+    "data",
+    "_data",
+    "originals",
+    "ids",
+    "places",
+)
 
 
 def keep_items(dataset: Dataset, kept: Sequence[int]) -> Dataset:

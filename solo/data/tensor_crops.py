@@ -76,7 +76,8 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
         image: (3, H, W) uint8.
         size: height and width of the result.
     """
-    swap = rows_come_first(*image.shape[1:], size)
+    height, width = image.shape[1:]
+    swap = bool(rows_come_first(height, width, size))
     batch = image[None].mT if swap else image[None]
     batch = batch.contiguous(memory_format=torch.channels_last)  # torch's fast path
     size = size[::-1] if swap else size

@@ -170,8 +170,9 @@ def compute_dataset_size(
     Args:
         dataset: name; cifar10, cifar100, stl10 and digits are known, else files are counted.
         train: the training part rather than the validation part.
-        data_path: folder `<class>/<image>` (flat with `no_labels`), or the file of format `h5`.
-        data_format: `image_folder`, `h5` or `dali`.
+        data_path: folder `<class>/<image>` (flat with `no_labels`), the file of format `h5`, or
+            the shards of format `webdataset`.
+        data_format: `image_folder`, `h5`, `webdataset` or `dali`.
         no_labels: the folder has no class folders.
         data_fraction: part that is used, -1 for all.
     """
@@ -180,6 +181,10 @@ def compute_dataset_size(
         from solo.data.h5_dataset import H5Dataset
 
         size = len(H5Dataset(dataset, data_path))
+    elif data_format == "webdataset" and data_path is not None:
+        from solo.data.shards import read_shards
+
+        size = len(read_shards(data_path, "data_path").places)
     elif name in _SIZES:
         size = _SIZES[name][0 if train else 1]
     elif data_path is None or not os.path.isdir(data_path):

@@ -76,12 +76,14 @@ def _encoder(log: RunLog) -> Any:
 
 def _images(log: RunLog) -> Any:
     from solo.data.classification_dataloader import prepare_val_data
+    from solo.data.sources import stored_format
 
     data = log.args["data"]
+    path = data.get("val_path")
     loader = prepare_val_data(
         data["dataset"],
-        val_data_path=data.get("val_path"),
-        data_format="h5" if data.get("format") == "h5" else "image_folder",
+        val_data_path=path,
+        data_format=stored_format(data.get("format") or "image_folder", path),
         num_workers=0,
         download=False,
     )

@@ -18,8 +18,9 @@ from solo.data.classification_dataloader import (
     prepare_data,
     prepare_transforms,
 )
-from solo.data.h5_dataset import H5Dataset, _index_paths, imagenet100_classes
+from solo.data.h5_dataset import H5Dataset, imagenet100_classes
 from solo.data.pretrain_dataloader import prepare_dataloader, prepare_datasets
+from solo.data.stored_index import index_paths
 from solo.errors import ConfigError, DataError
 from tests.data.conftest import write_folder
 
@@ -74,14 +75,14 @@ def test_index_is_cached_beside_the_file_and_dies_with_it(folder, h5_file, monke
 
 def test_index_of_a_read_only_folder_is_keyed_by_the_full_path(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    one, other = _index_paths(tmp_path / "a" / "train.h5"), _index_paths(tmp_path / "b/train.h5")
+    one, other = index_paths(tmp_path / "a" / "train.h5"), index_paths(tmp_path / "b/train.h5")
     assert one[1].parent == other[1].parent == tmp_path / "cache" / "solo-learn-sparse"
     assert one[1] != other[1]
 
 
 def test_damaged_index_is_rebuilt(h5_file):
     H5Dataset("imagenet", h5_file)
-    index = _index_paths(h5_file)[0]
+    index = index_paths(h5_file)[0]
     index.write_text(index.read_text()[:-9])
     assert len(H5Dataset("imagenet", h5_file)) == 12
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch.optim.lr_scheduler import MultiStepLR
 
 from solo import extensions
+from solo.errors import ConfigError
 from solo.methods import BaseMethod, SimCLR, SimSiam
 from solo.methods.base import BaseMomentumMethod
 from solo.utils.lr_scheduler import LinearWarmupCosineAnnealingLR
@@ -184,6 +185,12 @@ def test_unknown_optimizer_and_scheduler():
             model.configure_optimizers()
     with pytest.raises(AssertionError, match="interval"):
         BaseMethod(tiny_cfg("base", scheduler__interval="minute"))
+
+
+@pytest.mark.parametrize("steps", [60, "60,80", ["60"]])
+def test_epochs_of_a_step_schedule_are_a_list_of_numbers(steps):
+    with pytest.raises(ConfigError, match=r"lr_decay_steps must be a list of epochs, got"):
+        BaseMethod(tiny_cfg("base", scheduler__lr_decay_steps=steps))
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adam", "adamw"])

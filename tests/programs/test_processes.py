@@ -80,3 +80,26 @@ def test_two_processes_share_one_run(tmp_path):
     run, checkpoint = run_of(folder)
     assert [path.name for path in run.parent.iterdir()] == ["0"]
     assert torch.load(checkpoint)["global_step"] == 2
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_two_processes_share_shards(tmp_path):
+    from scripts.utils.convert_imgfolder_to_shards import convert_imgfolder_to_shards
+    from tests.data.conftest import write_folder
+
+    write_folder(tmp_path / "images", per_class=13)
+    convert_imgfolder_to_shards(tmp_path / "images", tmp_path / "shards", shard_size=3)
+    data = {"dataset": "custom", "train_path": str(tmp_path / "shards"), "format": "webdataset"}
+    folder = folder_with(
+        tmp_path / "two",
+        data={**data, "num_workers": 1},
+        devices=[0, 1],
+        strategy="ddp",
+        max_epochs=2,
+        limit_train_batches=1.0,
+        optimizer__batch_size=4,
+    )
+    assert start(folder).wait() == 0, (folder / "output.txt").read_text()
+    _, checkpoint = run_of(folder)
+    assert torch.load(checkpoint)["global_step"] == 2 * (26 // 2 // 4)

@@ -66,12 +66,11 @@ def shift_hue(x: Tensor, steps: Tensor) -> Tensor:
     turn = start.to(wide).add_(more.to(wide)).sub_(less.to(wide)).float().div_(6.0)
     hue = _level(turn.sub_(turn.floor())).add_(steps)
     hue = hue.sub_((hue * 2.0**-8).floor_(), alpha=256.0).mul_(6.0 / TOP)
-    saturation = _level(span / top.clamp(min=1.0)).div_(TOP)
+    drop = _level(span / top.clamp(min=1.0)).mul_(top).div_(TOP)  # saturation times value
     away = torch.stack(
         [2.0 - (hue - 3.0).abs_(), (hue - 2.0).abs_() - 1.0, (hue - 4.0).abs_() - 1.0], dim=1
     ).clamp_(0.0, 1.0)
-    away = away.mul_(saturation[:, None])
-    return (1.0 - away).mul_(top[:, None]).add_(0.5).floor_()
+    return ((top + 0.5)[:, None] - away.mul_(drop[:, None])).floor_()
 
 
 def _level(share: Tensor) -> Tensor:
@@ -98,6 +97,8 @@ class ColorJitter(Operation):
     """
 
     draws = 6
+    sequences: Tensor  # kinds of blends of each order
+    places: Tensor  # of the hue in each order
 
     def __init__(
         self, prob: float, brightness: float, contrast: float, saturation: float, hue: float
@@ -153,10 +154,9 @@ class ColorJitter(Operation):
         places, rows = self.places[parameters[0]].sort(descending=True)
         least = [int((places >= place).sum()) for place in (3, 2, 1)]
         spans = [*(slice(n) for n in least), *(slice(n, None) for n in least)]
-        sort = [part.index_select(0, rows) for part in (x, *parameters)]
-        return self._jittered(*sort, spans if self.hue else [slice(None)] * 3).index_select(
-            0, rows.argsort()
-        )
+        x, order, factors, steps = (p.index_select(0, rows) for p in (x, *parameters))
+        spans = spans if self.hue else [slice(None)] * 3
+        return self._jittered(x, order, factors, steps, spans).index_select(0, rows.argsort())
 
 
 def _sequences(hue: bool) -> Tensor:

@@ -10,6 +10,7 @@ the result rounded to whole levels after each of the two passes.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,15 +110,15 @@ def _cubic(t: Tensor) -> Tensor:
     return inner.add_((far - 5).mul_(far).add_(8).mul_(far).sub_(4), alpha=CUBIC)
 
 
-def rows_come_first(h: Tensor, w: Tensor, out: tuple[int, int]) -> Tensor:
+def rows_come_first(h: Any, w: Any, out: tuple[int, int]) -> Any:
     """Whether Pillow 13 resizes the rows of a crop before its columns, to save work.
 
     Earlier versions always begin with the columns. The order only matters where the first pass
     overshoots a level of 0 or 255 and is cut off.
 
     Args:
-        h: (N,) heights of the crops.
-        w: (N,) widths of the crops.
+        h: (N,) heights of the crops, or one as a plain number.
+        w: (N,) widths of the crops, or one.
         out: height and width afterwards.
     """
     return (h > out[0]) & (h - out[0] > 2 * (w - out[1]))
@@ -237,7 +238,7 @@ class Resize(Operation):
         zero, full = u.new_zeros(1), [u.new_full((1,), side) for side in (height, width)]
         rows = resize_weights(zero, full[0], height, out[0])
         columns = resize_weights(zero, full[1], width, out[1], flip)
-        return resample(images, rows, columns, rows_come_first(*full, (out[0], out[1])))
+        return resample(images, rows, columns, rows_come_first(full[0], full[1], (out[0], out[1])))
 
 
 class Flip(Operation):
