@@ -29,10 +29,11 @@ from solo.losses.byol import byol_loss_func
 from solo.losses.simclr import simclr_loss_func
 from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
 from sparse_ext.callback import all_finite
+from sparse_ext.clock import Clock
 from sparse_ext.config import build
 from sparse_ext.ema import MaskedEMA
 from sparse_ext.encoder import Encoder, patch
-from sparse_ext.pruner import Clock, build_pruner, method_class
+from sparse_ext.registry import build_pruner, method_class
 
 PERIOD = 1000  # optimizer steps between mask updates in the CIFAR runs
 GOAL = 0.03

@@ -55,6 +55,10 @@ class Extension:
         """
         return backbone
 
+    def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """`state`, an encoder's weights as training stores them, as evaluation is to see them."""
+        return state
+
     def after_load(self, backbone: nn.Module, cfg: DictConfig) -> None:
         """Make an encoder that was loaded from a checkpoint do what the evaluation `cfg` asks."""
 
@@ -138,6 +142,13 @@ def parameter_groups(backbone: nn.Module, **options: Any) -> list[Mapping[str, A
     for extension in registered():
         groups = [part for group in groups for part in extension.parameter_groups(backbone, group)]
     return groups
+
+
+def evaluated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's weights as all extensions want evaluation to see them."""
+    for extension in registered():
+        state = extension.evaluated(state)
+    return dict(state)
 
 
 def collect(backbone: nn.Module) -> dict[str, float]:

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from solo.errors import CheckpointError
 from solo.utils.profiling import MASKS, section
-from sparse_ext import checks, distributed, slimming
+from sparse_ext import checks, distributed, resume, slimming
 from sparse_ext.config import SparseConfig
 from sparse_ext.cost.live import CostMeter
 from sparse_ext.diagnostics import all_dead_filters, dead_filters, oscillation
@@ -31,7 +31,8 @@ from sparse_ext.encoder import Encoder, selection, unwrapped
 from sparse_ext.kernels import training as kernels
 from sparse_ext.messages import log
 from sparse_ext.probe import Probe
-from sparse_ext.pruner import Pruner, build_pruner, method_class
+from sparse_ext.pruner import Pruner
+from sparse_ext.registry import build_pruner, method_class
 
 STATE_KEY = "sparse_state"
 
@@ -120,7 +121,7 @@ class PruningCallback(Callback):
         self.pruner.enter(pl_module, fresh=self._restored is None)
         self._unseen = self._restored is None and self.pruner.needs_data
         if self._restored is not None:
-            self.pruner.load_state_dict(self._restored)
+            resume.restore(self.pruner, self._restored)
             self.meter.load_state_dict(self._restored["cost"])
         elif not self._unseen:
             self.pruner.start()
@@ -235,7 +236,7 @@ class PruningCallback(Callback):
         """Masks, shadows and scores are buffers of the module; everything else goes here."""
         if self.pruner is not None:
             cost = {"cost": self.meter.state_dict()}
-            checkpoint[STATE_KEY] = self.pruner.state_dict() | cost
+            checkpoint[STATE_KEY] = resume.take(self.pruner) | cost
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -9,10 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from solo.errors import ConfigError
+from sparse_ext.clock import Clock
 from sparse_ext.config import SparseConfig
 from sparse_ext.encoder import Encoder
 from sparse_ext.layers import Masked
-from sparse_ext.pruner import Clock
 
 UNSUPPORTED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 

@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from solo.errors import CheckpointError
 from sparse_ext.grow import drop_and_regrow
 from sparse_ext.messages import log
-from sparse_ext.pruner import Kept, Pruner
+from sparse_ext.pruner import Pruner
 from sparse_ext.schedules import cosine_fraction
+from sparse_ext.units import Kept
 
 
 class Constant(Pruner):

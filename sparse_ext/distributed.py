@@ -6,7 +6,8 @@ All functions do nothing in a run with one process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -47,6 +48,37 @@ def check_equal(checksum: int, what: str) -> None:
             f"averaged gradients and weights: do not call the module inside DDP directly, and do "
             f"not change weights or masks on one rank only."
         )
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is the only one: losses and batch norms gather nothing.
+
+    What asks `torch.distributed` whether there are others is told that there are none: `solo`,
+    Lightning's `all_gather` and synchronised batch norm do.
+    """
+    known = dist.is_initialized
+    dist.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        dist.is_initialized = known
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """The rows of all ranks in the order of ranks, on every rank; they may have unlike numbers."""
+    if world_size() == 1:
+        return tensor
+    plain = tensor.to(torch.uint8) if tensor.dtype is torch.bool else tensor
+    mine = plain.detach().to(device()).contiguous()
+    counts = [torch.zeros(1, dtype=torch.int64, device=mine.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(mine)], device=mine.device))
+    most = int(torch.cat(counts).max())
+    padded = torch.cat([mine, mine.new_zeros((most - len(mine), *mine.shape[1:]))])
+    everyone = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(everyone, padded)
+    rows = [part[: int(n)] for part, n in zip(everyone, counts, strict=True)]
+    return torch.cat(rows).to(device=tensor.device, dtype=tensor.dtype)
 
 
 def share(tensors: Iterable[Tensor]) -> None:

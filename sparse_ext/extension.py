@@ -67,27 +67,31 @@ class SparseExtension(extensions.Extension):
     ) -> nn.Module:
         """Put masks on exactly those layers whose `<name>.mask` is in `state`.
 
-        Where weights live on under their mask, those that it prunes are loaded as zero; where
-        the method's result is the dense network, it is loaded without its mask. A slimmed encoder
-        gets the widths that it has in `state`.
+        Where the result of a method whose weights live on is the dense network, it gets none. A
+        slimmed encoder gets the widths that it has in `state`.
 
         Raises:
             CheckpointError: if `state` masks a layer that this encoder does not have, or its masks
                 are not of the N:M pattern that its run was given.
         """
         from sparse_ext.encoder import patch_named
-        from sparse_ext.functional import evaluated_masked, hard_mask
+        from sparse_ext.functional import evaluated_masked
         from sparse_ext.maskfile import check_pattern
         from sparse_ext.widths import MARK, resize_
 
         alive = evaluated_masked(state)
         masked = [key.removesuffix(".mask") for key in state if key.endswith(".mask")]
         backbone = patch_named(backbone, [name for name in masked if alive.get(name, True)])
-        hard_mask(backbone, state)
         if MARK in state:
             resize_(getattr(backbone, "_orig_mod", backbone), state)
         check_pattern(state, checkpoint)
         return backbone
+
+    def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Where weights live on under their masks: those that evaluation prunes become zero."""
+        from sparse_ext.functional import evaluated
+
+        return evaluated(state)
 
     def finetune_callbacks(self, backbone: nn.Module) -> list[Callback]:
         """Masks stay as they are while a sparse encoder is fine-tuned (SyncCP, Table 8)."""

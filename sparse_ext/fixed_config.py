@@ -14,6 +14,7 @@ from sparse_ext.base_config import (
     ALLOCATIONS,
     ConstantConfig,
     SparseConfig,
+    derive,
     refuse_unused,
     require_choice,
 )
@@ -83,17 +84,30 @@ class GraSPConfig(FixedConfig):
     Attributes:
         temperature: what logits are divided by; 1 for a self-supervised loss, 200 in the paper,
             which is supervised.
-        head: attribute of the module whose output are the logits; read if `temperature` is not 1.
+        head: attribute of the module whose output are the logits; read if there are labels.
+        samples_per_class: score that many samples of each class instead of the first batch, 0 =
+            the first batch; left out: 25 if `temperature` is not 1, that is with labels, else 0.
     """
 
     name: str = "grasp"
     temperature: float = 1.0
     head: str = "classifier"
+    samples_per_class: int = None  # type: ignore[assignment]
 
     def __post_init__(self):
         super().__post_init__()
         if self.temperature <= 0:
             raise ConfigError(f"sparse.temperature={self.temperature} must be above 0.")
+        if self.samples_per_class < 0:
+            raise ConfigError(
+                f"sparse.samples_per_class={self.samples_per_class} must not be negative."
+            )
+
+    def fill_in(self) -> None:
+        """Labels are there where logits have a temperature."""
+        super().fill_in()
+        if self.samples_per_class is None:
+            derive(self, "samples_per_class", 0 if self.temperature == 1 else 25)
 
 
 @dataclass(frozen=True)

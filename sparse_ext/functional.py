@@ -258,6 +258,13 @@ def make_dual(modules: Iterable[nn.Module], branches: Branches, affine: bool = T
     return len(firsts)
 
 
+def second_sets(module: nn.Module) -> set[int]:
+    """`id` of every parameter that only one branch's batch norms have: the second sets."""
+    norms = [m for m in module.modules() if isinstance(m, _Dual)]
+    own = {id(p) for m in norms for p in m.parameters(recurse=False)}  # type: ignore[attr-defined]
+    return {id(p) for m in norms for p in getattr(m, OTHER_BN).parameters()} - own
+
+
 # -- checkpoints -------------------------------------------------------------------------------
 
 
@@ -277,38 +284,23 @@ def training_only(state: Mapping[str, Tensor]) -> set[str]:
     return keys
 
 
-def hard_mask(backbone: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Make a plain encoder load the pruned network out of living weights, in place.
+def evaluated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network that evaluation sees, out of living weights, as any other sparse one is stored.
 
-    Pruned weights are loaded as zero, and batch norms take the second set where there is one.
+    Weights that evaluation sees masked are zero where their mask is, batch norms hold the set of
+    the branch that is evaluated, and what only training needs is gone.
 
     Args:
-        backbone: with masks on the layers that evaluation sees masked.
-        state: what it is about to load.
+        state: of an encoder; one without living weights comes back as it is.
     """
-    layers = [name for name, masked in evaluated_masked(state).items() if masked]
-    for name in layers:
-        backbone.get_submodule(name).register_load_state_dict_pre_hook(_fold)
-    marker = f".{OTHER_BN}."
-    seconds = {key: value for key, value in state.items() if layers and marker in key}
-    for name in {key.partition(marker)[0] for key in seconds}:
-        own = {k.partition(marker)[2]: v for k, v in seconds.items() if k.startswith(name + marker)}
-        backbone.get_submodule(name).register_load_state_dict_pre_hook(_Second(own))
-
-
-def _fold(layer: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    weight, mask = prefix + "weight", prefix + "mask"
-    if weight in state and mask in state:
-        state[weight] = state[weight].masked_fill(~state[mask].bool(), 0)
-
-
-class _Second:
-    """Puts a batch norm's second set in the place of its first."""
-
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        self.values = values
-
-    def __call__(self, norm: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-        for name, value in self.values.items():
-            if prefix + name in state:
-                state[prefix + name] = value
+    layers = evaluated_masked(state)
+    beside = training_only(state)
+    found = {key: value for key, value in state.items() if key not in beside}
+    for name in (name for name, masked in layers.items() if masked):
+        weight, mask = found.get(f"{name}.weight"), found.get(f"{name}.mask")
+        if weight is not None and mask is not None and weight.shape == mask.shape:
+            found[f"{name}.weight"] = weight.masked_fill(~mask.bool(), 0)
+    if any(layers.values()):
+        seconds = {key: key.replace(f".{OTHER_BN}.", ".") for key in state}
+        found |= {own: state[key] for key, own in seconds.items() if own != key}
+    return found

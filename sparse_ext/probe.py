@@ -18,10 +18,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from solo.errors import ConfigError
-from sparse_ext import distributed
+from sparse_ext import distributed, samples
 from sparse_ext.encoder import masked_layers
 
 Loss = Callable[[], Tensor]
@@ -42,12 +42,15 @@ class Probe:
     def __init__(self, module: LightningModule, trainer: Trainer | None, batch: Any) -> None:
         self.module = copy.deepcopy(module)
         self.module._trainer = trainer
+        self.trainer = trainer
         self.module.log = self.module.log_dict = _silent  # type: ignore[assignment,method-assign]
         self.batch = batch
         layers = masked_layers(self.module.backbone)  # type: ignore[arg-type]
         self.weights: dict[str, Tensor] = {name: layer.weight for name, layer in layers.items()}
         for weight in self.weights.values():
             weight.requires_grad_(True)
+        self.rows = samples.size(batch)  # of the run's batches
+        self._drawn = False
         self._buffers = {n: b.clone() for n, b in self.module.named_buffers()}
 
     def gradients(self) -> dict[str, Tensor]:
@@ -56,19 +59,53 @@ class Probe:
             grads = torch.autograd.grad(self._loss(self.batch), list(self.weights.values()))
         return dict(zip(self.weights, _averaged(list(grads)), strict=True))
 
-    def halves(self) -> list[Loss]:
-        """The losses on both halves of the batch, for `second_order`."""
-        n = min(len(leaf) for leaf in tree_leaves(self.batch) if _is_rows(leaf))
+    def parts(self) -> list[Loss]:
+        """The losses on both halves of the batch; of drawn samples, on parts as large as batches.
+
+        Raises:
+            ConfigError: for a batch of one.
+        """
+        n = samples.size(self.batch)
         if n < 2:
             raise ConfigError("GraSP splits a batch in two: set optimizer.batch_size above 1.")
-        parts = (slice(n // 2), slice(n // 2, n))
-        return [lambda p=part: self._loss(_rows(self.batch, p)) for part in parts]  # type: ignore
+        parts = torch.arange(n).tensor_split(max(2, -(-n // self.rows)) if self._drawn else 2)
+        return [lambda p=part: self._loss(samples.rows(self.batch, p)) for part in parts]  # type: ignore
 
     def second_order(self, function: Callable[[list[Loss], list[Tensor]], list[Tensor]]) -> Any:
-        """What `function` of the losses and the weights returns, by layer, averaged over ranks."""
-        with self._isolated():
-            found = function(self.halves(), list(self.weights.values()))
-        return dict(zip(self.weights, _averaged(found), strict=True))
+        """What `function` of the losses on parts of the batch and the weights returns, by layer.
+
+        Every process computes what one process would that has the batches of all, since second
+        derivatives do not pass between processes; the first one's results count.
+        """
+        self.batch = tree_map(_everyones, self.batch) if not self._drawn else self.batch
+        with self._isolated(), distributed.alone():
+            found = function(self.parts(), list(self.weights.values()))
+        distributed.share(found)
+        return dict(zip(self.weights, found, strict=True))
+
+    def draw(self, head: str, count: int, seed: int) -> None:
+        """Go on with `count` samples of each class of the data instead of the first batch.
+
+        Args:
+            head: of the module, with as many outputs as there are classes.
+            count: samples of each class.
+            seed: of the draw, equal on all ranks.
+
+        Raises:
+            ConfigError: see `sparse_ext.samples.balanced`; or the module has no such head.
+        """
+        seen: list[int] = []
+        hook = self._head(head).register_forward_hook(
+            lambda _m, _i, out: seen.append(out.shape[-1])
+        )
+        with self._isolated(), distributed.alone(), torch.no_grad():
+            self._loss(self.batch)
+        hook.remove()
+        loader = None if self.trainer is None else self.trainer.train_dataloader
+        with isolate_rng():
+            batch = samples.balanced(loader, count, seen[-1] if seen else 0, seed)
+        self.batch = batch if self.trainer is None else self.trainer.strategy.batch_to_device(batch)
+        self._drawn = True
 
     def scale_logits(self, name: str, temperature: float) -> None:
         """Divide what the module's head `name` returns by `temperature`.
@@ -76,14 +113,17 @@ class Probe:
         Raises:
             ConfigError: if it has no such head.
         """
+        self._head(name).register_forward_hook(lambda _m, _i, output: output / temperature)
+
+    def _head(self, name: str) -> nn.Module:
         head = getattr(self.module, name, None)
         if not isinstance(head, nn.Module):
             raise ConfigError(
-                f"sparse.temperature={temperature} divides the logits of the module's head "
-                f"'{name}', but {type(self.module).__name__} has none: set sparse.head to the "
-                f"attribute that returns the logits, or sparse.temperature=1."
+                f"{type(self.module).__name__} has no head '{name}' that returns logits: set "
+                f"sparse.head to the attribute that does. For a self-supervised loss leave out "
+                f"sparse.temperature and sparse.samples_per_class."
             )
-        head.register_forward_hook(lambda _m, _i, output: output / temperature)
+        return head
 
     def _loss(self, batch: Any) -> Tensor:
         with torch.no_grad():  # every evaluation sees the same queues and statistics
@@ -114,12 +154,8 @@ def _eager() -> Any:
     return nullcontext() if stance is None else stance("force_eager")
 
 
-def _is_rows(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0
-
-
-def _rows(batch: Any, part: slice) -> Any:
-    return tree_map(lambda leaf: leaf[part] if _is_rows(leaf) else leaf, batch)
+def _everyones(leaf: Any) -> Any:
+    return distributed.gather_rows(leaf) if samples.is_rows(leaf) else leaf
 
 
 def _averaged(tensors: list[Tensor]) -> list[Tensor]:

@@ -11,26 +11,22 @@ gradients, weights, step, seed), so every rank computes the same ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from solo.errors import ConfigError
-from sparse_ext import coupling, resume
+from sparse_ext import coupling, room
 from sparse_ext.clock import Clock, default_period
-from sparse_ext.config import SparseConfig
 from sparse_ext.encoder import Encoder, InvariantError
-from sparse_ext.messages import listen, log
+from sparse_ext.hooks import Hooks
+from sparse_ext.messages import log
 from sparse_ext.schedules import Ramp, cubic
 from sparse_ext.units import Kept, Units
 
-SHORT_RAMP = 5
 
-__all__ = ["Clock", "Kept", "Pruner", "build_pruner", "default_period", "method_class"]
-
-
-class Pruner:
+class Pruner(Hooks):
     """What all pruning methods share; on its own it keeps the encoders dense.
 
     Override `plan`, `initial_masks`, `online_masks`, `momentum_masks`, `end_epoch`. The masks are
@@ -44,10 +40,6 @@ class Pruner:
         seed: of random masks; equal on all ranks.
 
     Attributes:
-        scores_gradients: whether the running mean of |gradient| is kept for the online encoder.
-        needs_data: whether the initial masks depend on a batch; `look` then comes before `start`.
-        stores_zeros: whether pruned weights are stored as zero; False for methods with one latent
-            weight under several masks (see `sparse_ext.functional`).
         t: optimizer steps done.
         epoch: epochs done.
         ramp: when sparsity grows; None until that is known.
@@ -57,33 +49,6 @@ class Pruner:
         kept: weights kept now, online and momentum.
         flips: mask entries changed since they were last reported, both encoders.
     """
-
-    scores_gradients: ClassVar[bool] = False
-    needs_data: ClassVar[bool] = False
-    stores_zeros: ClassVar[bool] = True
-    regrow_init: str = "zero"
-
-    @classmethod
-    def keeps_latents(cls, config: Any, shared: bool) -> bool:
-        """Whether the last values of pruned weights are kept, in `shadow` buffers.
-
-        Where no zeros are stored, the weights are the latent ones.
-        """
-        return cls.stores_zeros and not shared and config.ema_mode == "latent"
-
-    @classmethod
-    def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
-        """Check or change a LightningModule before its optimizer is made and weights are loaded.
-
-        Args:
-            config: the method's configuration.
-            module: what is trained, with all its heads.
-            encoders: its masked encoders, online first.
-
-        Returns:
-            the encoders as this method sees them.
-        """
-        return encoders
 
     def __init__(
         self,
@@ -110,7 +75,8 @@ class Pruner:
         self.ramp = self.plan()
         for sparsity in self.finals:
             self.budget(sparsity)  # named errors now, not at the last update
-        self._check_room()
+        start, given = self.latest_start(), self.start_is_given()
+        room.check(config, start, given, self.t_end, self.period, clock.steps)
 
     def make_units(self) -> Units:
         """What is ranked, kept and dropped."""
@@ -137,14 +103,6 @@ class Pruner:
         """Units that are kept at `sparsity`."""
         return self.units.budget(sparsity)
 
-    def enter(self, module: Any, fresh: bool) -> None:
-        """Called when training starts, before masks are made or restored.
-
-        Args:
-            module: what is trained, with all its heads, as the strategy set it up.
-            fresh: this run is not resumed.
-        """
-
     def plan(self) -> Ramp | None:
         """The ramp, if it is known before training."""
         return None
@@ -152,10 +110,6 @@ class Pruner:
     def latest_start(self) -> int | None:
         """Step at which the ramp starts at the latest; None = it may never."""
         return None if self.ramp is None else self.ramp.t0
-
-    def start_is_given(self) -> bool:
-        """Whether the user named the step at which the ramp starts."""
-        return False
 
     def initial_masks(self, encoder: Encoder, sparsity: float) -> Kept:
         """Units kept before the ramp."""
@@ -177,45 +131,9 @@ class Pruner:
         """Whether masks change after the step under way."""
         return self.ramp is not None and self.ramp.due(self.t)
 
-    def observe(self, finite: Tensor) -> None:
-        """Look at the dense, averaged, unscaled gradients of the step under way.
-
-        Only called when `wants_gradients`.
-
-        Args:
-            finite: 0-dim bool on the gradients' device; False if any of them is NaN or infinite,
-                and then the step does not count.
-        """
-
-    def wants_gradients(self) -> bool:
-        """Whether `observe` is to see the gradients of the step under way."""
-        return self.scores_gradients
-
     def adjust_gradients(self, optimizer: Optimizer) -> None:
         """Turn the dense gradients into those that clipping and the optimizer see."""
         self.online.mask_gradients()
-
-    def look(self, probe: Any) -> None:
-        """Look at the first batch (`sparse_ext.probe.Probe`) before `start`, if `needs_data`."""
-
-    def begin_batch(self, epoch: int, optimizer: Optimizer | None = None) -> bool:
-        """Called before each batch of epoch `epoch` (0-based); returns whether masks changed."""
-        return False
-
-    def update_figures(self) -> dict[str, float]:
-        """Figures to log after a mask update."""
-        return {}
-
-    def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Called after epoch `epoch` (1-based); returns figures to log."""
-        return {}
-
-    def extra_state(self) -> dict[str, Any]:
-        """State of a method beyond the step counter and the ramp."""
-        return {}
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over `extra_state`."""
 
     # -- what all methods use ---------------------------------------------------------------
 
@@ -284,18 +202,6 @@ class Pruner:
         self.epoch = epoch
         return self.end_epoch(epoch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything beside the buffers that an exact resume needs (tensors and plain data)."""
-        return resume.take(self)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; masks must be in place already.
-
-        Raises:
-            CheckpointError: see `sparse_ext.resume.restore`.
-        """
-        resume.restore(self, state)
-
     def report_end(self) -> None:
         """Warn if the run ends with another sparsity than it was asked for."""
         for encoder, final in zip(self.encoders, self.finals, strict=True):
@@ -332,41 +238,3 @@ class Pruner:
         for encoder, kept in zip(self.encoders, new, strict=True):
             masks = self.units.expand(kept, encoder)
             self.flips += encoder.change(masks, self.regrow_init, optimizer)
-
-    def _check_room(self) -> None:
-        """The ramp must fit between its latest start and its end, or `final` is never reached."""
-        start = self.latest_start()
-        if start is None or self.config.final <= self.config.initial:
-            return
-        room = self.t_end - Ramp.plan(start, self.t_end, self.period).t0
-        if room >= self.period:
-            return
-        message = (
-            f"The ramp may start as late as step {start} and must end by step {self.t_end} "
-            f"(sparse.ramp_end={self.config.ramp_end} of {self.clock.steps} steps), which leaves "
-            f"no room for one update period of {self.period} steps"
-        )
-        if self.start_is_given():
-            raise ConfigError(f"{message}: start the ramp earlier, or train longer.")
-        if self.config.update_period is not None:
-            raise ConfigError(f"{message}: lower sparse.update_period, or train longer.")
-        log.warning("%s: sparsity %s will not be reached.", message, self.config.final)
-
-
-def build_pruner(
-    config: SparseConfig,
-    online: Encoder,
-    momentum: Encoder | None,
-    clock: Clock,
-    seed: int = 0,
-) -> Pruner:
-    """The pruner that `config` names."""
-    listen()
-    return method_class(config)(config, online, momentum, clock, seed)
-
-
-def method_class(config: SparseConfig) -> type[Pruner]:
-    """The class of a method's pruner: `sparse_ext.methods.<name>.PRUNER`."""
-    from importlib import import_module
-
-    return import_module(f"sparse_ext.methods.{config.name}").PRUNER

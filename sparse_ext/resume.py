@@ -8,14 +8,12 @@ granularity and the sparsities it began with.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from solo.errors import CheckpointError
 from sparse_ext.granularity import parse
+from sparse_ext.pruner import Pruner
 from sparse_ext.schedules import Ramp
-
-if TYPE_CHECKING:
-    from sparse_ext.pruner import Pruner
 
 VERSION = 3
 

@@ -25,7 +25,8 @@ from sparse_ext.clock import Clock
 from sparse_ext.config import SparseConfig
 from sparse_ext.encoder import Encoder
 from sparse_ext.messages import log
-from sparse_ext.pruner import Pruner, method_class
+from sparse_ext.pruner import Pruner
+from sparse_ext.registry import method_class
 from sparse_ext.shrink import Report, shrink_
 from sparse_ext.units import Units
 

@@ -109,7 +109,8 @@ def load_encoder(
     own = backbone.state_dict()
     optional = _training_keys(own)
     left_out = (_training_keys(state) | _foreign_heads(state, checkpoint)) - set(own)
-    state = {key: value for key, value in state.items() if key not in left_out}
+    found = extensions.evaluated(state)
+    state = {key: value for key, value in found.items() if key not in left_out}
     _check_fit(state, own, optional, source, args)
     backbone.load_state_dict(state, strict=False)  # strictness: _check_fit
     return LoadReport(
@@ -276,7 +277,8 @@ def plain_state(checkpoint: Mapping[str, Any], encoder: Encoder = "online") -> d
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
     training = _training_keys(state)
-    return _fold_masks({key: value for key, value in state.items() if key not in training})
+    found = extensions.evaluated(state)
+    return _fold_masks({key: value for key, value in found.items() if key not in training})
 
 
 def _fold_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:

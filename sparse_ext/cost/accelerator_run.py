@@ -9,7 +9,7 @@ from typing import Any
 
 from solo.errors import CheckpointError
 from solo.utils.weights import read_checkpoint
-from sparse_ext.cost import accelerator
+from sparse_ext.cost import cycle_model
 from sparse_ext.cost.checkpoint import input_size, rebuild
 from sparse_ext.encoder import masked_layers
 from sparse_ext.granularity import Block
@@ -24,11 +24,11 @@ class Run:
         layers: of its encoder.
         now: share of 8x8 blocks kept per masked layer, online first.
         initial: the same before the ramp.
-        schedule: see `accelerator.path`.
+        schedule: see `cycle_model.path`.
         steps: optimizer steps up to the checkpoint.
     """
 
-    layers: Sequence[accelerator.Layer]
+    layers: Sequence[cycle_model.Layer]
     now: Sequence[Mapping[str, float]]
     initial: Sequence[Mapping[str, float]]
     schedule: Sequence[tuple[float, int]]
@@ -52,11 +52,11 @@ def load(checkpoint: str, size: int | None = None) -> Run:
     nets = [backbone]
     if any(key.startswith("momentum_backbone.") for key in content["state_dict"]):
         nets.append(rebuild(checkpoint, "momentum")[0])
-    now = [accelerator.kept_blocks(net) for net in nets]
-    layers = accelerator.measure(backbone, size or input_size(args))
+    now = [cycle_model.kept_blocks(net) for net in nets]
+    layers = cycle_model.measure(backbone, size or input_size(args))
     shapes = {name: tuple(layer.weight.shape) for name, layer in masked_layers(backbone).items()}
     initial = [_initial(args["sparse"], share, shapes) for share in state["begins"]]
-    return Run(layers, now, initial, accelerator.path(state), int(state["t"]))
+    return Run(layers, now, initial, cycle_model.path(state), int(state["t"]))
 
 
 def _initial(

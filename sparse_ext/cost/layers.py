@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import ConfigError
+from sparse_ext.functional import second_sets
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -31,7 +32,8 @@ class LayerCost:
         shape: of the weight.
         prunable: whether it belongs to the prunable set.
         weights: number of weights (no bias).
-        kept: weights whose mask is 1; without a mask, weights that are not zero.
+        kept: weights whose mask is 1; without a mask, weights that are not zero. Where weights
+            live on under their mask, those that evaluation uses.
         macs_dense: multiply-accumulates per image with every weight.
         macs_effective: multiply-accumulates per image with kept weights only.
     """
@@ -57,7 +59,7 @@ class CostTable:
     Attributes:
         layers: by module order.
         input_shape: (C, H, W) of the image.
-        parameters: all of them, biases and norms too.
+        parameters: all of them, biases and norms too (of two sets of norms one).
         other_macs: multiply-accumulates outside of these layers: products of attention, and the
             projections of `nn.MultiheadAttention`, which are no layers of their own.
     """
@@ -155,7 +157,8 @@ def count(model: nn.Module, input_shape: Sequence[int] | int) -> CostTable:
     layers = tuple(
         _layer(name, modules[name], name in prunable, number) for name, number in macs.items()
     )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    beside = second_sets(model)
+    parameters = sum(p.numel() for p in model.parameters() if id(p) not in beside)
     # gated layers compute what they then discard; that is no part of the network
     gated = getattr(model, "gating", None) is not None
     other = 0 if gated else max(0, total - sum(layer.macs_dense for layer in layers))
@@ -164,9 +167,11 @@ def count(model: nn.Module, input_shape: Sequence[int] | int) -> CostTable:
 
 def _layer(name: str, module: nn.Module, prunable: bool, macs: int) -> LayerCost:
     weight: Tensor = module.weight  # type: ignore[assignment]
-    mask = getattr(module, "mask", None)
-    kept = int((weight if mask is None else mask).count_nonzero())
+    mask, branches = getattr(module, "mask", None), getattr(module, "branches", None)
     size = weight.numel()
+    kept = int((weight if mask is None else mask).count_nonzero())
+    if branches is not None and not branches.evaluation:
+        kept = size
     return LayerCost(name, tuple(weight.shape), prunable, size, kept, macs, macs * kept / size)
 
 

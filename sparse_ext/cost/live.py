@@ -60,10 +60,10 @@ class CostMeter:
         if self.dense is not None and self._watched:
             self.steps += 1
             pairs = zip(self.sums, self._watched, strict=True)
-            self.sums = [total + encoder.macs / self.dense for total, encoder in pairs]
+            self.sums = [total + encoder.training / self.dense for total, encoder in pairs]
 
     def figures(self) -> dict[str, float]:
-        """MACs per image now, and training cost so far over that of dense training."""
+        """MACs per image as evaluation sees the encoders now; training cost so far over dense."""
         if self.dense is None or not self._watched or not self.steps:
             return {}
         macs = [encoder.macs for encoder in self._watched]
@@ -84,7 +84,12 @@ class CostMeter:
 
 
 class _Watched:
-    """Effective MACs of one encoder, counted anew when one of its masks has been written to."""
+    """Effective MACs of one encoder, counted anew when one of its masks has been written to.
+
+    Attributes:
+        macs: per image with the weights that evaluation uses now.
+        training: the same of a training pass.
+    """
 
     def __init__(self, encoder: nn.Module, table: CostTable) -> None:
         modules = dict(encoder.named_modules())
@@ -93,30 +98,41 @@ class _Watched:
         self.per_weight = [x.macs_dense / x.weights for x in costs]
         self.rest = table.macs_effective - sum(x.macs_effective for x in costs)
         self._seen: list[tuple[int, int]] = []
-        self._macs = 0.0
+        self._macs = (0.0, 0.0)
 
     @property
     def macs(self) -> float:
-        """MACs per image with the weights that are kept now."""
+        return self._counted()[0]
+
+    @property
+    def training(self) -> float:
+        return self._counted()[1]
+
+    def _counted(self) -> tuple[float, float]:
         seen = [(id(layer.mask), layer.mask._version) for layer in self.layers]  # type: ignore
         if seen != self._seen:
-            used = [_used(layer) for layer in self.layers]
-            self._macs = self.rest + sum(n * m for n, m in zip(used, self.per_weight, strict=True))
+            used = zip(*map(_used, self.layers), strict=True)
+            self._macs = tuple(  # type: ignore[assignment]
+                self.rest + sum(n * m for n, m in zip(numbers, self.per_weight, strict=True))
+                for numbers in used
+            )
             self._seen = seen
         return self._macs
 
 
-def _used(layer: nn.Module) -> float:
-    """Weights that a training pass uses: kept ones, in an unmasked branch all of them.
+def _used(layer: nn.Module) -> tuple[float, float]:
+    """Weights that evaluation and a training pass use: kept ones, in an unmasked branch all.
 
-    With several branches (`sparse_ext.functional`): the mean of the first view and the others,
-    which is that of two views.
+    With several branches (`sparse_ext.functional`) a training pass is the mean of the first view
+    and the others, which is that of two views.
     """
     mask: Tensor = layer.mask  # type: ignore[assignment]
     kept, branches = int(mask.count_nonzero()), getattr(layer, "branches", None)
     if branches is None:
-        return kept
-    return sum(kept if masked else mask.numel() for masked in (branches.first, branches.others)) / 2
+        return kept, kept
+    masked = branches.evaluation, branches.first, branches.others
+    last, first, others = (kept if seen else mask.numel() for seen in masked)
+    return last, (first + others) / 2
 
 
 def image_shape(batch: Any) -> tuple[int, ...] | None:

@@ -7,7 +7,6 @@ per value it takes more room than a packed file.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Mapping
@@ -16,34 +15,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparse_ext import maskfile
-from sparse_ext.export.strip import masked_weights, strip
+from sparse_ext.export import layout
 
 FORMAT = "sparse_ext.csr/1"
 _PARTS = (":rows", ":columns", ":values")
 
 
 def save_csr(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write a masked state dict with CSR in the place of every masked weight.
+    """Write the network that evaluation sees, with CSR in the place of every masked weight.
 
     Kept weights that happen to be zero are stored too: the pattern is the mask's.
 
     Raises:
-        CheckpointError: if the state dict has no masks, or one does not fit its weight.
+        CheckpointError: see `sparse_ext.export.layout.save`.
     """
-    masks, dense = masked_weights(state), strip(state)
-    tensors = {k: t.detach().cpu().contiguous().clone() for k, t in dense.items() if k not in masks}
-    for key, mask in masks.items():
-        kept = mask.cpu().flatten(1)
-        rows = torch.zeros(len(kept) + 1, dtype=torch.int32)
-        rows[1:] = kept.sum(1).cumsum(0)
-        columns = kept.nonzero()[:, 1].int()
-        values = dense[key].detach().cpu().flatten(1)[kept]
-        for part, tensor in zip(_PARTS, (rows, columns, values), strict=True):
-            tensors[key + part] = tensor
-    shapes = {key: list(mask.shape) for key, mask in masks.items()}
-    metadata = {"format": FORMAT, "shapes": json.dumps(shapes), "order": json.dumps(list(dense))}
-    maskfile.write_atomically(path, tensors, metadata)
+    layout.save(state, path, FORMAT, lambda tensor: tensor, _encode)
 
 
 def load_csr(path: str | Path, dense: bool = False) -> dict[str, Tensor]:
@@ -57,21 +43,25 @@ def load_csr(path: str | Path, dense: bool = False) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, damaged or not such a file.
     """
-    tensors, metadata = maskfile.read_tensors(path, FORMAT, "CSR files: `save_csr`.")
-    try:
-        shapes = json.loads(metadata["shapes"])
-        state = {}
-        for key in json.loads(metadata["order"]):
-            if key not in shapes:
-                state[key] = tensors[key]
-                continue
-            shape = shapes[key]
-            rows, columns, values = (tensors[key + part] for part in _PARTS)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-                size = shape[0], math.prod(shape[1:])
-                matrix = torch.sparse_csr_tensor(rows, columns, values, size, check_invariants=True)
-            state[key] = matrix.to_dense().reshape(shape) if dense else matrix
-        return state
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise maskfile.damaged(path, str(error)) from error
+
+    def decode(key, parts, shape):
+        matrix = _matrix(parts, shape)
+        return {key: matrix.to_dense().reshape(shape) if dense else matrix}
+
+    return layout.load(path, FORMAT, "CSR files: `save_csr`.", decode)
+
+
+def _encode(weight: Tensor, mask: Tensor) -> layout.Parts:
+    kept = mask.flatten(1)
+    rows = torch.zeros(len(kept) + 1, dtype=torch.int32)
+    rows[1:] = kept.sum(1).cumsum(0)
+    parts = rows, kept.nonzero()[:, 1].int(), weight.flatten(1)[kept]
+    return dict(zip(_PARTS, parts, strict=True))
+
+
+def _matrix(parts: layout.Parts, shape: tuple[int, ...]) -> Tensor:
+    rows, columns, values = (parts[name] for name in _PARTS)
+    size = shape[0], math.prod(shape[1:])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        return torch.sparse_csr_tensor(rows, columns, values, size, check_invariants=True)

@@ -7,7 +7,6 @@ only; no kernel computes on it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,39 +15,29 @@ from torch import Tensor
 
 from solo.errors import CheckpointError
 from sparse_ext import maskfile
-from sparse_ext.export.strip import masked_weights, strip
+from sparse_ext.export import layout
 
 FORMAT = "sparse_ext.packed/1"
 _BITS = ":bits"
 
 
 def save_packed(state: Mapping[str, Tensor], path: str | Path, half: bool = False) -> None:
-    """Write a masked state dict without the buffers that only training needs.
-
-    The file appears at once and complete, or not at all.
+    """Write the network that evaluation sees, without the buffers that only training needs.
 
     Args:
-        state: of a module with masked layers.
+        state: of an encoder with masked layers.
         path: file to write.
         half: store floating-point values in float16; the round trip is exact for values that
             are float16 already.
 
     Raises:
-        CheckpointError: if the state dict has no masks, or one does not fit its weight.
+        CheckpointError: see `sparse_ext.export.layout.save`.
     """
-    masks, dense = masked_weights(state), strip(state)
-    tensors = {key: _stored(t, half) for key, t in dense.items()}
-    for key, mask in masks.items():
-        flat, kept = tensors[key].flatten(), mask.cpu().reshape(-1)
-        tensors[key], tensors[key + _BITS] = flat[kept], maskfile.pack(mask)
-    shapes = {key: list(mask.shape) for key, mask in masks.items()}
-    metadata = {"format": FORMAT, "shapes": json.dumps(shapes), "order": json.dumps(list(dense))}
-    maskfile.write_atomically(path, tensors, metadata)
 
+    def stored(tensor: Tensor) -> Tensor:
+        return tensor.half() if half and tensor.is_floating_point() else tensor
 
-def _stored(tensor: Tensor, half: bool) -> Tensor:
-    tensor = tensor.detach().cpu().contiguous().clone()
-    return tensor.half() if half and tensor.is_floating_point() else tensor
+    layout.save(state, path, FORMAT, stored, _encode)
 
 
 def load_packed(path: str | Path, masks: bool = True) -> dict[str, Tensor]:
@@ -61,22 +50,18 @@ def load_packed(path: str | Path, masks: bool = True) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, damaged or not a packed one.
     """
-    tensors, metadata = maskfile.read_tensors(path, FORMAT, "Packed files: `save_packed`.")
-    try:
-        shapes = json.loads(metadata["shapes"])
-        state = {}
-        for key in json.loads(metadata["order"]):
-            state[key] = tensors[key]
-            if key not in shapes:
-                continue
-            mask = maskfile.unpack(tensors[key + _BITS], tuple(shapes[key]))
-            if masks:
-                state[f"{key.removesuffix('weight')}mask"] = mask
-            dense = torch.zeros(mask.shape, dtype=tensors[key].dtype)
-            state[key] = dense.masked_scatter_(mask, _exactly(tensors[key], mask))
-        return state
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise maskfile.damaged(path, str(error)) from error
+
+    def decode(key, parts, shape):
+        values, mask = parts[""], maskfile.unpack(parts[_BITS], shape)
+        weight = torch.zeros(shape, dtype=values.dtype)
+        found = {key: weight.masked_scatter_(mask, _exactly(values, mask))}
+        return found | ({f"{key.removesuffix('weight')}mask": mask} if masks else {})
+
+    return layout.load(path, FORMAT, "Packed files: `save_packed`.", decode)
+
+
+def _encode(weight: Tensor, mask: Tensor) -> layout.Parts:
+    return {"": weight.flatten()[mask.reshape(-1)], _BITS: maskfile.pack(mask)}
 
 
 def _exactly(values: Tensor, mask: Tensor) -> Tensor:

@@ -3,19 +3,17 @@
 
 Removing weight W changes the squared norm of the gradient by about -W * (H g); the weights with the
 largest score are the ones that hinder, and go. H g comes from two half batches at initialisation,
-with the run's own training loss; supervised runs divide the logits by a temperature. A momentum
-encoder is pruned by the same scores.
+with the run's own training loss. Supervised runs divide the logits by a temperature and draw
+equally many samples of every class. A momentum encoder is pruned by the same scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
-from solo.errors import ConfigError
-from sparse_ext import distributed, scorers
+from sparse_ext import scorers
 from sparse_ext.encoder import Encoder
 from sparse_ext.methods.snip import SNIP
 from sparse_ext.probe import Probe
@@ -24,18 +22,10 @@ from sparse_ext.probe import Probe
 class GraSP(SNIP):
     """Gradient signal preservation; `scores` are W * (H g), so that the largest are kept."""
 
-    @classmethod
-    def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
-        """Losses and batch norms that gather over processes have no second derivative."""
-        if distributed.world_size() > 1:
-            raise ConfigError(
-                "sparse.name=grasp needs second derivatives, which do not pass between processes. "
-                "Train on one device, or use +sparse=snip."
-            )
-        return super().prepare(config, module, encoders)
-
     def look(self, probe: Probe) -> None:
         """W * (H g) by double backward."""
+        if self.config.samples_per_class:
+            probe.draw(self.config.head, self.config.samples_per_class, self.seed)
         if self.config.temperature != 1:
             probe.scale_logits(self.config.head, self.config.temperature)
         found = probe.second_order(scorers.hessian_gradient)

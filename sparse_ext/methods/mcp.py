@@ -24,7 +24,7 @@ from sparse_ext.constant import Constant, load_dense
 from sparse_ext.encoder import Encoder
 from sparse_ext.functional import Branches, branch, make_dual, make_functional
 from sparse_ext.messages import log
-from sparse_ext.pruner import Kept
+from sparse_ext.units import Kept
 
 DENSE = Branches(first=False, others=False, evaluation=False)
 SUBNET = Branches(first=False, others=False, evaluation=True)  # keys are dense, evaluation is not

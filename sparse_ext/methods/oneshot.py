@@ -11,7 +11,8 @@ from typing import Any
 
 from sparse_ext.constant import fraction_of, load_dense
 from sparse_ext.encoder import Encoder
-from sparse_ext.pruner import Kept, Pruner
+from sparse_ext.pruner import Pruner
+from sparse_ext.units import Kept
 
 
 class OneShot(Pruner):

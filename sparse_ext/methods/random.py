@@ -7,7 +7,7 @@ from sparse_ext import scorers
 from sparse_ext.constant import Constant
 from sparse_ext.encoder import Encoder
 from sparse_ext.initial import random_masks
-from sparse_ext.pruner import Kept
+from sparse_ext.units import Kept
 
 
 class Random(Constant):

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from sparse_ext.constant import Constant, InstantRegrowth, drop_fraction, fraction_of
 from sparse_ext.encoder import Encoder
 from sparse_ext.initial import random_masks
-from sparse_ext.pruner import Kept
+from sparse_ext.units import Kept
 
 
 class RigL(InstantRegrowth, Constant):

@@ -19,7 +19,7 @@ from sparse_ext import allocation
 from sparse_ext.constant import EpochMasks
 from sparse_ext.encoder import Encoder
 from sparse_ext.functional import Branches, make_dual, make_functional
-from sparse_ext.pruner import Kept
+from sparse_ext.units import Kept
 
 DENSE_FIRST = Branches(first=False, others=True, evaluation=False)
 

@@ -16,7 +16,7 @@ from sparse_ext import scorers
 from sparse_ext.constant import Constant
 from sparse_ext.encoder import Encoder
 from sparse_ext.probe import Probe
-from sparse_ext.pruner import Kept
+from sparse_ext.units import Kept
 
 
 class SNIP(Constant):

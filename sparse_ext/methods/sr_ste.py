@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from sparse_ext.constant import Constant
 from sparse_ext.encoder import Encoder
 from sparse_ext.functional import ALWAYS, make_functional
-from sparse_ext.pruner import Kept
+from sparse_ext.units import Kept
 
 
 class SRSTE(Constant):

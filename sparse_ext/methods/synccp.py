@@ -24,8 +24,11 @@ from sparse_ext.grow import drop_and_regrow
 from sparse_ext.initial import random_masks, random_members
 from sparse_ext.masks import MaskSet
 from sparse_ext.messages import log
-from sparse_ext.pruner import SHORT_RAMP, Kept, Pruner
+from sparse_ext.pruner import Pruner
 from sparse_ext.schedules import Ramp, cosine_fraction
+from sparse_ext.units import Kept
+
+SHORT_RAMP = 5
 
 
 class SyncCP(Pruner):

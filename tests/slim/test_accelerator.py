@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_ext.cost import accelerator
-from sparse_ext.cost.accelerator import Layer, Machine, cycles, main, path, speed_up
+from sparse_ext.cost import cycle_model
+from sparse_ext.cost.accelerator import main
+from sparse_ext.cost.cycle_model import Layer, Machine, cycles, path, speed_up
 from sparse_ext.encoder import masked_layers
 from tests.slim.nets import encoder, masked
 
@@ -75,7 +76,7 @@ def test_layers_are_measured():
     """On the network itself: blocks, maps and pixels."""
     net = encoder(dataset="cifar10")
     net.conv1.padding = (1, 1)  # the paper's stem
-    found, wanted = accelerator.measure(net, 32), layers()
+    found, wanted = cycle_model.measure(net, 32), layers()
     key = lambda x: (x.blocks, x.weights, x.inputs, x.outputs, x.pixels, x.first, x.vector)  # noqa: E731
     assert sorted(map(key, found)) == sorted(map(key, wanted))
 
@@ -86,7 +87,7 @@ def test_blocks_are_counted_in_the_masks():
     mask[:8, :8, 0, 0] = False
     mask[8:, :8, 2, 1] = False
     mask[8, 0, 2, 1] = True  # one weight keeps a block
-    kept = accelerator.kept_blocks(net)
+    kept = cycle_model.kept_blocks(net)
     assert kept["layer1.0.conv1"] == 1 - 1 / 36
     assert kept["layer1.0.conv2"] == 1
 
@@ -140,5 +141,5 @@ def test_command(tmp_path, capsys):
 
 def test_linear_layers_have_no_vector_passes():
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 16))
-    (layer,) = accelerator.measure(net, 4)
+    (layer,) = cycle_model.measure(net, 4)
     assert (layer.blocks, layer.pixels, layer.vector) == (12, 1, False)

@@ -124,18 +124,22 @@ def test_counting_leaves_random_numbers_alone():
     assert torch.equal(torch.randn(3), expected)
 
 
-def test_a_layer_of_two_branches_costs_their_mean():
+@pytest.mark.parametrize("evaluation", [True, False])
+def test_training_through_two_branches_costs_their_mean(evaluation):
     from sparse_ext.encoder import Encoder
     from sparse_ext.functional import Branches, make_functional
 
     net = nn.Sequential(nn.Conv2d(3, 4, 1), mask_module(nn.Conv2d(4, 8, 1)))
     net[1].mask.view(-1)[8:] = False  # a quarter is kept
-    make_functional(Encoder(net), Branches(first=True, others=False, evaluation=True))
+    make_functional(Encoder(net), Branches(first=True, others=False, evaluation=evaluation))
     meter = CostMeter()
     meter.look([net], torch.zeros(2, 3, 5, 5))
     meter.step()
     assert meter.table.macs_dense == 25 * (12 + 32)
-    assert meter.figures()["macs_effective"] == 25 * (12 + (8 + 32) / 2)
+    figures = meter.figures()
+    assert figures["macs_effective"] == 25 * (12 + (8 if evaluation else 32))
+    assert figures["training_cost_A"] == (12 + (8 + 32) / 2) / (12 + 32)
+    assert meter.table.macs_effective == figures["macs_effective"]
 
 
 # ---- memory ----

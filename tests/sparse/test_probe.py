@@ -124,7 +124,7 @@ def test_temperature_divides_the_logits():
         net[0].weight,
     )[0]
     torch.testing.assert_close(probe.gradients()["0"], expected)
-    with pytest.raises(ConfigError, match=r"head 'heid'.*set sparse\.head"):
+    with pytest.raises(ConfigError, match=r"head 'heid' that returns logits: set sparse\.head"):
         probe.scale_logits("heid", 200.0)
 
 

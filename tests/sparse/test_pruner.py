@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from solo.errors import CheckpointError, ConfigError
-from sparse_ext import allocation
+from sparse_ext import allocation, resume
+from sparse_ext.clock import Clock, default_period
 from sparse_ext.config import build
 from sparse_ext.encoder import Encoder, InvariantError, measured, patch, patch_named
 from sparse_ext.initial import draw
-from sparse_ext.pruner import Clock, Pruner, default_period
+from sparse_ext.pruner import Pruner
 from sparse_ext.schedules import Ramp
 from tests.sparse.toys import pruner_of, tiny_net
 
@@ -178,13 +179,13 @@ def test_the_base_pruner_changes_nothing():
 def test_state_must_fit():
     pruner = pruner_of(build("synccp"))
     pruner.start()
-    state = pruner.state_dict()
+    state = resume.take(pruner)
     with pytest.raises(CheckpointError, match=r"sparse\.name=synccp.*this run has gmp"):
-        pruner_of(build("gmp")).load_state_dict(state)
+        resume.restore(pruner_of(build("gmp")), state)
     with pytest.raises(CheckpointError, match="lost its masks"):
-        pruner_of(build("synccp")).load_state_dict(state)
+        resume.restore(pruner_of(build("synccp")), state)
     with pytest.raises(CheckpointError, match=r"they differ in \['3', '5', '9'\]"):
-        pruner_of(build("synccp"), width=4).load_state_dict(state)
+        resume.restore(pruner_of(build("synccp"), width=4), state)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_a_run_goes_on_with_its_own_goal(change, message):
     pruner = pruner_of(build("synccp"))
     pruner.start()
     with pytest.raises(CheckpointError, match=message):
-        pruner_of(build({"name": "synccp", **change})).load_state_dict(pruner.state_dict())
+        resume.restore(pruner_of(build({"name": "synccp", **change})), resume.take(pruner))
 
 
 def test_a_chosen_set_of_layers():
@@ -258,5 +259,5 @@ def test_the_ramp_survives_in_the_state():
     again = pruner_of(build({"name": "gmp", "update_period": 3}))
     for mine, theirs in zip(again.encoders, pruner.encoders, strict=True):
         mine.change(dict(theirs.masks), "zero")
-    again.load_state_dict(pruner.state_dict())
+    resume.restore(again, resume.take(pruner))
     assert (again.t, again.ramp) == (20, Ramp(0, 3, 23))

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from solo.errors import CheckpointError
-from sparse_ext import sparsify
+from sparse_ext import resume, sparsify
 from tests.sparse.toys import Toy, data, toy, trainer
 
 pytestmark = pytest.mark.unit
@@ -49,7 +49,7 @@ class Forward(torch.utils.data.DataLoader):
 
 def everything(model, run):
     """Weights, buffers, optimizer state, the pruner's state and what was counted, comparable."""
-    state = model._pruning.pruner.state_dict() | {"cost": model._pruning.meter.state_dict()}
+    state = resume.take(model._pruning.pruner) | {"cost": model._pruning.meter.state_dict()}
     states = run.optimizers[0].state_dict()["state"].values()
     buffers = [v for s in states for v in s.values() if isinstance(v, torch.Tensor)]
     return dict(model.state_dict()), buffers, state

@@ -84,7 +84,7 @@ def test_rigl_updates_equal_brute_force():
 def test_rigl_defaults():
     assert (build("rigl").update_period, build("rigl").drop_start) == (None, 0.3)
     assert pruner_of(build("rigl")).period == 1
-    from sparse_ext.pruner import Clock
+    from sparse_ext.clock import Clock
 
     assert pruner_of(build("rigl"), Clock(195_000, 1000, 195)).period == 100
     assert pruner_of(build("rigl_itop"), Clock(195_000, 1000, 195)).period == 1000

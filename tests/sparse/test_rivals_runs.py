@@ -5,14 +5,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from solo.errors import ConfigError
 from solo.utils.views import encoding
-from sparse_ext import distributed, sparsify
+from sparse_ext import sparsify
 from sparse_ext.extension import register
 from sparse_ext.fixed_config import FIXED
 from sparse_ext.growing_config import GROWING
 from tests.sparse.test_resume import Forward, Recording, everything
-from tests.sparse.toys import data, toy, trainer
+from tests.sparse.toys import data, trainer
 
 pytestmark = pytest.mark.unit
 RIVALS = {**GROWING, **FIXED}
@@ -88,14 +87,6 @@ def test_resumed_equals_straight(tmp_path, name, momentum):
     assert pruner.t == 20
     units = [pruner.units.count(encoder.masks) for encoder in pruner.encoders]
     assert units == [pruner.budget(final) for final in pruner.finals]
-
-
-def test_grasp_in_several_processes(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    model = toy()
-    sparsify(model, "grasp")
-    with pytest.raises(ConfigError, match=r"second derivatives.*\+sparse=snip"):
-        trainer().fit(model, data())
 
 
 @pytest.mark.slow

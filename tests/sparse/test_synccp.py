@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from sparse_ext import resume
+from sparse_ext.clock import Clock
 from sparse_ext.config import build
-from sparse_ext.pruner import Clock
 from tests.sparse.toys import pruner_of
 
 pytestmark = pytest.mark.unit
@@ -300,7 +301,7 @@ def test_shared_encoder_waits_until_its_mask_rests():
         again.online.layers.values(), pruner.online.layers.values(), strict=True
     ):
         mine.load_state_dict(theirs.state_dict())
-    again.load_state_dict(pruner.state_dict())
+    resume.restore(again, resume.take(pruner))
     for each in (pruner, again):
         third = each.end_epoch(3)
         assert third["inconsistency"] == 0

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sparse_ext import allocation
+from sparse_ext.clock import Clock
 from sparse_ext.config import build
 from sparse_ext.csi import compare
-from sparse_ext.pruner import Clock
 from tests.sparse.test_synccp import RAMPING, started
 from tests.sparse.toys import pruner_of
 
