@@ -44,7 +44,8 @@ def test_routes_and_their_table(benchmark, tmp_path, monkeypatch):
     lines = real_speed.table(found, steps, runs).splitlines()
     assert len(lines) == 2 + len(found)
     assert {line.count("|") for line in lines} == {11}
-    assert lines[2].startswith("| dense | 1") and " 1.00x " in lines[2]
+    assert lines[2].startswith("| dense | 1")
+    assert " 1.00x " in lines[2]
 
 
 def test_blocks_are_the_share_of_every_layer(benchmark):
