@@ -75,6 +75,22 @@ def test_fbs_image_by_image():
             torch.testing.assert_close(y[c], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_fbs_with_unit_mean_knows_no_scale_of_saliences():
+    conv = fbs_conv().eval()
+    nn.init.zeros_(conv.beta)
+    x = torch.randn(3, 6, 5, 5)
+    plain = conv(x)
+    g = torch.relu(conv.saliency(x.abs().mean((2, 3), keepdim=True)))
+    mean = (g * keep_largest(g.flatten(1), 4)[:, :, None, None]).mean(1, keepdim=True)
+    conv.unit_mean = True
+    torch.testing.assert_close(conv(x), plain / mean)
+    for part in conv.saliency.parameters():
+        part.data *= 1000
+    torch.testing.assert_close(conv(x), plain / mean)
+    nn.init.constant_(conv.saliency.bias, -1e6)
+    assert torch.equal(conv(x), torch.zeros_like(plain))  # no channel is salient
+
+
 @pytest.mark.parametrize(
     ("density", "channels", "kept"), [(0.5, 7, 4), (0.7, 10, 7), (0.3, 64, 20)]
 )
