@@ -87,10 +87,10 @@ class PruningCallback(Callback):
         self.meter = CostMeter()
         shared = len(self._encoders) == 1
         checks.check_encoders(self._encoders, self.config)
-        if self.config.slim_at is not None:
-            slimming.check(self.config)
         method = method_class(self.config)
         self._encoders = method.prepare(self.config, pl_module, self._encoders)
+        if self.config.slim_at is not None:
+            slimming.check(self.config, self._encoders)
         if method.keeps_latents(self.config, shared):
             for encoder in self._encoders:
                 encoder.add_buffer("shadow")
