@@ -34,7 +34,7 @@ def refusal(name, granularity, momentum):
         return f"{name} makes every group N:M"
     if name == "sdclr" and nm:
         return f"granularity={granularity} is not for it. Use element, block8 or filter"
-    if name == "mcp" and granularity != "filter":
+    if name == "mcp" and nm:
         return "mcp prunes filters"
     if name in SHARED_ONLY and momentum:
         return "methods with one encoder"
