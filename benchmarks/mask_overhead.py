@@ -14,7 +14,8 @@ score, SR-STE's masks, the products in masked forward passes and backwards, the 
 momentum encoder, the cost meter. To it comes a change of masks, divided by the steps between two
 changes, which is the method's own default in the CIFAR runs (1000 epochs of 195 steps). Each part
 is timed alone, many times, and its median counts: the difference of two whole steps would drown in
-noise. The goal is 3%, and 1% where masks change every 1000 steps or more rarely.
+noise. Times are the CPU's for this process, so that other programs on the machine do not count. The
+goal is 3%, and 1% where masks change every 1000 steps or more rarely.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ GRANULARITIES = ("element", "2:4", "block8", "filter")
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median duration of `work`, after one call that does not count."""
+    """Median CPU time of `work`, after one call that does not count."""
     work()
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return statistics.median(times)
 
 
