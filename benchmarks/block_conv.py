@@ -5,21 +5,21 @@
         [--layers layer1 layer4]
 
 Every distinct convolution with masks (all but the stem) is timed by itself: forward, input gradient
-and weight gradient (of kept blocks), in milliseconds, the median of the repeats, dense and sparse
+and weight gradient (of kept blocks), in milliseconds, the best of the repeats, dense and sparse
 in turns in one process. Dense takes the faster of both memory formats, each time; sparse includes
-everything a call does: gathering the kept blocks, packing activations, allocating its output. The
-network's line adds up all layers, each as often as it occurs.
+everything a call does: packing activations, allocating its output, gathering the kept blocks (for
+the forward pass; the input gradient uses them again). The network's line adds up all layers, each
+as often as it occurs.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from measuring import fastest, keep_memory
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.8, 0.9])
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--layers", nargs="+", default=[""], help="those whose names begin so")
     args = parser.parse_args()
@@ -59,6 +59,7 @@ def main() -> None:
     layers = [row for row in LAYERS if row[0].startswith(tuple(args.layers))]
     print(f"machine: {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}", end=", ")
     print(f"{args.threads} threads, torch {torch.__version__}, float32, batch {args.batch}")
+    keep_memory()
     build.library()
     for sparsity in args.sparsity:
         report(layers, sparsity, args.batch, args.repeats)
@@ -104,7 +105,8 @@ def measure(
     }
     calls = {layout: dense(*pair, stride, padding) for layout, pair in tensors.items()}
     sparse = sparse_calls(*tensors[torch.channels_last], plan)
-    times = clock([*(c for three in calls.values() for c in three), *sparse], repeats)
+    with torch.no_grad():
+        times = fastest([*(c for three in calls.values() for c in three), *sparse], repeats)
     last, contiguous, mine = times[:3], times[3:6], times[6:]
     return [[min(a, b), c] for a, b, c in zip(last, contiguous, mine, strict=True)]
 
@@ -124,26 +126,14 @@ def dense(x: Tensor, weight: Tensor, stride: int, padding: int) -> list[Callable
 
 def sparse_calls(x: Tensor, weight: Tensor, plan: Plan) -> list[Callable[[], object]]:
     """The kernel's three passes."""
-    grad = torch.ones_like(compiled.forward(x, weight, None, plan))
+    blocks = compiled.kept_blocks(weight, plan)
+    grad = torch.ones_like(compiled.forward(x, blocks, None, plan))
     size = (x.shape[2], x.shape[3])
     return [
-        lambda: compiled.forward(x, weight, None, plan),
-        lambda: compiled.input_gradient(grad, weight, plan, size),
+        lambda: compiled.forward(x, compiled.kept_blocks(weight, plan), None, plan),
+        lambda: compiled.input_gradient(grad, blocks, plan, size),
         lambda: compiled.weight_gradient(x, grad, plan, weight),
     ]
-
-
-@torch.no_grad()
-def clock(calls: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each call; all of them in turn, repeatedly."""
-    times: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeats + 1):
-        for call, own in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            call()
-            if turn:
-                own.append(time.perf_counter() - start)
-    return [statistics.median(own) for own in times]
 
 
 if __name__ == "__main__":

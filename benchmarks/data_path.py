@@ -2,12 +2,13 @@
 """End to end: BYOL on ResNet-18 with views from Pillow workers and with resident batched views.
 
     python benchmarks/data_path.py [--steps 6] [--batch 64] [--threads 2] [--width 64]
-        [--accelerator cpu] [--workers 0 2] [--compile]
+        [--accelerator cpu] [--workers 0 2] [--compile] [--cpu-time]
 
 Runs the real method through the trainer on the embedded 32x32 images with CIFAR's asymmetric
 augmentation, once per way to load them, and prints per step: seconds, images/s and the share of
 the time in which the step waited for its batch (for resident data that is all of the augmentation).
-The first step of each run, which starts workers and compilers, does not count.
+The first step of each run, which starts workers and compilers, does not count. On a machine that
+others use, too, `--cpu-time` counts what this process computes, with one thread and no workers.
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ ROOT = Path(__file__).parents[1]
 class StepClock(Callback):
     """Seconds of each step, and of the wait for its batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpu_time: bool) -> None:
         self.steps: list[float] = []
         self.waits: list[float] = []
+        self._clock = time.process_time if cpu_time else time.perf_counter
 
     def _now(self, trainer: Trainer) -> float:
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return self._clock()
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """The wait for the first batch begins."""
@@ -97,7 +99,7 @@ def measure(args: argparse.Namespace, data_format: str, workers: int) -> tuple[f
     cfg = config(args, data_format, workers)
     parse_cfg(cfg)
     seed_everything(cfg.seed, verbose=False)
-    model, data, clock = build_model(cfg), build_data(cfg), StepClock()
+    model, data, clock = build_model(cfg), build_data(cfg), StepClock(args.cpu_time)
     trainer = Trainer(
         accelerator=args.accelerator,
         devices=1,
@@ -130,7 +132,10 @@ def main() -> None:
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args()
+    if args.cpu_time:
+        args.threads, args.workers = 1, [0]
     torch.set_num_threads(args.threads)
     print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"BYOL, ResNet-18 of width {args.width} at 32x32, batch {args.batch}, {args.accelerator}")

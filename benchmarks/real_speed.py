@@ -2,13 +2,23 @@
 """What sparsity is worth in seconds and megabytes: a ResNet on images of 32x32, CPU.
 
     python benchmarks/real_speed.py [--backbone resnet18] [--sparsity 0.8 0.9] [--batch 32]
-        [--steps 5] [--threads 2] [--width 64]
+        [--rounds 5] [--threads 1] [--width 64] [--allocation uniform]
 
-Every route starts from the same random network, pruned by magnitude. `slim` loses channels until
-that share of the parameters is gone; the others lose that share of single weights. For each route:
-the largest difference between its features and those of the same masks in a dense network, seconds
-of a training step (forward, backward, SGD) and of inference, bytes on disk. Medians of alternating
-runs, dense in the same process; a route without a kernel of its own has the dense times.
+Every route starts from the same random network, pruned by magnitude to the same share of its
+parameters:
+
+- masked: single weights, over all layers together; dense convolutions compute the zeros. Packing
+  changes the file only.
+- blocks: 8x8 blocks of output and input channels at one kernel position, the same share of every
+  convolution but the stem (or by --allocation), in the kernel of `sparse_ext.kernels`. Its training
+  step computes gradients of kept blocks only, as `gmp` and fine-tuning do.
+- slim: whole channels, removed physically, in torch and in ONNX Runtime.
+
+`off by` is the largest difference of features from those of the same masks in a dense network, over
+the largest feature. A training step is forward, backward and SGD with momentum. Torch's times are
+those of the faster memory format of two (contiguous, channels_last), each the best of several
+rounds in which all take turns; peak memory is that of a process of its own for each route and
+activity, above the same process after a network of next to nothing.
 """
 
 from __future__ import annotations
@@ -16,97 +26,17 @@ from __future__ import annotations
 import argparse
 import copy
 import platform
-import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from measuring import fastest, keep_memory, peak_memory
+from routes import SIZE, Route, network, routes
 from torch import nn
 
-from sparse_ext.config import build
-from sparse_ext.coupling import CoupledUnits
-from sparse_ext.encoder import Encoder, patch
-from sparse_ext.export import export_onnx, save_packed, save_slim
-from sparse_ext.export.onnx import OnnxEncoder
-from sparse_ext.export.slim import difference
-from sparse_ext.shrink import shrink_
-
-SIZE = 32
-
-
-class Route(NamedTuple):
-    """One way of making use of zeros.
-
-    Attributes:
-        name: as printed.
-        train: one training step; None where it does not train.
-        infer: features of a batch.
-        off: difference of its features from those of the masked network.
-        bytes: on disk.
-        parameters: that it holds, zeros included.
-    """
-
-    name: str
-    train: Callable[[], object] | None
-    infer: Callable[[], object]
-    off: float
-    bytes: int
-    parameters: int
-
-
-def network(name: str, width: int) -> nn.Module:
-    """A fresh encoder with the stem for small images."""
-    from omegaconf import OmegaConf
-
-    from solo.backbones import build_encoder
-
-    torch.manual_seed(0)
-    kwargs = {} if width == 64 else {"width": width}
-    cfg = {"method": "simclr", "backbone": {"name": name, "kwargs": kwargs}}
-    return build_encoder(OmegaConf.create({**cfg, "data": {"dataset": "cifar10"}}))
-
-
-def pruned(net: nn.Module, sparsity: float, channels: bool) -> nn.Module:
-    """A copy with masks by magnitude, over all layers together."""
-    granularity = "filter" if channels else "element"
-    config = build({"name": "gmp", "granularity": granularity, "stem_dense": not channels})
-    net = patch(copy.deepcopy(net), config)
-    encoder = Encoder(net)
-    if channels:
-        units = CoupledUnits("filter", encoder, net)
-        share = _share_of_channels(net, units, encoder, sparsity)
-        print(f"slim: {share:.1%} of the channels that can go")
-    else:
-        from sparse_ext.units import Units
-
-        units, share = Units("element", encoder.masks.shapes), sparsity
-    values = units.pool({name: weight.abs() for name, weight in encoder.weights.items()})
-    encoder.change(units.expand(units.largest(values, share), encoder), "zero")
-    return net
-
-
-def _share_of_channels(
-    net: nn.Module, units: CoupledUnits, encoder: Encoder, sparsity: float
-) -> float:
-    """The share of channels that takes that share of the parameters with it, by bisection."""
-    values = units.pool({name: weight.abs() for name, weight in encoder.weights.items()})
-    full, low, high = sum(p.numel() for p in net.parameters()), 0.0, 1.0
-    for _ in range(8):
-        middle = (low + high) / 2
-        trial = copy.deepcopy(net)
-        try:
-            kept = units.largest(values, middle)
-        except ValueError:  # some layer would lose its last channel
-            high = middle
-            continue
-        Encoder(trial).change(units.expand(kept, encoder), "zero")
-        left = shrink_([trial]).parameters[1]
-        low, high = (middle, high) if left > (1 - sparsity) * full else (low, middle)
-    return low
+from sparse_ext.export import OnnxEncoder
 
 
 def trainer(net: nn.Module, images: torch.Tensor) -> Callable[[], object]:
@@ -133,92 +63,102 @@ def infer(net: nn.Module, images: torch.Tensor) -> Callable[[], object]:
     return run
 
 
-def parameters(net: nn.Module) -> int:
-    """How many numbers it holds."""
-    return sum(p.numel() for p in net.parameters())
+def warm_up() -> None:
+    """Loads what any of the routes loads, with a network of next to nothing."""
+    net, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), torch.randn(2, 3, 8, 8)
+    trainer(net, images)()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tiny"
+        torch.save(net, file)
+        torch.load(file, weights_only=False)
 
 
-def routes(net: nn.Module, sparsity: float, images: torch.Tensor, folder: Path) -> list[Route]:
-    """Dense, masked, packed, slim, and slim in ONNX Runtime."""
-    found = []
-
-    def add(name: str, one: nn.Module, off: float, path: Path, trains: bool = True) -> None:
-        train = trainer(copy.deepcopy(one), images) if trains else None
-        size = path.stat().st_size
-        found.append(Route(name, train, infer(one, images), off, size, parameters(one)))
-
-    torch.save(net.state_dict(), folder / "dense.pt")
-    add("dense", net, 0.0, folder / "dense.pt")
-    element = pruned(net, sparsity, channels=False)
-    save_packed(element.state_dict(), folder / "packed")
-    add("masked, packed file", element, 0.0, folder / "packed")
-    save_packed(element.state_dict(), folder / "half", half=True)
-    add("masked, packed float16", element, 0.0, folder / "half", trains=False)
-    masked = pruned(net, sparsity, channels=True)
-    slim = copy.deepcopy(masked)
-    shrink_([slim])
-    save_slim(slim, folder / "slim")
-    add("slim", slim, difference(masked, slim, SIZE), folder / "slim")
-    try:
-        export_onnx(slim, folder / "slim.onnx", SIZE)
-        runtime = OnnxEncoder(folder / "slim.onnx", torch.get_num_threads())
-    except ValueError as missing:  # ConfigError: no ONNX here
-        print(missing)
-        return found
-    off, size = difference(masked, runtime, SIZE), (folder / "slim.onnx").stat().st_size
-    found.append(
-        Route("slim, ONNX Runtime", None, infer(runtime, images), off, size, parameters(slim))
-    )
-    return found
+def prepare(file: Path, trains: bool, batch: int, threads: int) -> Callable[[], object]:
+    """The work of a route in a process of its own; `file` is a pickled network or ONNX."""
+    torch.set_num_threads(threads)
+    images = torch.randn(batch, 3, SIZE, SIZE)
+    if file.suffix == ".onnx":
+        return infer(OnnxEncoder(file, threads), images)
+    net = torch.load(file, weights_only=False)
+    return (trainer if trains else infer)(net, images)
 
 
-def alternating(works: list[Callable[[], object] | None], repeats: int) -> list[float | None]:
-    """Median seconds of each; one after the other in every round, so that load hits all alike."""
-    times: list[list[float]] = [[] for _ in works]
-    for turn in range(repeats + 1):
-        for work, seen in zip(works, times, strict=True):
-            if work is None:
-                continue
-            start = time.perf_counter()
-            work()
-            if turn:
-                seen.append(time.perf_counter() - start)
-    return [statistics.median(seen) if seen else None for seen in times]
+def memory(route: Route, best: int, trains: bool, batch: int) -> float:
+    """Peak MB of a route; `best` of its networks."""
+    file = route.file
+    if file.suffix != ".onnx":
+        file = route.file.with_name("whole")
+        torch.save(route.nets[best], file)
+    return peak_memory(warm_up, prepare, file, trains, batch, torch.get_num_threads())
+
+
+def measure(found: list[Route], images: torch.Tensor, rounds: int, trains: bool) -> dict:
+    """Seconds and MB of each route, by name."""
+    taking = [route for route in found if route.trains or not trains]
+    nets = [net for route in taking for net in route.nets]
+    if trains:
+        works = [trainer(copy.deepcopy(net), images) for net in nets]
+    else:
+        works = [infer(net, images) for net in nets]
+    times, results = iter(fastest(works, rounds)), {}
+    for route in taking:
+        if route.nets:
+            own = [next(times) for _ in route.nets]
+            best = own.index(min(own))
+            results[route.name] = own[best], memory(route, best, trains, len(images))
+    return results
+
+
+HEAD = (
+    "| route | parameters | off by | training step | | peak MB | inference | | peak MB | file MB |"
+)
+
+
+def table(found: list[Route], steps: dict, runs: dict) -> str:
+    """Markdown; times in ms, with how many times faster than dense."""
+    lines = [HEAD, "|---|" + "---:|" * 9]
+    for route in found:
+        cells = [route.name, f"{route.parameters:,}", f"{route.off:.0e}" if route.off else "0"]
+        for results in (steps, runs):
+            if route.name in results:
+                seconds, peak = results[route.name]
+                ratio = results["dense"][0] / seconds
+                cells += [f"{1e3 * seconds:.1f}", f"{ratio:.2f}x", f"{peak:.0f}"]
+            else:
+                cells += ["–" if route.nets else "as masked", "", ""]
+        size = route.file.stat().st_size
+        smaller = found[0].file.stat().st_size / size
+        cells.append(f"{size / 1e6:.2f} ({smaller:.1f}x)")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.8, 0.9])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--allocation", default="uniform", choices=["uniform", "erk"])
     args = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(args.threads)
     print(f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, ", end="")
     print(f"{args.threads} threads, torch {torch.__version__}, {args.backbone}, batch {args.batch}")
-    head = f"{'':24}{'parameters':>12}{'off by':>9}{'step ms':>9}{'':>7}{'infer ms':>9}{'':>7}"
     images = torch.randn(args.batch, 3, SIZE, SIZE)
     for sparsity in args.sparsity:
-        print(f"\n{sparsity:.0%} of the parameters\n{head}{'MB':>8}")
+        print(f"\n{sparsity:.0%} of the parameters")
         with tempfile.TemporaryDirectory() as folder:
             net = network(args.backbone, args.width)
-            found = routes(net, sparsity, images, Path(folder))
-            steps = alternating([route.train for route in found], args.steps)
-            runs = alternating([route.infer for route in found], args.steps)
-        for route, step, run in zip(found, steps, runs, strict=True):
-            times = f"{_time(step, steps[0])}{_time(run, runs[0])}{route.bytes / 1e6:8.2f}"
-            print(f"{route.name:24}{route.parameters:12,}{route.off:9.0e}{times}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(f"\npeak memory of the whole process: {peak:,.0f} MB")
-
-
-def _time(seconds: float | None, dense: float | None) -> str:
-    if seconds is None or dense is None:
-        return f"{'-':>9}{'':>7}"
-    return f"{1e3 * seconds:9.1f}{dense / seconds:6.2f}x"
+            found = routes(net, sparsity, args.allocation, Path(folder))
+            steps = measure(found, images, args.rounds, trains=True)
+            runs = measure(found, images, args.rounds, trains=False)
+            print("\n" + table(found, steps, runs), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,27 @@ from solo.errors import ConfigError, did_you_mean
 
 _hints = cache(get_type_hints)
 
+# The least value that makes sense, for keys of which a smaller one would only fail much later.
+LEAST: dict[str, float] = {
+    "max_epochs": 1,
+    "num_nodes": 1,
+    "accumulate_grad_batches": 1,
+    "data.num_workers": 0,
+    "optimizer.batch_size": 1,
+    "optimizer.lr": 0,
+    "optimizer.classifier_lr": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.layer_decay": 0,
+    "scheduler.warmup_epochs": 0,
+    "checkpoint.frequency": 1,
+    "auto_umap.frequency": 1,
+    "auto_resume.max_hours": 0,
+    "knn_eval.k": 1,
+    "label_smoothing": 0,
+    "mixup": 0,
+    "cutmix": 0,
+}
+
 
 def select(cfg: DictConfig, key: str, default: Any = None) -> Any:
     """Value at the dotted `key`, `default` where there is none; the string "None" means None."""
@@ -69,6 +90,10 @@ def check(cfg: DictConfig, schema: type, extra: Iterable[str] = ()) -> None:
             options = known | extra | trainer_keys()
             raise ConfigError(f"unknown key '{key}'. {did_you_mean(key, options)}")
     _check_values(cfg, schema, "")
+    for key, least in LEAST.items():
+        value = select(cfg, key)
+        if value is not None and not value >= least:  # NaN, too
+            raise ConfigError(f"'{key}={value}' is out of range: it must be at least {least}")
 
 
 def check_section(node: Any, schema: type, path: str) -> None:

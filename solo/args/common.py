@@ -140,6 +140,8 @@ def count_devices(cfg: DictConfig) -> int:
     """
     devices = OmegaConf.select(cfg, "devices", default="auto")
     if OmegaConf.is_list(devices) or isinstance(devices, (list, tuple)):
+        if not devices:
+            raise ConfigError("'devices' is an empty list: name a device, or write auto")
         return len(devices)
     if isinstance(devices, str) and devices not in ("auto", "-1"):
         parts = [part for part in devices.split(",") if part.strip()]

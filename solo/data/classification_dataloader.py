@@ -281,7 +281,3 @@ def _check_classes(train: Dataset, val: Dataset) -> None:
             f"{TRAIN_KEY} has {len(ours)} classes and {VAL_KEY} {len(theirs)}; in only one of "
             f"them: {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}."
         )
-    if len(ours) < 2:
-        raise DataError(
-            f"{TRAIN_KEY} has one class ('{ours[0]}'): a classifier needs at least two."
-        )

@@ -22,7 +22,7 @@ from solo.data.batched import BatchedView
 from solo.data.batched.compiled import CompiledOrPlain
 from solo.data.batched.crop import mirrored
 from solo.data.batched.operation import Operation, change_chosen
-from solo.data.batched.view import CHUNK_VALUES
+from solo.data.batched.view import in_chunks
 from solo.data.tensor_crops import tensor_crop_of
 from solo.utils.profiling import AUGMENTATION, section
 
@@ -115,16 +115,10 @@ class DeviceViews(nn.Module):
     def forward(self, crops: Sequence[Crop]) -> list[Tensor]:
         """Views (N, 3, size, size), normalised, of the crops of a batch."""
         runs = [run for run, n in zip(self._run, self.num_crops, strict=True) for _ in range(n)]
-        return [_in_chunks(run, *crop) for run, crop in zip(runs, crops, strict=True)]
-
-
-def _in_chunks(run: Any, images: Tensor, draws: Tensor) -> Tensor:
-    """`run` on everything at once, or on parts that stay in the cache of a CPU."""
-    if images.device.type != "cpu":
-        return run(images, draws)
-    size = max(1, CHUNK_VALUES // images[0].numel())
-    parts = zip(images.split(size), draws.split(size), strict=True)
-    return torch.cat([run(image, numbers) for image, numbers in parts])
+        return [
+            in_chunks(run, *crop, crop.image[0].numel())
+            for run, crop in zip(runs, crops, strict=True)
+        ]
 
 
 class DeviceData(LightningDataModule):

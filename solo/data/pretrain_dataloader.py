@@ -317,16 +317,15 @@ def prepare_dataloader(
         train_dataset: from `prepare_datasets`.
         batch_size: images per batch and per process.
         num_workers: loader processes; they stay alive between epochs.
-
-    Raises:
-        ConfigError: the dataset does not fill one batch, so that no step would ever run.
     """
-    require_full_batch(train_dataset, batch_size)
     return make_loader(train_dataset, batch_size, num_workers, shuffle=True, drop_last=True)
 
 
 def require_full_batch(train_dataset: Dataset, batch_size: int) -> None:
-    """Raise ConfigError when the dataset does not fill one batch."""
+    """Raise ConfigError when the dataset does not fill one batch, so that no step would ever run.
+
+    The programs ask this; a loader by itself may be empty, as in solo-learn.
+    """
     if len(train_dataset) < batch_size:
         raise ConfigError(
             f"optimizer.batch_size={batch_size} is larger than the training set "

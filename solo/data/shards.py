@@ -71,7 +71,7 @@ def read_shards(path: str | Path, key: str) -> ShardIndex:
     if lines is None:
         lines = _scanned(shards, listed, key)
         write_index(path, mark, lines)
-    table = np.array([line.split(" ") for line in lines], dtype=np.int64)
+    table = np.fromstring(" ".join(lines), dtype=np.int64, sep=" ").reshape(-1, 4)
     labels = None if (table[:, 3] < 0).all() else table[:, 3].copy()
     return ShardIndex(shards, table[:, :3].copy(), labels, classes if labels is not None else None)
 

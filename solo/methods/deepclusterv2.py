@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from solo.errors import ConfigError
 from solo.losses.deepclusterv2 import deepclusterv2_loss_func
 from solo.methods.base import BaseMethod
 from solo.methods.heads import mlp
@@ -43,6 +44,11 @@ class DeepClusterV2(LateBuffersMixin, BaseMethod):
         self.proj_output_dim: int = kwargs.proj_output_dim
         self.temperature: float = kwargs.temperature
         self.num_prototypes: list[int] = list(kwargs.num_prototypes)
+        if len(set(self.num_prototypes)) != 1:
+            raise ConfigError(
+                f"method_kwargs.num_prototypes={self.num_prototypes}: every clustering needs the "
+                "same number of prototypes, because their scores are stacked"
+            )
         self.kmeans_iters: int = kwargs.kmeans_iters
         self.projector = mlp(self.features_dim, kwargs.proj_hidden_dim, self.proj_output_dim)
         self.prototypes = nn.ModuleList(

@@ -36,6 +36,8 @@ def check_kwargs(cfg: DictConfig, kwargs: Mapping[str, Any], ignored: Iterable[s
             wanted = "a list" if kind is list else f"of type {kind.__name__}"
             problem = "is missing" if value is None else f"is {value!r}"
             raise ConfigError(f"{key} {problem}: {cfg.method} needs a value {wanted}")
+        if required and kind is int and value < 1:  # all of them are widths or counts
+            raise ConfigError(f"{key} is {value}: {cfg.method} needs at least 1")
 
 
 def _kwargs_of_all_methods() -> set[str]:

@@ -68,6 +68,14 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
+def _epochs(steps: Any) -> list[int] | None:
+    """`scheduler.lr_decay_steps`, which torch takes from any iterable, a string's letters too."""
+    listed = [] if steps is None else steps
+    if isinstance(listed, list) and all(isinstance(step, (int, float)) for step in listed):
+        return steps
+    raise ConfigError(f"scheduler.lr_decay_steps must be a list of epochs, got {steps!r}")
+
+
 class OptimizationMixin:
     """Reads `optimizer`, `scheduler`, ... of the configuration and builds what they ask for."""
 
@@ -87,7 +95,7 @@ class OptimizationMixin:
         self.extra_optimizer_args: dict[str, Any] = _plain(optimizer.kwargs)
         self.exclude_bias_n_norm_wd: bool = optimizer.exclude_bias_n_norm_wd
         self.scheduler: str = scheduler.name
-        self.lr_decay_steps: list[int] | None = _plain(scheduler.lr_decay_steps)
+        self.lr_decay_steps: list[int] | None = _epochs(_plain(scheduler.lr_decay_steps))
         self.min_lr: float = scheduler.min_lr
         self.warmup_start_lr: float = scheduler.warmup_start_lr
         self.warmup_epochs: float = scheduler.warmup_epochs

@@ -6,6 +6,7 @@ Free of torch: a mistake in the command line is reported at once.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import re
@@ -21,6 +22,8 @@ from solo.errors import ConfigError, SoloError, did_you_mean
 EXIT_CODE = 2
 TRACEBACK_WANTED = os.environ.get("HYDRA_FULL_ERROR") == "1"
 os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints and exits by itself
+# a folder without permission, a full or read-only disk
+_MACHINE_REFUSES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _COMPOSE = ("hydra.errors", "hydra.core", "omegaconf.errors", "yaml.")
 
 
@@ -126,7 +129,7 @@ def _nearest(path: Path) -> str:
 
 
 def explain(error: BaseException, schema: type | None = None) -> str | None:
-    """A short text for errors of Hydra, OmegaConf, YAML and Lightning's checks of the Trainer.
+    """A short text for errors of Hydra, OmegaConf, YAML, Lightning's Trainer and the disk.
 
     Returns:
         None for anything else: a bug of ours, which keeps its traceback.
@@ -134,6 +137,8 @@ def explain(error: BaseException, schema: type | None = None) -> str | None:
     kind = f"{type(error).__module__}.{type(error).__name__}"
     if kind.endswith("MisconfigurationException"):
         return _machine(str(error))
+    if isinstance(error, OSError) and error.errno in _MACHINE_REFUSES:
+        return f"{error.strerror}: '{error.filename or 'no file named'}'"
     if not kind.startswith(_COMPOSE):
         return None
     text = str(error).strip()

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo.args import schema
 from solo.args.check import require, select
 from solo.args.linear import parse_cfg
-from solo.errors import CheckpointError, ConfigError
+from solo.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -146,8 +146,9 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
             split=split,
         )
     from solo.data.classification_dataloader import prepare_data
+    from solo.data.pretrain_dataloader import require_full_batch
 
-    return prepare_data(
+    train, val = prepare_data(
         data.dataset,
         train_data_path=data.train_path,
         val_data_path=data.val_path,
@@ -159,6 +160,13 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
         image_size=data.get("image_size"),
         split=split,
     )
+    classes = getattr(train.dataset, "classes", None)
+    if classes is not None and len(classes) < 2:
+        raise DataError(
+            f"data.train_path has one class ('{classes[0]}'): a classifier needs at least two."
+        )
+    require_full_batch(train.dataset, cfg.optimizer.batch_size)
+    return train, val
 
 
 def _print_result(trainer: Trainer, model: LinearModel, cfg: DictConfig) -> None:

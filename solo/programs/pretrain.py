@@ -90,6 +90,7 @@ def build_data(cfg: DictConfig) -> Data:
         prepare_dataloader,
         prepare_datasets,
         prepare_n_crop_transform,
+        require_full_batch,
     )
 
     device_views = None
@@ -119,6 +120,7 @@ def build_data(cfg: DictConfig) -> Data:
 
         where = f"'{cfg.data.train_path}'"
         dataset = without_unreadable(dataset, where, max(1, cfg.data.num_workers))
+    require_full_batch(dataset, cfg.optimizer.batch_size)
     train = prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
     return (train, val) if device_views is None else DeviceData(train, device_views, val)
 

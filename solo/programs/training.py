@@ -121,12 +121,32 @@ def fit(
     callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors, *bar]
     trainer = _trainer(trainer_arguments(cfg), loggers, callbacks)
     path = None if resume.path is None else str(resume.path)
-    with _profiled(cfg, trainer, model, data, logdir):
+    with _profiled(cfg, trainer, model, data, logdir), _explained(resume.path):
         if isinstance(data, LightningDataModule):
             trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
         else:
             trainer.fit(model, *data, ckpt_path=path, weights_only=True)
     return trainer
+
+
+# how torch begins to say that a model's or an optimizer's state is another one's
+_OTHER_STATE = ("Error(s) in loading state_dict", "loaded state dict ")
+
+
+@contextmanager
+def _explained(path: Path | None) -> Iterator[None]:
+    """Name the file when its state turns out to be that of another model or optimizer."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if path is None or not str(error).startswith(_OTHER_STATE):
+            raise
+        lines = str(error).strip().splitlines()
+        reason = lines[min(1, len(lines) - 1)].strip()
+        raise CheckpointError(
+            f"{path} cannot be continued: it is of another method, encoder or optimizer than this "
+            f"configuration. Compare the args.json beside it. ({reason[:200]}...)"
+        ) from error
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from solo.errors import ConfigError
 from solo.utils.profiling import LOGGING, section
 
 FILE = "metrics.csv"
@@ -67,7 +68,12 @@ class CSVMetrics(Logger):
         return self.logdir / self.version / FILE
 
     def _claim(self) -> str:
-        self.logdir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.logdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"checkpoint.dir: the folder '{self.logdir}' cannot be made ({error.strerror})"
+            ) from error
         while True:
             version = next_version(self.logdir)
             try:

@@ -13,40 +13,51 @@ import torch
 from torch import Tensor
 
 from sparse_ext.kernels import build
-from sparse_ext.kernels.plan import Listing, Plan
+from sparse_ext.kernels.plan import SIZE, Listing, Plan
 
 _LAST = torch.channels_last
+_Steps = tuple[tuple[int, int], tuple[int, int]]  # of the source, of the target
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+def kept_blocks(weight: Tensor, plan: Plan) -> Tensor:
+    """(blocks, 8 outputs, 8 inputs), one after the other, zero beyond the last channels."""
+    blocks = weight.new_empty(len(plan.kept), SIZE, SIZE)
+    weight = _plain(weight)
+    build.library().block_conv_gather(
+        *(_ptr(weight), _layout(weight), _ptr(plan.coordinates)),
+        *(_int(len(blocks)), _ptr(blocks)),
+    )
+    return blocks
+
+
+def forward(x: Tensor, blocks: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """(N, C_in, H, W) -> (N, C_out, H', W'), in channels_last."""
     size = plan.window.output_size(x.shape[2:], plan.kernel)
     out = torch.empty(len(x), plan.shape[0], *size, memory_format=_LAST)
-    blocks = _gather(weight, plan, plan.forward, transposed=False)
-    _pass(plan.forward, _last(x), bias, blocks, out, plan.window.stride, (1, 1))
+    steps = (plan.window.stride, (1, 1))
+    _pass(plan.forward, _last(x), bias, blocks, out, steps, transposed=False)
     return out
 
 
-def input_gradient(grad: Tensor, weight: Tensor, plan: Plan, size: tuple[int, int]) -> Tensor:
+def input_gradient(grad: Tensor, blocks: Tensor, plan: Plan, size: tuple[int, int]) -> Tensor:
     """(N, C_out, H', W') -> (N, C_in, H, W) with (H, W) = `size`, in channels_last."""
     out = torch.empty(len(grad), plan.shape[1], *size, memory_format=_LAST)
-    blocks = _gather(weight, plan, plan.backward, transposed=True)
-    _pass(plan.backward, _last(grad), None, blocks, out, (1, 1), plan.window.stride)
+    steps = ((1, 1), plan.window.stride)
+    _pass(plan.backward, _last(grad), None, blocks, out, steps, transposed=True)
     return out
 
 
 def weight_gradient(x: Tensor, grad: Tensor, plan: Plan, weight: Tensor) -> Tensor:
     """Gradient of the kept blocks, zero elsewhere: shape and memory format of `weight`."""
     lib, listing, count = build.library(), plan.forward, len(plan.kept)
-    x, grad, out = _last(x), _last(grad), torch.zeros_like(weight)
-    geometry = _geometry(listing, x, grad, plan.window.stride, (1, 1))
+    x, grad, out = _last(x), _last(grad), torch.empty_like(_plain(weight))
+    geometry = _geometry(listing, x, grad, (plan.window.stride, (1, 1)))
     lib.block_conv_sums.restype = ctypes.c_int64
     sums = x.new_empty(lib.block_conv_sums(geometry, _int(count)))
     lists = [_ptr(t) for t in (listing.entries, listing.ranges, listing.phases)]
-    shape, strides = _weight_layout(out)
     lib.block_conv_weight_gradient(
-        *(geometry, _ptr(x), _ptr(grad), *lists, _int(count), shape, strides),
-        *(_ptr(listing.coordinates), _ptr(sums), _ptr(out)),
+        *(geometry, _ptr(x), _ptr(grad), *lists, _int(count), _layout(out)),
+        *(_ptr(t) for t in (plan.coordinates, sums, out)),
     )
     return out
 
@@ -57,47 +68,35 @@ def _pass(
     bias: Tensor | None,
     blocks: Tensor,
     target: Tensor,
-    source_step: tuple[int, int],
-    target_step: tuple[int, int],
+    steps: _Steps,
+    transposed: bool,
 ) -> None:
     bias = None if bias is None else bias.contiguous()
     build.library().block_conv_pass(
-        _geometry(listing, source, target, source_step, target_step),
+        _geometry(listing, source, target, steps),
         *(_ptr(t) for t in (source, bias, blocks)),
+        _int(transposed),
         *(_ptr(t) for t in (listing.entries, listing.ranges, listing.phases, target)),
     )
 
 
-def _gather(weight: Tensor, plan: Plan, listing: Listing, transposed: bool) -> Tensor:
-    """Kept blocks one after the other; vectors run over outputs, transposed over inputs."""
-    blocks = weight.new_empty(len(plan.kept), 64)
-    shape, strides = _weight_layout(weight)
-    build.library().block_conv_gather(
-        *(_ptr(weight), shape, strides, _ptr(listing.coordinates), _int(len(blocks))),
-        *(_int(transposed), _ptr(blocks)),
-    )
-    return blocks
-
-
-def _geometry(
-    listing: Listing,
-    source: Tensor,
-    target: Tensor,
-    source_step: tuple[int, int],
-    target_step: tuple[int, int],
-) -> ctypes.Array:
+def _geometry(listing: Listing, source: Tensor, target: Tensor, steps: _Steps) -> ctypes.Array:
     """The struct `Geometry` of the C++ source."""
-    sides = (*source.shape[1:], *source_step, *target.shape[1:], *target_step)
+    sides = (*source.shape[1:], *steps[0], *target.shape[1:], *steps[1])
     return _ints([len(source), *sides, *listing.extent, len(listing.phases)])
 
 
-def _weight_layout(weight: Tensor) -> tuple[ctypes.Array, ctypes.Array]:
-    """Outputs, inputs, kernel positions; and their strides."""
-    outputs, inputs, _, columns = weight.shape
-    strides = weight.stride()
-    if strides[2] != columns * strides[3]:
-        raise RuntimeError(f"A weight of strides {strides} has no single stride over its kernel.")
-    return _ints([outputs, inputs, weight[0, 0].numel()]), _ints([*strides[:2], strides[3]])
+def _plain(weight: Tensor) -> Tensor:
+    """The weight, or a copy, in one of the two memory formats that `_layout` tells apart."""
+    fits = weight.is_contiguous() or weight.is_contiguous(memory_format=_LAST)
+    return weight if fits else weight.contiguous()
+
+
+def _layout(weight: Tensor) -> ctypes.Array:
+    """The struct `Weight` of the C++ source."""
+    outputs, inputs, rows, columns = weight.shape
+    steps = (rows * columns, 1) if weight.is_contiguous() else (1, inputs)
+    return _ints([outputs, inputs, rows * columns, *steps])
 
 
 def _last(x: Tensor) -> Tensor:

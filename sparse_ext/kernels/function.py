@@ -62,17 +62,18 @@ class _BlockConv(torch.autograd.Function):
     ) -> Tensor:
         ctx.plan, ctx.backend, ctx.dense_gradient = plan, backend, dense_gradient
         ctx.size = tuple(x.shape[2:])
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return backend.forward(x, weight, bias, plan)
+        blocks = backend.kept_blocks(weight, plan)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, blocks)
+        return backend.forward(x, blocks, bias, plan)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad,), (x, weight), plan = grads, ctx.saved_tensors, ctx.plan
+        (grad,), (x, weight, blocks), plan = grads, ctx.saved_tensors, ctx.plan
         wanted = ctx.needs_input_grad
         to_x = to_weight = None
         if wanted[0]:
-            to_x = ctx.backend.input_gradient(grad, weight, plan, ctx.size)
+            to_x = ctx.backend.input_gradient(grad, blocks, plan, ctx.size)
         if wanted[1] and ctx.dense_gradient:
             to_weight = dense_weight_gradient(x, grad, weight, plan)
         elif wanted[1]:

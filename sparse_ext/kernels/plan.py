@@ -43,19 +43,18 @@ class Listing:
     """The kept blocks in the order of one pass, as int32 tensors.
 
     Attributes:
-        entries: (blocks, 4): source plane (phase in use * channel blocks + channel block), row of
-            the source that target row 0 reads, its shift in rows and in columns of the plane.
+        entries: (blocks, 5): source plane (phase in use * channel blocks + channel block), row of
+            the source that target row 0 reads, its shift in rows and in columns of the plane, and
+            which of the kept blocks it is.
         ranges: entries of target phase p and target block b are
             `ranges[p * target blocks + b] : ranges[p * target blocks + b + 1]`, sorted by row.
         phases: (phases in use, 2): of the source.
-        coordinates: (blocks, 3): first output channel, first input channel, kernel position.
         extent: lowest and highest vertical, lowest and highest horizontal shift.
     """
 
     entries: Tensor
     ranges: Tensor
     phases: Tensor
-    coordinates: Tensor
     extent: tuple[int, int, int, int]
 
 
@@ -66,6 +65,10 @@ class Plan:
         mask: bool (C_out, C_in, kh, kw), 1 = kept. A block with any kept weight is computed whole:
             pruned weights in it must be stored as zero, as masked layers do.
         window: how the convolution moves.
+
+    Attributes:
+        kept: (blocks, 4): vertical and horizontal kernel position, output and input block; sorted
+            by output block and vertical position.
     """
 
     def __init__(self, mask: Tensor, window: Window) -> None:
@@ -75,8 +78,16 @@ class Plan:
         self.kernel = (kernel[0], kernel[1])
         self.blocks = (-(-outputs // SIZE), -(-inputs // SIZE))
         kept = Block(SIZE, pad=True).groups_kept(mask.cpu())
-        self.kept = kept.reshape(*self.kernel, *self.blocks).nonzero()  # rows: ky, kx, out, in
+        tiles = kept.reshape(*self.kernel, *self.blocks).permute(2, 0, 3, 1)
+        self.kept = tiles.nonzero()[:, [1, 3, 0, 2]]
         self.sparsity = 1 - len(self.kept) / max(1, kept.numel())
+
+    @cached_property
+    def coordinates(self) -> Tensor:
+        """(blocks, 3), int32: first output channel, first input channel, kernel position."""
+        ky, kx, block_out, block_in = self.kept.unbind(1)
+        position = ky * self.kernel[1] + kx
+        return torch.stack([block_out * SIZE, block_in * SIZE, position], 1).to(torch.int32)
 
     @cached_property
     def forward(self) -> Listing:
@@ -109,18 +120,15 @@ class Plan:
         return t[0], shift, phase
 
     def _listing(self, entries: Tensor, target: Tensor, targets: int, phases: Tensor) -> Listing:
-        ky, kx, block_out, block_in = self.kept.unbind(1)
-        position = ky * self.kernel[1] + kx
         order = torch.arange(len(entries))
-        for key in (entries[:, 3], entries[:, 0], entries[:, 1], target):  # last one counts most
+        for key in (entries[:, 1], target):  # last one counts most
             order = order[key[order].argsort(stable=True)]
         ends = torch.bincount(target, minlength=targets).cumsum(0)
         ranges = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
-        coordinates = torch.stack([block_out * SIZE, block_in * SIZE, position], 1)[order]
-        tensors = (entries[order], ranges, phases, coordinates)
-        first, second, third, fourth = (x.to(torch.int32).contiguous() for x in tensors)
+        entries = torch.cat([entries, torch.arange(len(entries))[:, None]], 1)[order]
+        first, second, third = (x.to(torch.int32).contiguous() for x in (entries, ranges, phases))
         extent = (*_ends(entries[:, 2]), *_ends(entries[:, 3]))
-        return Listing(first, second, third, fourth, extent)
+        return Listing(first, second, third, extent)
 
 
 def _ends(values: Tensor) -> tuple[int, int]:

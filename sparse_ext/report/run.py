@@ -12,6 +12,7 @@ from sparse_ext.report import gating
 from sparse_ext.report.page import Page
 from sparse_ext.report.panels import PANELS, is_pretraining
 from sparse_ext.report.runlog import RunLog
+from sparse_ext.report.timing import step_times
 
 if TYPE_CHECKING:
     from sparse_ext.cost import CostTable
@@ -55,6 +56,7 @@ def run_section(page: Page, log: RunLog) -> None:
     for panel in (*PANELS, *gating.PANELS):
         panel(page, log)
     cost_cards(page, log)
+    step_times(page, log)
 
 
 def cost_cards(page: Page, log: RunLog) -> None:

@@ -115,12 +115,6 @@ def test_splits_with_other_classes(folder, tmp_path):
         prepare_data("custom", folder, other, num_workers=0)
 
 
-def test_one_class_cannot_be_classified(tmp_path):
-    one = write_folder(tmp_path / "one", classes=("only",))
-    with pytest.raises(DataError, match=r"has one class \('only'\)"):
-        prepare_data("custom", one, one, num_workers=0)
-
-
 def test_dataloaders_take_any_dataset(folder):
     train = ImageFolder(str(folder), T.ToTensor())
     loaders = prepare_dataloaders(train, train, batch_size=4, num_workers=0)

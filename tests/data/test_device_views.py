@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import default_collate
+from torchvision.transforms import functional as TF
 
 from solo.data.batched import BatchedView
 from solo.data.device_views import Crop, DeviceData, DeviceViews
-from solo.data.pretrain_dataloader import build_transform_pipeline
+from solo.data.pretrain_dataloader import build_transform_pipeline, prepare_datasets
 from solo.errors import ConfigError
 from tests.programs.tiny import PRETRAIN, config
 
@@ -151,3 +152,24 @@ def test_dali_refuses_it():
     cfg = config(PRETRAIN, data__format="dali", data__dataset="imagenet", data__augment="device")
     with pytest.raises(ConfigError, match=r"data\.augment=device"):
         check_format(cfg)
+
+
+def test_files_reach_the_workers_as_bytes_with_pillows_pixels(folder, tmp_path):
+    from scripts.utils.convert_imgfolder_to_h5 import convert_imgfolder_to_h5
+    from scripts.utils.convert_imgfolder_to_shards import convert_imgfolder_to_shards
+
+    convert_imgfolder_to_h5(folder, tmp_path / "a.h5")
+    convert_imgfolder_to_shards(folder, tmp_path / "shards")
+    places = [
+        ({"data_format": "image_folder"}, folder),
+        ({"data_format": "image_folder", "no_labels": True}, folder / "ant"),
+        ({"data_format": "h5"}, tmp_path / "a.h5"),
+        ({"data_format": "webdataset"}, tmp_path / "shards"),
+    ]
+    for kind, path in places:
+        plain = prepare_datasets("custom", None, path, **kind)
+        quick = prepare_datasets("custom", None, path, pixels=True, **kind)
+        assert len(plain) == len(quick) > 0
+        for one, other in zip(plain, quick, strict=True):
+            assert (one[0], one[2]) == (other[0], other[2])
+            assert torch.equal(TF.pil_to_tensor(one[1]), other[1])

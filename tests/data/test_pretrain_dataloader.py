@@ -18,6 +18,7 @@ from solo.data.pretrain_dataloader import (
     dataset_with_index,
     prepare_dataloader,
     prepare_datasets,
+    require_full_batch,
 )
 from solo.errors import ConfigError
 from tests.data.conftest import augmentation, write_folder
@@ -161,8 +162,10 @@ def test_batches(folder, views):
 
 
 def test_batch_larger_than_the_dataset(folder, views):
+    dataset = prepare_datasets("custom", views, folder)
+    assert len(prepare_dataloader(dataset, batch_size=64)) == 0  # as solo-learn's
     with pytest.raises(ConfigError, match=r"batch_size=64 is larger than .* \(12 images\)"):
-        prepare_dataloader(prepare_datasets("custom", views, folder), batch_size=64)
+        require_full_batch(dataset, 64)
 
 
 def test_indexed_class_is_made_once():

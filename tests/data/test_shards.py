@@ -17,6 +17,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from scripts.utils.convert_imgfolder_to_shards import convert_imgfolder_to_shards
+from scripts.utils.convert_imgfolder_to_shards import main as convert
 from solo.args.common import check_format, set_num_classes
 from solo.data import shard_dataset, shards
 from solo.data.classification_dataloader import prepare_data
@@ -98,18 +99,19 @@ def test_converting_twice_gives_the_same_bytes_and_never_overwrites(folder, conv
         convert_imgfolder_to_shards(folder, converted)
 
 
-def test_converter_command_line(flat_folder, tmp_path):
+def test_converter_command_line(flat_folder, tmp_path, monkeypatch, capsys):
     script = ROOT / "scripts" / "utils" / "convert_imgfolder_to_shards.py"
-    command = [sys.executable, str(script), "--folder_path", str(flat_folder), "--no_labels"]
-    for code in (0, 2):  # the second time there are shards already
-        done = subprocess.run(
-            [*command, "--shards_path", str(tmp_path / "out"), "--shard_size", "3"],
-            capture_output=True, text=True, cwd="/", check=False,
-        )  # fmt: skip
-        assert done.returncode == code, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: --shards_path")
+    arguments = ["--folder_path", str(flat_folder), "--no_labels", "--shard_size", "3"]
+    arguments += ["--shards_path", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments], capture_output=True, cwd="/", check=False
+    )
+    assert done.returncode == 0, done.stderr
     index = read_shards(tmp_path / "out", "key")
     assert (len(index.shards), len(index.places), index.labels) == (3, 8, None)
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    assert convert() == 2  # there are shards already
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --shards_path")
 
 
 def test_samples_of_other_writers(tmp_path):

@@ -186,6 +186,12 @@ def test_unknown_optimizer_and_scheduler():
         BaseMethod(tiny_cfg("base", scheduler__interval="minute"))
 
 
+@pytest.mark.parametrize("steps", [60, "60,80", ["60"]])
+def test_epochs_of_a_step_schedule_are_a_list_of_numbers(steps):
+    with pytest.raises(ConfigError, match=r"lr_decay_steps must be a list of epochs, got"):
+        BaseMethod(tiny_cfg("base", scheduler__lr_decay_steps=steps))
+
+
 @pytest.mark.parametrize("name", ["sgd", "lars", "adam", "adamw"])
 def test_optimizers(name):
     model = BaseMethod(tiny_cfg("base", optimizer__name=name))

@@ -129,6 +129,12 @@ def test_deepcluster_clusters_the_memory_of_the_last_epoch():
         assert not prototype.weight.requires_grad
 
 
+@pytest.mark.parametrize("prototypes", [[3, 4], []])
+def test_deepcluster_needs_prototypes_of_one_number(prototypes):
+    with pytest.raises(ConfigError, match=r"num_prototypes=.*: every clustering needs the same"):
+        build("deepclusterv2", method_kwargs={"num_prototypes": prototypes})
+
+
 def test_deepcluster_on_a_part_of_the_data_and_with_too_many_prototypes():
     model = build("deepclusterv2")
     tiny_trainer(limit_train_batches=2, limit_val_batches=0).fit(model, *tiny_loaders())

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Command lines: every mistake is one short message and exit code 2; --help is fast."""
 
+import errno
+import json
 import os
 import subprocess
 import sys
@@ -113,6 +115,21 @@ def test_lists_in_group_files_compose_and_a_run_goes_through(configs, monkeypatc
     assert code == 0, err
     (checkpoint,) = configs.glob("trained_models/mocov2plus/0/tiny-0-ep=0.ckpt")
     assert '"name": "synccp"' in (checkpoint.parent / "args.json").read_text()
+
+
+def test_recipes_of_solo_learn_find_their_wandb_group():
+    """A lab's YAML with `wandb: private.yaml` among its defaults lies beside ours."""
+    recipes = json.loads((ROOT / "tests" / "args" / "recipes.json").read_text())
+    for folder in {Path(name).parent for name in recipes}:
+        for name in ("private", "mhug"):
+            group = OmegaConf.load(ROOT / "scripts" / folder / "wandb" / f"{name}.yaml")
+            assert group.enabled is True
+
+
+def test_a_full_disk_is_no_bug():
+    error = OSError(errno.ENOSPC, "No space left on device", "run/ep=3.ckpt")
+    assert app.explain(error) == "No space left on device: 'run/ep=3.ckpt'"
+    assert app.explain(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
 
 
 def test_the_folder_may_lie_beside_the_program_or_in_the_current_folder(configs):

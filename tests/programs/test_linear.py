@@ -179,6 +179,12 @@ def test_folders(cwd, pretrained):
     one = folder_of_images(cwd / "one", classes=1, images=8)
     with pytest.raises(DataError, match=r"data\.train_path has 1 class"):
         linear(evaluation(checkpoint, data={**data, "train_path": one}, **kwargs))
+    data.update(train_path=one, val_path=one)
+    with pytest.raises(DataError, match=r"has one class \('0'\): a classifier needs at least two"):
+        linear(evaluation(checkpoint, data=data, **kwargs))
+    data.update(train_path=train, val_path=val)
+    with pytest.raises(ConfigError, match=r"batch_size=32 is larger than .* \(16 images\)"):
+        linear(evaluation(checkpoint, data=data, optimizer__batch_size=32))
     assert not (cwd / "trained_models" / "linear" / "1").exists()
 
 

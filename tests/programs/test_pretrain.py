@@ -158,6 +158,13 @@ def test_bad_checkpoint_to_resume(cwd, pretrained, kind, message):
     assert not (cwd / "trained_models").exists()
 
 
+@pytest.mark.parametrize("change", [{"method": "simclr"}, {"backbone__kwargs": {"width": 4}}])
+@pytest.mark.filterwarnings("ignore:method_kwargs.queue_size")
+def test_a_checkpoint_of_another_run_cannot_be_continued(cwd, pretrained, change):
+    with pytest.raises(CheckpointError, match=r"cannot be continued: it is of another"):
+        pretrain(config(PRETRAIN, resume_from_checkpoint=str(pretrained[1]), **change))
+
+
 def custom(folder, **overrides):
     data = {"dataset": "custom", "train_path": str(folder), "num_workers": 0, **overrides}
     return config(PRETRAIN, data=data)
@@ -179,6 +186,13 @@ def custom(folder, **overrides):
         ({"max_epochs": "many"}, ConfigError, "'max_epochs' must be an integer"),
         ({"max_epochs": None}, ConfigError, "max_epochs"),
         ({"optimizer__kwargs": {"nesterv": True}}, ConfigError, "Did you mean 'nesterov'"),
+        ({"optimizer__batch_size": 0}, ConfigError, "'optimizer.batch_size=0' is out of range"),
+        ({"optimizer__lr": float("nan")}, ConfigError, "'optimizer.lr=nan' is out of range"),
+        ({"max_epochs": 0}, ConfigError, "it must be at least 1"),
+        ({"checkpoint__frequency": 0}, ConfigError, "'checkpoint.frequency=0' is out of range"),
+        ({"data__num_workers": -1}, ConfigError, "'data.num_workers=-1' is out of range"),
+        ({"method_kwargs__proj_hidden_dim": 0}, ConfigError, "needs at least 1"),
+        ({"devices": []}, ConfigError, "'devices' is an empty list"),
     ],
 )
 def test_bad_configuration(cwd, change, kind, message):
@@ -186,6 +200,12 @@ def test_bad_configuration(cwd, change, kind, message):
         pretrain(config(PRETRAIN, **change))
     assert message in str(error.value)
     assert not list(cwd.iterdir())
+
+
+def test_a_checkpoint_folder_that_cannot_be_made(cwd):
+    (cwd / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"checkpoint\.dir: the folder 'file/mocov2plus' cannot"):
+        pretrain(config(PRETRAIN, checkpoint__dir="file"))
 
 
 def test_missing_and_empty_folders(cwd):

@@ -237,3 +237,18 @@ def test_several_runs_in_the_same_figures(tmp_path, capsys, monkeypatch):
 def test_a_comparison_needs_two_runs(tmp_path):
     with pytest.raises(SystemExit):
         main([str(sparse_run(tmp_path)), "--compare", "x.html"])
+
+
+def test_time_of_a_step_of_a_profiled_run(tmp_path):
+    folder = sparse_run(tmp_path / "run")
+    assert "Time of a step" not in write_report(folder).read_text()
+    stored = {"steps": 4, "images_per_step": 8, "seconds": {"forward": 0.06, "data wait": 0.02}}
+    (folder / "profile.json").write_text(json.dumps(stored))
+    html = write_report(folder).read_text()
+    assert "Time of a step" in html
+    for text in ("forward", "15.000", "75.0%", "data wait", "5.000", "20.000", "400 images/s"):
+        assert text in html
+    for broken in ("{", '{"steps": 0, "images_per_step": 1, "seconds": {"forward": 1}}', "[]"):
+        (folder / "profile.json").write_text(broken)
+        with pytest.raises(DataError, match=r"profile\.json' is damaged"):
+            write_report(folder)

@@ -66,12 +66,11 @@ def shift_hue(x: Tensor, steps: Tensor) -> Tensor:
     turn = start.to(wide).add_(more.to(wide)).sub_(less.to(wide)).float().div_(6.0)
     hue = _level(turn.sub_(turn.floor())).add_(steps)
     hue = hue.sub_((hue * 2.0**-8).floor_(), alpha=256.0).mul_(6.0 / TOP)
-    saturation = _level(span / top.clamp(min=1.0)).div_(TOP)
+    drop = _level(span / top.clamp(min=1.0)).mul_(top).div_(TOP)  # saturation times value
     away = torch.stack(
         [2.0 - (hue - 3.0).abs_(), (hue - 2.0).abs_() - 1.0, (hue - 4.0).abs_() - 1.0], dim=1
     ).clamp_(0.0, 1.0)
-    away = away.mul_(saturation[:, None])
-    return (1.0 - away).mul_(top[:, None]).add_(0.5).floor_()
+    return ((top + 0.5)[:, None] - away.mul_(drop[:, None])).floor_()
 
 
 def _level(share: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -127,18 +127,29 @@ class BatchedViews(nn.Module):
         for pipeline, run, count in zip(self.pipelines, self._run, self.num_crops, strict=True):
             for _ in range(count):
                 u = pipeline.draw(len(images), generator)
-                size = _chunk(len(images), pipeline.size) if images.device.type == "cpu" else 0
-                parts = (
-                    zip(images.split(size), u.split(size), strict=True) if size else [(images, u)]
-                )
-                done = [run(image, numbers) for image, numbers in parts]
-                views.append(done[0] if len(done) == 1 else torch.cat(done))
+                views.append(in_chunks(run, images, u, 3 * pipeline.size**2))
         return views
 
 
-def _chunk(n: int, side: int) -> int:
+def in_chunks(run: Callable[..., Tensor], images: Tensor, u: Tensor, values: int) -> Tensor:
+    """`run(images, u)`; on a CPU in parts that stay in its cache.
+
+    Args:
+        run: treats every image by itself.
+        images: (N, ...).
+        u: (N, draws).
+        values: how many each image has while `run` works on it.
+    """
+    if images.device.type != "cpu":
+        return run(images, u)
+    size = _chunk(len(images), values)
+    done = [run(*part) for part in zip(images.split(size), u.split(size), strict=True)]
+    return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def _chunk(n: int, values: int) -> int:
     """Images per chunk: the largest divisor of n that fits, so that all chunks are alike."""
-    most = max(1, CHUNK_VALUES // (3 * side * side))
+    most = max(1, CHUNK_VALUES // values)
     best = max(size for size in range(1, min(n, most) + 1) if n % size == 0)
     return best if 4 * best >= min(n, most) else min(n, most)
 

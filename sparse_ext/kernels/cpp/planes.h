@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Activations in planes of 8 channels: how a pass is cut into tasks, and what a task copies.
+// How a pass is cut into tasks, and what a task copies of its sources.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -7,40 +7,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <new>
-#include <utility>
+
+#include "vectors.h"
 
 namespace {
 
-constexpr int B = 8; // channels of a block
-constexpr int MAX_COLS = 16; // pixels of a tile in one row
-#ifdef __AVX512VL__
-constexpr int TILE = 28; // accumulators; the rest of 32 registers holds weights
-constexpr int GROUP = 3; // blocks whose weight gradient is summed at once, 8 accumulators each
-#else
-constexpr int TILE = 12;
-constexpr int GROUP = 1;
-#endif
-constexpr int64_t CHUNK_BYTES = 320 << 10; // of packed activations per task
-
-typedef float V __attribute__((vector_size(32)));
-
-inline V load(const float* p) {
-  V v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-inline void store(float* p, V v) {
-  std::memcpy(p, &v, sizeof v);
-}
-
-// Keeps the compiler from turning sums of this address and constants into addresses of their own:
-// it would run out of registers for them.
-inline void opaque(const float*& p) {
-  asm("" : "+r"(p));
-}
+constexpr int64_t PIXEL = B * L; // floats of a pixel of a plane
+constexpr int64_t CACHE_BYTES = 480 << 10; // that the planes of a task may take
 
 inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -55,6 +29,7 @@ struct Entry {
   int32_t plane; // slot of its source phase * source blocks + source block
   int32_t row; // of the source, that target row 0 reads
   int32_t shift_y, shift_x; // the same in rows and columns of the plane
+  int32_t block; // its place among the gathered weights
 };
 
 // What a pass reads and writes, as compiled.py fills it in.
@@ -64,6 +39,13 @@ struct Geometry {
   int64_t dst_c, dst_h, dst_w, dst_step_y, dst_step_x;
   int64_t min_y, max_y, min_x, max_x; // extent of the shifts
   int64_t slots; // source phases in use
+
+  int64_t plane_rows() const { // of the target
+    return ceil_div(dst_h, dst_step_y);
+  }
+  int64_t plane_cols() const {
+    return ceil_div(dst_w, dst_step_x);
+  }
 };
 
 } // extern "C"
@@ -71,9 +53,10 @@ struct Geometry {
 namespace {
 
 // Memory that a thread keeps from call to call.
-float* scratch(int which, int64_t floats) {
+template <class T>
+T* scratch(int which, int64_t count) {
   struct Buffer {
-    float* data = nullptr;
+    void* data = nullptr;
     int64_t size = 0;
     ~Buffer() {
       std::free(data);
@@ -81,122 +64,179 @@ float* scratch(int which, int64_t floats) {
   };
   static thread_local Buffer buffers[2];
   Buffer& buffer = buffers[which];
-  if (buffer.size < floats) {
+  const int64_t size = ceil_div(count * sizeof(T), 64) * 64;
+  if (buffer.size < size) {
     std::free(buffer.data);
-    buffer.size = ceil_div(floats, 16) * 16;
-    buffer.data = static_cast<float*>(std::aligned_alloc(64, buffer.size * sizeof(float)));
-    if (!buffer.data) {
-      buffer.size = 0;
+    buffer.data = std::aligned_alloc(64, size);
+    buffer.size = buffer.data ? size : 0;
+    if (!buffer.data)
       throw std::bad_alloc();
-    }
   }
-  return buffer.data;
+  return static_cast<T*>(buffer.data);
 }
 
-// How the work is cut: tasks of `images` images and `rows` target rows.
+// How the target is cut: images into strips of rows, and L strips to a task.
 struct Cut {
-  int64_t images, rows, groups, strips;
+  int64_t strips, rows, tasks;
+};
 
-  int64_t tasks() const {
-    return groups * strips;
+// The cut that takes least time: few lanes without work, few rows that two strips both read.
+Cut cut(const Geometry& g) {
+  const int64_t height = g.plane_rows(), threads = at::get_num_threads();
+  Cut best{};
+  int64_t least = INT64_MAX;
+  for (int64_t wanted = 1; wanted <= height; ++wanted) {
+    const int64_t rows = ceil_div(height, wanted), strips = ceil_div(height, rows);
+    const int64_t tasks = ceil_div(g.images * strips, L);
+    const int64_t cost = ceil_div(tasks, threads) * (4 * rows + g.max_y - g.min_y);
+    if (cost < least) {
+      least = cost;
+      best = {strips, rows, tasks};
+    }
+  }
+  return best;
+}
+
+// What the lanes of a task work on: one column at a time, the same in all of them.
+struct Task {
+  int lanes; // in use
+  int64_t image[L], row[L]; // row: first target row of the strip
+};
+
+Task task_of(const Geometry& g, const Cut& c, int64_t index) {
+  Task t;
+  t.lanes = static_cast<int>(std::min<int64_t>(L, g.images * c.strips - index * L));
+  for (int l = 0; l < t.lanes; ++l) {
+    t.image[l] = (index * L + l) / c.strips;
+    t.row[l] = (index * L + l) % c.strips * c.rows;
+  }
+  return t;
+}
+
+// A channels_last tensor, its rows and columns split into phases of which `slots` are read.
+struct Source {
+  const float* data;
+  int64_t channels, height, width, step_y, step_x;
+  const int32_t* phases;
+  int64_t slots, first_col, cols; // columns of a plane, those beside the tensor are zero
+
+  int64_t blocks() const {
+    return ceil_div(channels, B);
+  }
+  int64_t row_floats() const { // of all planes
+    return slots * blocks() * cols * PIXEL;
   }
 };
 
-// Rows and images of one task, and the strides of its packed source.
-struct Chunk {
-  int64_t n0, images, a0, a1; // target rows [a0, a1) of the phase plane
-  int64_t row0, rows, cols; // rows and columns of the packed planes; row0 in plane rows
-  int64_t image_stride, row_stride, plane_stride;
+Source source_of(const Geometry& g, const float* data, const int32_t* phases) {
+  return {data, g.src_c, g.src_h, g.src_w, g.src_step_y, g.src_step_x, phases, g.slots, g.min_x,
+      g.plane_cols() + g.max_x - g.min_x};
+}
+
+// The last rows of a source, copied for the lanes of a task:
+// data[slot * blocks + block][row modulo ring][column][channel of the block][lane].
+struct Planes {
+  float* data;
+  int64_t ring, row_stride, plane_stride;
+  int64_t next; // rows before it are present, counted from the first row of each strip
+  int64_t base; // a multiple of ring, such that no row before it is present, nor one after 2 rings
+
+  const float* row(int64_t plane, int64_t row) const {
+    const int64_t place = row - base;
+    return data + plane * plane_stride + (place < ring ? place : place - ring) * row_stride;
+  }
 };
 
-int64_t plane_rows(const Geometry& g) {
-  return ceil_div(g.dst_h, g.dst_step_y);
+Planes planes_of(const Source& s, float* data, int64_t ring, int64_t first) {
+  const int64_t row_stride = s.cols * PIXEL;
+  return {data, ring, row_stride, ring * row_stride, first, 0};
 }
 
-int64_t plane_cols(const Geometry& g) {
-  return ceil_div(g.dst_w, g.dst_step_x);
-}
-
-int64_t packed_cols(const Geometry& g) {
-  return plane_cols(g) + g.max_x - g.min_x;
-}
-
-Cut cut(const Geometry& g, int64_t images) {
-  Cut c;
-  c.images = std::min(g.images, images);
-  c.groups = ceil_div(g.images, c.images);
-  const int64_t height = plane_rows(g), halo = g.max_y - g.min_y;
-  const int64_t row_bytes = g.slots * ceil_div(g.src_c, B) * c.images * packed_cols(g) * B * 4;
-  int64_t rows = std::max<int64_t>(CHUNK_BYTES / row_bytes - halo, 1 + halo);
-  const int64_t wanted = ceil_div(at::get_num_threads(), c.groups);
-  rows = std::min(rows, ceil_div(height, wanted));
-  c.strips = ceil_div(height, std::min(rows, height));
-  c.rows = ceil_div(height, c.strips);
-  return c;
-}
-
-Chunk chunk_of(const Geometry& g, const Cut& c, int64_t task) {
-  Chunk k;
-  k.n0 = task / c.strips * c.images;
-  k.images = std::min(c.images, g.images - k.n0);
-  k.a0 = task % c.strips * c.rows;
-  k.a1 = std::min(k.a0 + c.rows, plane_rows(g));
-  const int64_t height = ceil_div(g.src_h, g.src_step_y);
-  k.row0 = std::max<int64_t>(k.a0 + g.min_y, 0);
-  k.rows = std::max<int64_t>(std::min(k.a1 + g.max_y, height) - k.row0, 0);
-  k.cols = packed_cols(g);
-  k.image_stride = k.cols * B;
-  k.row_stride = k.images * k.image_stride;
-  k.plane_stride = k.rows * k.row_stride;
-  return k;
-}
-
-// Copies a pixel's channels into the planes, 8 to each; the last block is filled up with zeros.
-inline void spread(const float* from, float* to, int64_t channels, int64_t plane_stride) {
-  const int64_t whole = channels / B;
-  for (int64_t b = 0; b < whole; ++b)
-    store(to + b * plane_stride, load(from + b * B));
-  if (channels % B) {
-    V last = {};
-    std::memcpy(&last, from + whole * B, channels % B * sizeof(float));
-    store(to + whole * plane_stride, last);
-  }
-}
-
-// planes[slot][block][row][image][column][8] of one chunk of a channels_last source.
-void pack(
-    const Geometry& g, const Chunk& k, const float* src, const int32_t* phases, float* planes) {
-  const int64_t blocks = ceil_div(g.src_c, B);
-  for (int64_t slot = 0; slot < g.slots; ++slot) {
-    const int64_t phase_y = phases[2 * slot], phase_x = phases[2 * slot + 1];
-    for (int64_t row = 0; row < k.rows; ++row) {
-      const int64_t y = (k.row0 + row) * g.src_step_y + phase_y;
-      if (y >= g.src_h)
-        continue;
-      for (int64_t n = 0; n < k.images; ++n) {
-        const float* from = src + ((k.n0 + n) * g.src_h + y) * g.src_w * g.src_c;
-        float* to =
-            planes + slot * blocks * k.plane_stride + row * k.row_stride + n * k.image_stride;
-        for (int64_t col = 0; col < k.cols; ++col, to += B) {
-          const int64_t x = (col + g.min_x) * g.src_step_x + phase_x;
-          if (x >= 0 && x < g.src_w)
-            spread(from + x * g.src_c, to, g.src_c, k.plane_stride);
-          else
-            for (int64_t b = 0; b < blocks; ++b)
-              store(to + b * k.plane_stride, V{});
-        }
-      }
+// K blocks of channels of one pixel, of all lanes (null: zeros).
+template <int K>
+inline void pack_blocks(
+    const float* const* from, int64_t offset, float* to, int64_t plane_stride) {
+  for (int half = 0; half < L; half += 8) {
+    V8 v[K][8];
+#pragma GCC unroll 8
+    for (int l = 0; l < 8; ++l)
+#pragma GCC unroll 2
+      for (int k = 0; k < K; ++k)
+        v[k][l] = from[half + l] ? load<V8>(from[half + l] + offset + k * B) : V8{};
+#pragma GCC unroll 2
+    for (int k = 0; k < K; ++k) {
+      transpose(v[k]);
+#pragma GCC unroll 8
+      for (int i = 0; i < B; ++i)
+        store(to + k * plane_stride + i * L + half, v[k][i]);
     }
   }
 }
 
-// Entries of [begin, end) whose source row exists for target row `a`; they are sorted by row.
-inline void valid(const Entry* entries, const Geometry& g, int64_t a, int& begin, int& end) {
-  const int64_t base = a * g.src_step_y;
-  while (begin < end && base + entries[begin].row < 0)
-    ++begin;
-  while (begin < end && base + entries[end - 1].row >= g.src_h)
-    --end;
+// All blocks of a pixel, a cache line of channels at a time: images are often as far apart as
+// lines that drive each other out of a cache.
+inline void pack_pixel(const float* const* from, int64_t offset, int64_t channels, float* to,
+    int64_t plane_stride) {
+  for (; channels >= 2 * B; channels -= 2 * B, offset += 2 * B, to += 2 * plane_stride)
+    pack_blocks<2>(from, offset, to, plane_stride);
+  for (; channels >= B; channels -= B, offset += B, to += plane_stride)
+    pack_blocks<1>(from, offset, to, plane_stride);
+  if (channels) {
+    float last[L][B] = {};
+    const float* filled[L];
+    for (int l = 0; l < L; ++l) {
+      filled[l] = last[l];
+      if (from[l])
+        std::memcpy(last[l], from[l] + offset, channels * sizeof(float));
+    }
+    pack_blocks<1>(filled, 0, to, plane_stride);
+  }
+}
+
+void pack_row(const Source& s, const Task& t, const Planes& p, int64_t row) {
+  for (int64_t slot = 0; slot < s.slots; ++slot) {
+    const int64_t phase_y = s.phases[2 * slot], phase_x = s.phases[2 * slot + 1];
+    const float* from[L] = {};
+    for (int l = 0; l < t.lanes; ++l) {
+      const int64_t y = (t.row[l] + row) * s.step_y + phase_y;
+      if (y >= 0 && y < s.height)
+        from[l] = s.data + (t.image[l] * s.height + y) * s.width * s.channels;
+    }
+    const float* const nowhere[L] = {};
+    float* to = const_cast<float*>(p.row(slot * s.blocks(), row));
+    for (int64_t col = 0; col < s.cols; ++col, to += PIXEL) {
+      const int64_t x = (col + s.first_col) * s.step_x + phase_x;
+      const bool inside = x >= 0 && x < s.width;
+      pack_pixel(inside ? from : nowhere, x * s.channels, s.channels, to, p.plane_stride);
+    }
+  }
+}
+
+// Makes rows [first, next) present; both never fall, and next - first <= ring.
+void advance(const Source& s, const Task& t, Planes& p, int64_t first, int64_t next) {
+  p.base = (first < 0 ? -ceil_div(-first, p.ring) : first / p.ring) * p.ring;
+  for (p.next = std::max(p.next, first); p.next < next; ++p.next)
+    pack_row(s, t, p, p.next);
+}
+
+// Source rows that exist, counted from the first row of each strip; further ones are zero, and
+// where images are not cut no one reads them.
+struct Rows {
+  int64_t low, high;
+};
+
+Rows rows_of(const Geometry& g, const Cut& c) {
+  if (c.strips > 1)
+    return {g.min_y, c.rows + g.max_y};
+  return {std::max<int64_t>(g.min_y, 0),
+      std::min(c.rows + g.max_y, ceil_div(g.src_h, g.src_step_y))};
+}
+
+// Target rows that a task works on between two advances, for planes of so many floats per row.
+int64_t rows_at_once(const Geometry& g, const Cut& c, int64_t row_floats, int64_t both) {
+  const int64_t halo = (g.max_y - g.min_y) * row_floats;
+  const int64_t fit = (CACHE_BYTES / 4 - halo) / both;
+  return std::clamp<int64_t>(fit, 1, c.rows);
 }
 
 } // namespace

@@ -1,133 +1,133 @@
 // SPDX-License-Identifier: MIT
-// Weight gradient of the kept blocks: every block is a sum over the pixels of a chunk.
+// Weight gradient of the kept blocks: every block is a sum over the pixels of all images.
 #pragma once
 
 #include "planes.h"
 
 namespace {
 
-// The source and the gradient of one chunk, both packed.
+// Source and gradient of the rows [a0, a1) that a task has present.
 struct Pair {
   const Geometry& g;
-  const Chunk& k;
-  const float* planes;
-  const float* grads; // [block][row][image][column][8], no padding
-  int64_t width;
+  const int32_t* phases;
+  bool whole; // images are not cut
+  const Planes& source;
+  const Planes& grads;
+  int64_t a0, a1;
 };
 
-// sums[entry][source channel][8 targets] += products over the chunk, for E blocks of equal rows.
-template <int E>
-__attribute__((noinline)) void add_products(
-    const Pair& p, const Entry* entries, const float* grads, float* sums) {
-  const Chunk& k = p.k;
-  V acc[E][B];
-#pragma GCC unroll 3
-  for (int e = 0; e < E; ++e)
+// Columns of the target for which the source has one, and rows likewise.
+struct Window {
+  int64_t x0, x1, a0, a1;
+};
+
+Window window_of(const Pair& p, const Entry& e) {
+  const Geometry& g = p.g;
+  const int32_t* phase = p.phases + e.plane / ceil_div(g.src_c, B) * 2;
+  Window w{std::max(0, -e.shift_x), 0, p.a0, p.a1};
+  w.x1 = std::min(g.dst_w, ceil_div(g.src_w - phase[1], g.src_step_x) - e.shift_x);
+  if (p.whole) {
+    w.a0 = std::max<int64_t>(w.a0, -e.shift_y);
+    w.a1 = std::min(w.a1, ceil_div(g.src_h - phase[0], g.src_step_y) - e.shift_y);
+  }
+  return w;
+}
+
+// out[channel][target][lane] = products over the window, for I source channels from `first` on.
+template <int I>
+void multiply(const Pair& p, const Entry& e, const Window& w, int64_t block, int first, float* out) {
+  for (int target = 0; target < B; target += OUTS) {
+    V acc[OUTS][I]; // no initialiser, which would keep it in memory
 #pragma GCC unroll 8
-    for (int i = 0; i < B; ++i)
-      acc[e][i] = load(sums + (e * B + i) * B);
-  const float* base[E];
-  for (int e = 0; e < E; ++e)
-    base[e] = p.planes + entries[e].plane * k.plane_stride + (entries[e].shift_x - p.g.min_x) * B +
-        (k.a0 + entries[e].shift_y - k.row0) * k.row_stride;
-  for (int64_t a = k.a0; a < k.a1; ++a) {
-    const int64_t y = a * p.g.src_step_y + entries[0].row;
-    if (y < 0 || y >= p.g.src_h)
-      continue;
-    for (int64_t n = 0; n < k.images; ++n) {
-      const int64_t at = (a - k.a0) * k.row_stride + n * k.image_stride;
-      const float* v = grads + ((a - k.a0) * k.images + n) * p.width * B;
-      const float* s[E];
+    for (int o = 0; o < OUTS; ++o)
 #pragma GCC unroll 3
-      for (int e = 0; e < E; ++e)
-        s[e] = base[e] + at;
-      for (int64_t x = 0; x < p.width; ++x, v += B) {
-        const V grad = load(v);
+      for (int i = 0; i < I; ++i)
+        acc[o][i] = V{};
+    for (int64_t a = w.a0; a < w.a1; ++a) {
+      const float* v = p.grads.row(block, a) + w.x0 * PIXEL + target * L;
+      const float* s = p.source.row(e.plane, a + e.shift_y) +
+          (w.x0 + e.shift_x - p.g.min_x) * PIXEL + first * L;
+      for (int64_t x = w.x0; x < w.x1; ++x, v += PIXEL, s += PIXEL) {
+        V seen[I];
 #pragma GCC unroll 3
-        for (int e = 0; e < E; ++e) {
-          opaque(s[e]);
+        for (int i = 0; i < I; ++i)
+          seen[i] = load<V>(s + i * L);
 #pragma GCC unroll 8
-          for (int i = 0; i < B; ++i)
-            acc[e][i] += grad * s[e][i];
-          s[e] += B;
+        for (int o = 0; o < OUTS; ++o) {
+          const V grad = load<V>(v + o * L);
+#pragma GCC unroll 3
+          for (int i = 0; i < I; ++i)
+            acc[o][i] += grad * seen[i];
         }
       }
     }
-  }
-#pragma GCC unroll 3
-  for (int e = 0; e < E; ++e)
 #pragma GCC unroll 8
-    for (int i = 0; i < B; ++i)
-      store(sums + (e * B + i) * B, acc[e][i]);
-}
-
-// Entries of one block of target channels, in groups that share their rows.
-void products_of_block(
-    const Pair& p, const Entry* entries, int count, const float* grads, float* sums) {
-  for (int k = 0; k < count;) {
-    int same = 1;
-    while (same < GROUP && k + same < count && entries[k + same].row == entries[k].row)
-      ++same;
-    float* to = sums + static_cast<int64_t>(k) * B * B;
-    if (same == 3)
-      add_products<3>(p, entries + k, grads, to);
-    else if (same == 2)
-      add_products<2>(p, entries + k, grads, to);
-    else
-      add_products<1>(p, entries + k, grads, to);
-    k += same;
+    for (int o = 0; o < OUTS; ++o)
+#pragma GCC unroll 3
+      for (int i = 0; i < I; ++i)
+        store(out + (i * B + target + o) * L, acc[o][i]);
   }
 }
 
-void pack_grads(const Geometry& g, const Chunk& k, const float* grads, float* packed) {
-  const int64_t plane = (k.a1 - k.a0) * k.images * g.dst_w * B;
-  for (int64_t a = k.a0; a < k.a1; ++a)
-    for (int64_t n = 0; n < k.images; ++n)
-      for (int64_t x = 0; x < g.dst_w; ++x)
-        spread(
-            grads + (((k.n0 + n) * g.dst_h + a) * g.dst_w + x) * g.dst_c,
-            packed + (((a - k.a0) * k.images + n) * g.dst_w + x) * B,
-            g.dst_c,
-            plane);
-}
-
-// Images whose packed source and gradient fill a chunk; few enough to keep all threads busy.
-int64_t images_per_chunk(const Geometry& g) {
-  const int64_t source = g.slots * ceil_div(g.src_c, B) * ceil_div(g.src_h, g.src_step_y);
-  const int64_t bytes = source * packed_cols(g) * B * 4 + g.dst_c * g.dst_h * g.dst_w * 4;
-  const int64_t fit = std::max<int64_t>(CHUNK_BYTES / bytes, 1);
-  return std::min(fit, ceil_div(g.images, at::get_num_threads()));
+// sums[source channel][8 targets] += products over the rows that are present.
+void add_block(const Pair& p, const Entry& e, int64_t block, float* sums) {
+  const Window w = window_of(p, e);
+  alignas(64) float products[B][B][L];
+  multiply<3>(p, e, w, block, 0, products[0][0]);
+  multiply<3>(p, e, w, block, 3, products[3][0]);
+  multiply<2>(p, e, w, block, 6, products[6][0]);
+  for (int i = 0; i < B; ++i, sums += B) {
+    V8 v[B];
+#pragma GCC unroll 8
+    for (int o = 0; o < B; ++o) {
+      v[o] = load<V8>(products[i][o]);
+      if (L > 8)
+        v[o] += load<V8>(products[i][o] + L - 8);
+    }
+    store(sums, load<V8>(sums) + totals(v));
+  }
 }
 
 // Sums are kept per slot, each of which adds up a fixed share of the tasks.
 int64_t slots_of(const Cut& c) {
-  return std::min<int64_t>(c.tasks(), at::get_num_threads());
+  return std::min<int64_t>(c.tasks, at::get_num_threads());
 }
 
-// sums[slot][entry][source channel][8 targets]; returns the number of slots.
-int64_t sum_products(const Geometry& g, const float* src, const float* grads, const Entry* entries,
+// sums[slot][entry][source channel][8 targets].
+void sum_products(const Geometry& g, const float* src, const float* grads, const Entry* entries,
     const int32_t* ptr, const int32_t* phases, int64_t count, float* sums) {
-  const Cut c = cut(g, images_per_chunk(g));
-  const int64_t blocks = ceil_div(g.dst_c, B), slots = slots_of(c);
-  at::parallel_for(0, slots, 1, [&](int64_t first, int64_t last) {
-    for (int64_t slot = first; slot < last; ++slot) {
+  const Cut c = cut(g);
+  const int32_t phase[2] = {0, 0};
+  const Source source = source_of(g, src, phases);
+  const Source target{grads, g.dst_c, g.dst_h, g.dst_w, 1, 1, phase, 1, 0, g.dst_w};
+  const Rows rows = rows_of(g, c);
+  const int64_t slots = slots_of(c), both = source.row_floats() + target.row_floats();
+  const int64_t step = std::max(rows_at_once(g, c, source.row_floats(), both),
+      std::min(c.rows, ceil_div(16, g.dst_w))); // few pixels are not worth adding up lanes for
+  const int64_t ring = std::clamp<int64_t>(rows.high - rows.low, 1, step + g.max_y - g.min_y);
+  at::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
+    float* from = scratch<float>(0, ring * source.row_floats());
+    float* to = scratch<float>(1, step * target.row_floats());
+    for (int64_t slot = begin; slot < end; ++slot) {
       float* mine = sums + slot * count * B * B;
       std::memset(mine, 0, count * B * B * sizeof(float));
-      for (int64_t task = slot * c.tasks() / slots; task < (slot + 1) * c.tasks() / slots; ++task) {
-        const Chunk k = chunk_of(g, c, task);
-        float* planes = scratch(0, g.slots * ceil_div(g.src_c, B) * k.plane_stride + B);
-        const int64_t plane = (k.a1 - k.a0) * k.images * g.dst_w * B;
-        float* packed = scratch(1, blocks * plane);
-        pack(g, k, src, phases, planes);
-        pack_grads(g, k, grads, packed);
-        const Pair pair{g, k, planes, packed, g.dst_w};
-        for (int64_t b = 0; b < blocks; ++b)
-          products_of_block(pair, entries + ptr[b], ptr[b + 1] - ptr[b], packed + b * plane,
-              mine + static_cast<int64_t>(ptr[b]) * B * B);
+      for (int64_t i = slot * c.tasks / slots; i < (slot + 1) * c.tasks / slots; ++i) {
+        const Task t = task_of(g, c, i);
+        Planes seen = planes_of(source, from, ring, rows.low);
+        Planes wanted = planes_of(target, to, step, 0);
+        for (int64_t a0 = 0; a0 < c.rows; a0 += step) {
+          const int64_t a1 = std::min(a0 + step, c.rows);
+          advance(source, t, seen, std::max(a0 + g.min_y, rows.low),
+              std::min(a1 + g.max_y, rows.high));
+          advance(target, t, wanted, a0, a1);
+          const Pair pair{g, phases, c.strips == 1, seen, wanted, a0, a1};
+          for (int64_t b = 0; b < target.blocks(); ++b)
+            for (int32_t k = ptr[b]; k < ptr[b + 1]; ++k)
+              add_block(pair, entries[k], b, mine + static_cast<int64_t>(k) * B * B);
+        }
       }
     }
   });
-  return slots;
 }
 
 } // namespace

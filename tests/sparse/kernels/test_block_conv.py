@@ -8,17 +8,20 @@ import torch
 from torch.nn import functional as F
 
 from sparse_ext.granularity import Block
-from sparse_ext.kernels import Plan, block_conv2d
+from sparse_ext.kernels import Plan, block_conv2d, build
 from sparse_ext.kernels.plan import Window
 
 pytestmark = pytest.mark.unit
 
 COMPILER = shutil.which("c++") and shutil.which("ninja")
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler and ninja")
+wide = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="'compiled' is that of AVX2 already"
+)
 BACKENDS = [
     "reference",
-    pytest.param(
-        "compiled", marks=pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler and ninja")
-    ),
+    pytest.param("compiled", marks=needs_compiler),
+    pytest.param("avx2", marks=[needs_compiler, wide]),
 ]
 # batch, inputs, outputs, rows, columns, kernel, stride, padding, dilation, kept share, bias
 CASES = {
@@ -38,10 +41,27 @@ CASES = {
     "batch 1": (1, 16, 16, 4, 4, (3, 3), 1, 1, 1, 0.3, False),
     "one pixel": (6, 16, 16, 1, 1, (3, 3), 1, 1, 1, 0.5, False),
     "wide rows": (1, 8, 8, 3, 35, (3, 3), 1, 1, 1, 0.5, False),
-    "many rows": (2, 64, 8, 70, 12, (3, 3), 1, 1, 1, 0.2, False),  # several tasks per image
+    "many rows": (2, 64, 8, 70, 12, (3, 3), 1, 1, 1, 0.2, False),  # an image in many strips
+    "strips and stride": (3, 8, 16, 29, 6, (3, 3), 2, 1, 1, 0.4, True),
+    "strips and dilation": (2, 8, 8, 23, 5, (3, 3), 1, 4, 4, 0.6, False),
+    "more images than lanes": (19, 16, 16, 4, 4, (3, 3), 1, 1, 1, 0.3, True),
+    "many images, stride 2": (33, 8, 16, 6, 5, (3, 3), 2, 1, 1, 0.4, False),
     "nothing kept": (2, 8, 16, 5, 5, (3, 3), 1, 1, 1, 0.0, True),
     "everything kept": (2, 16, 8, 5, 5, (3, 3), 1, 1, 1, 1.0, False),
 }
+
+
+@pytest.fixture
+def kernel(request, monkeypatch):
+    """The name of a backend; `avx2` is the compiled one with narrower vectors."""
+    if request.param != "avx2":
+        yield request.param
+        return
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    build.library.cache_clear()
+    assert "-mavx2" in build.flags()
+    yield "compiled"
+    build.library.cache_clear()
 
 
 def problem(case, dtype=torch.float32):
@@ -68,10 +88,10 @@ def results(convolve, x, weight, bias, grad):
     return [out.detach(), *(t.grad for t in leaves if t is not None)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize("name", CASES)
-def test_equals_the_dense_convolution(name, layout, backend):
+@pytest.mark.parametrize("kernel", BACKENDS, indirect=True)
+def test_equals_the_dense_convolution(kernel, name, layout):
     """Output, gradient of input and bias; of the weight where blocks are kept, zero elsewhere."""
     x, weight, bias, mask, plan = problem(CASES[name])
     grad = torch.randn_like(dense(x, weight, bias, plan))
@@ -81,19 +101,19 @@ def test_equals_the_dense_convolution(name, layout, backend):
         x = torch.stack([x, x], 4)[..., 0].transpose(2, 3).contiguous().transpose(2, 3)
         grad = grad.transpose(0, 1).contiguous().transpose(0, 1)
     wanted = results(lambda *t: dense(*t, plan), x, weight, bias, grad)
-    found = results(lambda *t: block_conv2d(*t, plan, backend, False), x, weight, bias, grad)
+    found = results(lambda *t: block_conv2d(*t, plan, kernel, False), x, weight, bias, grad)
     wanted[2] = wanted[2] * mask
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(b.abs().max())))
     assert found[2].stride() == weight.stride()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_dense_weight_gradient_on_request(backend):
+@pytest.mark.parametrize("kernel", BACKENDS, indirect=True)
+def test_dense_weight_gradient_on_request(kernel):
     x, weight, bias, mask, plan = problem(CASES["odd sides, stride 2"])
     grad = torch.randn_like(dense(x, weight, bias, plan))
     wanted = results(lambda *t: dense(*t, plan), x, weight, bias, grad)
-    found = results(lambda *t: block_conv2d(*t, plan, backend, True), x, weight, bias, grad)
+    found = results(lambda *t: block_conv2d(*t, plan, kernel, True), x, weight, bias, grad)
     torch.testing.assert_close(found[2], wanted[2], rtol=1e-5, atol=1e-5)
     assert found[2][~mask].abs().max() > 0.1
 
@@ -128,6 +148,17 @@ def test_threads_do_not_change_the_result():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
 
 
+def test_a_weight_of_another_memory_format():
+    x, weight, _, mask, plan = problem(CASES["5x3 kernel"])
+    odd = weight.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+    grad = torch.randn_like(dense(x, weight, None, plan))
+    wanted = results(lambda *t: dense(*t, plan), x, weight, None, grad)
+    for backend in ("reference", *(["compiled"] if COMPILER else [])):
+        found = results(lambda *t, b=backend: block_conv2d(*t, plan, b, False), x, odd, None, grad)
+        for a, b in zip(found, (*wanted[:2], wanted[2] * mask), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
 def test_plan_counts_blocks_with_any_weight():
     mask = torch.zeros(16, 20, 3, 3, dtype=torch.bool)
     mask[9, 17, 2, 0] = True  # in the ragged last column of blocks
@@ -136,6 +167,7 @@ def test_plan_counts_blocks_with_any_weight():
     assert plan.sparsity == 1 - 1 / (2 * 3 * 9)
     # row 2 - 1 = 1 = 0 * 2 + 1, column 0 - 1 = -1 = -1 * 2 + 1: phase (1, 1), the only one in use
     assert plan.forward.phases.tolist() == [[1, 1]]
-    assert plan.forward.entries.tolist() == [[2, 1, 0, -1]]
-    assert plan.backward.entries.tolist() == [[1, 0, 0, 1]]
+    assert plan.forward.entries.tolist() == [[2, 1, 0, -1, 0]]
+    assert plan.backward.entries.tolist() == [[1, 0, 0, 1, 0]]
     assert plan.backward.ranges.tolist() == [0] * 12 + [1]
+    assert plan.coordinates.tolist() == [[8, 16, 6]]
