@@ -45,6 +45,7 @@ from sparse_ext.encoder import Encoder, masked, patch
 from sparse_ext.functional import Functional
 from sparse_ext.methods.mcp import MCP
 from sparse_ext.methods.snip import SNIP
+from sparse_ext.methods.sr_ste import SRSTE
 from sparse_ext.registry import build_pruner, method_class
 
 CLOCK = Clock(steps=195_000, epochs=1000, steps_per_epoch=195)
@@ -186,6 +187,8 @@ def period_of(pruner) -> int:
 
     Masks that change in every step are part of the mask work of every step.
     """
+    if isinstance(pruner, SRSTE):
+        return 1
     if isinstance(pruner, (EpochMasks, MCP)):
         return CLOCK.steps_per_epoch
     for pruner.t in range(1, RARE + 1):
@@ -237,7 +240,7 @@ def measure(step: Step, train: float) -> tuple[float, float, float, int, float]:
     masking = seconds(step.masking, 9) + seconds(step.products, 5)
     masking += seconds(lambda: step.average(True), 9) - plain
     period = period_of(step.pruner)
-    change = seconds(step.change, 3) if period else 0.0
+    change = seconds(step.change, 3) if period > 1 else 0.0
     return train + plain, masking, change, period, masking + change / max(1, period)
 
 
