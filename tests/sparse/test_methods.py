@@ -44,9 +44,10 @@ def refusal(name, granularity, momentum):
 
 
 def section_of(name, granularity, **more):
-    """A method with its defaults; N:M groups that RigL swaps need dense ones to swap with."""
+    """A method with its defaults; RigL's N:M groups need dense ones to swap with."""
     own = {"final": 0.6} if name.startswith("rigl") and ":" in granularity else {}
     own |= {"tensor_core": False} if name == "asp" else {}
+    own |= {"csi": "off"} if name == "synccp" else {}  # the ramp is most of these few steps
     return {"name": name, "granularity": granularity, "debug": True, **own, **more}
 
 
