@@ -91,7 +91,10 @@ class Report:
 
 
 def shrink_(
-    nets: Sequence[nn.Module], optimizer: Optimizer | None = None, train: bool = False
+    nets: Sequence[nn.Module],
+    optimizer: Optimizer | None = None,
+    train: bool = False,
+    multiple: int = 1,
 ) -> Report:
     """Remove channels from networks of the same modules, the same ones from all of them, in place.
 
@@ -100,12 +103,14 @@ def shrink_(
         optimizer: of their parameters; its state is cut with them.
         train: training goes on. Only what masks promise to keep empty goes then, and only where
             train and eval mode agree on the constants, so that the loss stays the same too.
+        multiple: as many empty channels stay as make each width a multiple of it. Vector units take
+            8 or 16 channels at a time; ONNX Runtime is much slower at other widths.
     """
     nets = [unwrapped(net) for net in nets]
     before = sum(p.numel() for p in nets[0].parameters())
     channels = Channels(nets[0])
     widths = {space.name: space.size for space in channels.spaces}
-    cuts = _cuts(channels, nets, train)
+    cuts = _cuts(channels, nets, train, multiple)
     while any(cut.removes for cut in cuts):
         for cut in cuts:
             if cut.removes:
@@ -113,7 +118,7 @@ def shrink_(
                 for net in nets:
                     _apply(cut, net, optimizer)
                 cut.space.size = cut.keep.numel()
-        cuts = _cuts(channels, nets, train)
+        cuts = _cuts(channels, nets, train, multiple)
     carriers = sum(len(cut.carriers) for cut in cuts)
     sizes = {space.name: space.size for space in channels.spaces}
     changed = {name: (widths[name], n) for name, n in sizes.items() if n != widths[name]}
@@ -121,10 +126,10 @@ def shrink_(
         for net in nets:
             net.register_buffer(MARK, torch.tensor(True))
     after = sum(p.numel() for p in nets[0].parameters())
-    return Report(changed, carriers, (before, after), obstacles(channels, nets[0]))
+    return Report(changed, carriers, (before, after), obstacles(channels, nets[0], multiple))
 
 
-def _cuts(channels: Channels, nets: Sequence[nn.Module], train: bool) -> list[Cut]:
+def _cuts(channels: Channels, nets: Sequence[nn.Module], train: bool, multiple: int) -> list[Cut]:
     values = [constants.inputs(channels, net, train) for net in nets]
     spaces = [space for space in channels.spaces if not space.fixed and space.consumers]
     cuts = []
@@ -134,7 +139,7 @@ def _cuts(channels: Channels, nets: Sequence[nn.Module], train: bool) -> list[Cu
             for net, known in zip(nets, values, strict=True)
             for name, columns in space.consumers.items()
         ]
-        cuts.append(_cut(space, readers))
+        cuts.append(_cut(space, readers, multiple))
     return cuts
 
 
@@ -143,12 +148,14 @@ def _reader(layer: Any, columns: int, values: Tensor, train: bool) -> Reader:
     return Reader(layer, columns, values, ~alive.view(-1, columns).any(1))
 
 
-def _cut(space: Space, readers: list[Reader]) -> Cut:
+def _cut(space: Space, readers: list[Reader], multiple: int) -> Cut:
     gone = torch.stack([r.blind | ~r.values.isnan() for r in readers]).all(0)
     carriers = _carriers([torch.where(r.loud & gone, r.values.abs(), 0.0) for r in readers])
     gone[carriers] = False
     if gone.all():
         gone[0] = False  # a layer without channels is none
+    spare = -int((~gone).sum()) % multiple
+    gone[gone.nonzero()[:spare, 0]] = False
     return Cut(space, (~gone).nonzero()[:, 0], carriers, readers)
 
 
@@ -261,13 +268,16 @@ def _replace(
         }
 
 
-def obstacles(channels: Channels, net: nn.Module) -> dict[str, str]:
+def obstacles(channels: Channels, net: nn.Module, multiple: int = 1) -> dict[str, str]:
     """Outputs without a single weight that are still there: how many, and why, per layer."""
     found = {}
+    alive = "others of their residual stream, or their constants, are alive"
+    if multiple > 1:
+        alive += f", or the width is to be a multiple of {multiple}"
     for name, space in channels.writes.items():
         layer: Any = net.get_submodule(name)
         empty = int((~constants.used(layer, train=False).any(1)).sum())
         if empty:
-            why = space.fixed or "others of their residual stream, or their constants, are alive"
+            why = space.fixed or alive
             found[name] = f"{empty} of {space.size} outputs are empty and stay: {why}"
     return found

@@ -95,6 +95,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
 
             self.knn = WeightedKNNClassifier(k=self.knn_k, distance_fx=cfg.knn_eval.distance_func)
         self.validation_step_outputs: list[dict[str, Any]] = []
+        self._all_labelled = False  # of the batch under way; what is not known is looked at
         self._labelled: bool = not omegaconf_select(cfg, "data.no_labels", False)
 
     # ---- configuration ----
@@ -245,9 +246,11 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Look at the labels before they leave for the device: later it would cost a wait."""
-        if self._training_batch(batch) and get_world_size() == 1:
+        if self._training_batch(batch):
             targets = batch[2]
-            if isinstance(targets, Tensor) and targets.device.type == "cpu":
+            looks = isinstance(targets, Tensor) and targets.device.type == "cpu"
+            self._all_labelled = looks and bool((targets != -1).all())
+            if looks and get_world_size() == 1:
                 self._labelled = bool((targets != -1).any())
         return batch
 
@@ -255,10 +258,11 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         return self.training and isinstance(batch, (list, tuple)) and len(batch) == 3
 
     def _feed_knn(self, feats: list[Tensor], targets: Tensor) -> None:
-        targets = targets.repeat(len(feats))
-        labelled = targets != -1
-        features = torch.cat(feats).detach()[labelled]
-        self.knn(train_features=features, train_targets=targets[labelled])
+        features, targets = torch.cat(feats).detach(), targets.repeat(len(feats))
+        if not self._all_labelled:  # their number is waited for
+            labelled = targets != -1
+            features, targets = features[labelled], targets[labelled]
+        self.knn(train_features=features, train_targets=targets)
 
     # ---- validation ----
 

@@ -32,6 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", choices=("online", "momentum"), default="online")
     parser.add_argument("--out", help="file to write (slim: folder); by default beside CHECKPOINT")
     parser.add_argument("--half", action="store_true", help="packed: values in float16")
+    parser.add_argument(
+        "--multiple",
+        type=int,
+        default=1,
+        help="slim: keep as many empty channels as make each width a multiple of this; 16 is best "
+        "for ONNX Runtime",
+    )
     parser.add_argument("--pattern", default="2:4", help="nm: N:M")
     parser.add_argument("--input_size", type=int, help="image side; by default the dataset's")
     args = parser.parse_args(argv)
@@ -48,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _slim(args: argparse.Namespace) -> str:
     from sparse_ext.export.slim import slim
 
-    done = slim(args.checkpoint, args.out, args.encoder)
+    done = slim(args.checkpoint, args.out, args.encoder, args.multiple)
     before, after = done.report.parameters
     lines = [f"{'channels written by':32} before  after"]
     lines += [f"{name:32} {a:6} {b:6}" for name, (a, b) in done.report.widths.items()]

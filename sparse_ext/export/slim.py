@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solo.errors import CheckpointError
+from solo.errors import CheckpointError, ConfigError
 from sparse_ext import maskfile
 from sparse_ext.channels import Channels
 from sparse_ext.encoder import SIDE_BUFFERS
@@ -40,26 +40,35 @@ class Slim:
     input_size: int
 
 
-def slim(checkpoint: str | Path, out: str | Path | None = None, encoder: str = "online") -> Slim:
+def slim(
+    checkpoint: str | Path,
+    out: str | Path | None = None,
+    encoder: str = "online",
+    multiple: int = 1,
+) -> Slim:
     """Write the encoder in a checkpoint without the channels that masks have emptied.
 
     Args:
         checkpoint: of a sparse run, with its `args.json` beside it.
         out: folder to write to; by default `slim` (`slim_momentum`) beside the checkpoint.
         encoder: `online` or `momentum`; the file then holds it as an encoder of its own.
+        multiple: keep as many empty channels as make each width a multiple of it.
 
     Raises:
+        ConfigError: `multiple` is not positive.
         CheckpointError: it cannot be read, its masks do not fit its weights, or there is no
             channel that could go.
     """
     from sparse_ext.cost.checkpoint import input_size, rebuild
     from sparse_ext.cost.layers import count
 
+    if multiple < 1:
+        raise ConfigError(f"multiple={multiple}: widths are multiples of 1 or more.")
     backbone, run = rebuild(checkpoint, encoder)
     size = input_size(run)
     backbone.eval()  # as it will be used: random depth, for one, is traced away
     full, macs = copy.deepcopy(backbone), count(backbone, size).macs_dense
-    report = shrink_([backbone])
+    report = shrink_([backbone], multiple=multiple)
     if not report.removed:
         raise CheckpointError(f"{checkpoint}: nothing to remove. {why_not(full, report)}")
     source = Path(checkpoint)

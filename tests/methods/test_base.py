@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch.optim.lr_scheduler import MultiStepLR
 
 from solo import extensions
+from solo.errors import ConfigError
 from solo.methods import BaseMethod, SimCLR, SimSiam
 from solo.methods.base import BaseMomentumMethod
 from solo.utils.lr_scheduler import LinearWarmupCosineAnnealingLR

@@ -32,7 +32,8 @@ class Watch(TorchDispatchMode):
         self.found = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in WAITING:
+        name = func.overloadpacket.__name__
+        if name in WAITING or (name in ("index", "index_put_") and by_mask(args[1])):
             self.note(str(func))
         return func(*args, **(kwargs or {}))
 
@@ -40,6 +41,11 @@ class Watch(TorchDispatchMode):
         place = "".join(traceback.format_stack(limit=12)[:-2])
         if not any(name in place for name in ON_THE_HOST):
             self.found.append(f"{what}\n{place}")
+
+
+def by_mask(indexes):
+    """Whether an index is a mask, whose number of ones decides the shape."""
+    return any(index is not None and index.dtype == torch.bool for index in indexes)
 
 
 class WatchSteps(Callback):
@@ -90,6 +96,7 @@ LARS = {
 }
 CASES = {
     "simclr": ("simclr", SIMCLR, {}),
+    "simclr, kNN": ("simclr", SIMCLR, {"knn_eval": {"enabled": True, "k": 2}}),
     "byol, LARS": ("byol", BYOL, {**LARS, "momentum__classifier": True}),
     "byol, RigL": ("byol", BYOL, {"sparse": {"name": "rigl", **RARELY}}),
     "simclr, GraNet": ("simclr", SIMCLR, {"sparse": {"name": "granet", **RARELY}}),
@@ -140,3 +147,16 @@ def test_a_step_that_asks_is_found(question, monkeypatch):
     found = asked(model, monkeypatch)
     assert len(found) >= END - FIRST
     assert any("training_step" in place for place in found)
+
+
+def test_images_without_labels_stay_out_of_the_knn_whatever_batch_came_before():
+    model = built("simclr", SIMCLR, knn_eval={"enabled": True, "k": 2})
+    train, _ = tiny_loaders(steps=3)
+    for n in (5, 8, 9, 10, 11):  # one image of the second batch, the whole third one
+        indexes, views, _ = train.dataset.items[n]
+        train.dataset.items[n] = (indexes, views, torch.tensor(-1))
+    tiny_trainer(max_epochs=1, limit_val_batches=0).fit(model, train)
+    views = model.num_large_crops
+    assert [len(t) for t in model.knn.train_targets] == [4 * views, 3 * views, 0]
+    assert [len(f) for f in model.knn.train_features] == [4 * views, 3 * views, 0]
+    assert all((t != -1).all() for t in model.knn.train_targets)

@@ -78,6 +78,24 @@ def test_masks_with_zeros_left_stay_for_fine_tuning(tmp_path):
     assert again.layer2[0].conv2.mask.flatten(1).any(1).sum() == 14
 
 
+def test_widths_that_vector_units_like(checkpoint, tmp_path, capsys):
+    """Empty channels stay up to a multiple; what the encoder computes is the same."""
+    least, done = slim(checkpoint, tmp_path / "1"), slim(checkpoint, tmp_path / "3", multiple=3)
+    assert {after % 3 for _, after in least.report.widths.values()} == {0, 1}
+    for name, (before, after) in least.report.widths.items():
+        assert done.report.widths[name] == (before, -(-after // 3) * 3)
+    assert done.difference < 1e-5
+    torch.testing.assert_close(
+        features(load_slim(done.path)), features(pruned()), rtol=1e-5, atol=1e-5
+    )
+    assert main(["slim", str(checkpoint), "--multiple", "64"]) == 2
+    error = capsys.readouterr().err
+    assert "layer1.0.conv1: 5 of 8 outputs are empty and stay" in error
+    assert "the width is to be a multiple of 64" in error
+    assert main(["slim", str(checkpoint), "--multiple", "0"]) == 2
+    assert "multiple=0: widths are multiples of 1 or more" in capsys.readouterr().err
+
+
 def test_command_line(checkpoint, tmp_path, capsys):
     assert main(["slim", str(checkpoint)]) == 0
     out = capsys.readouterr().out
@@ -279,6 +297,69 @@ def test_onnx_runtime_computes_the_same(checkpoint, capsys):
     )
     assert main(["nm", str(checkpoint)]) == 2
     assert "is not 2:4" in capsys.readouterr().err
+
+
+def test_nm_onnx_in_onnx_runtime(tmp_path, capsys):
+    """What TensorRT is given: computed by ONNX Runtime, and 2:4 in the file itself."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from sparse_ext.export import OnnxEncoder
+
+    args = {**ARGS, "sparse": {"name": "gmp", "granularity": "2:4", "final": 1.0}}
+    checkpoint = run_folder(tmp_path, nm_net(), args=args)
+    assert main(["nm", str(checkpoint)]) == 0
+    assert "19 layers are 2:4" in capsys.readouterr().out
+    path = tmp_path / "last-nm.onnx"
+    loaded = OnnxEncoder(path, threads=1)
+    torch.testing.assert_close(
+        features(loaded, 32), features(nm_net_of(checkpoint), 32), rtol=1e-4, atol=1e-4
+    )
+    weights = [onnx.numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer]
+    convs = [w for w in weights if w.ndim == 4 and w.shape[1] % 4 == 0]
+    assert len(convs) == 19
+    for weight in convs:
+        groups = weight.transpose(0, 2, 3, 1).reshape(-1, 4)
+        assert ((groups != 0).sum(1) <= 2).all()
+
+
+def nm_net_of(checkpoint):
+    net = encoder(width=8, seed=9)
+    state = torch.load(checkpoint)["state_dict"]
+    net.load_state_dict(
+        {k.removeprefix("backbone."): v for k, v in state.items() if "mask" not in k}
+    )
+    return net
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_dense_files_load_in_other_libraries(library, tmp_path):
+    """Strictly, as safetensors, into their own model; masked weights are zeros there."""
+    from safetensors.torch import load_file
+
+    if library == "torchvision":
+        from torchvision.models import resnet18
+
+        theirs, name, dataset = resnet18(), "resnet18", "imagenet100"
+        theirs.fc = nn.Identity()
+    else:
+        timm = pytest.importorskip("timm")
+        name, dataset = "vit_tiny_patch16_224", "imagenet100"
+        theirs = timm.create_model(name, num_classes=0, img_size=32, depth=2)
+    kwargs = {} if library == "torchvision" else {"img_size": 32, "depth": 2}
+    net = masked(encoder(name, dataset, **kwargs), granularity="element")
+    for layer in masked_layers(net).values():
+        layer.mask.copy_(torch.rand(layer.mask.shape) < 0.5)
+        layer.apply_mask()
+    args = {
+        **ARGS,
+        "backbone": {"name": name, "kwargs": kwargs},
+        "data": {"dataset": dataset},
+        "sparse": {"name": "gmp", "final": 0.5},
+    }
+    checkpoint = run_folder(tmp_path, net, args=args)
+    assert main(["dense", str(checkpoint), "--input_size", "32"]) == 0
+    theirs.load_state_dict(load_file(tmp_path / "last-dense.safetensors"))
+    torch.testing.assert_close(features(theirs, 32), features(net, 32), rtol=1e-5, atol=1e-5)
 
 
 def test_onnx_missing(checkpoint, monkeypatch, capsys):
