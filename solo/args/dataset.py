@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
 from pathlib import Path
 
 from solo.args.schema import IMAGENET_MEAN, IMAGENET_STD, SUPPORTED_DATASETS
@@ -25,6 +26,19 @@ _AUGMENTATIONS = {
     "min_scale": (float, [0.08]),
     "max_scale": (float, [1.0]),
 }
+
+
+def at_least(kind: type, least: float) -> Callable[[str], float]:
+    """A type of an argument that refuses smaller numbers."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not value >= least:
+            raise ArgumentTypeError(f"{text} is out of range: it must be at least {least:g}")
+        return value
+
+    number.__name__ = kind.__name__  # argparse says "invalid int value"
+    return number
 
 
 def dataset_args(parser: ArgumentParser) -> None:
@@ -66,8 +80,8 @@ def custom_dataset_args(parser: ArgumentParser) -> None:
 def evaluation_args(parser: ArgumentParser) -> None:
     """Add the arguments about the checkpoint under evaluation and the machine."""
     parser.add_argument("--pretrained_checkpoint_dir", type=str, required=True)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--num_workers", type=int, default=10)
+    parser.add_argument("--batch_size", type=at_least(int, 1), default=16)
+    parser.add_argument("--num_workers", type=at_least(int, 0), default=10)
     parser.add_argument("--eval_encoder", choices=["online", "momentum"], default="online")
     parser.add_argument(
         "--gating_eval",

@@ -5,7 +5,13 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from solo.args.dataset import check_paths, custom_dataset_args, dataset_args, evaluation_args
+from solo.args.dataset import (
+    at_least,
+    check_paths,
+    custom_dataset_args,
+    dataset_args,
+    evaluation_args,
+)
 
 
 def parse_args_knn() -> Namespace:
@@ -14,8 +20,8 @@ def parse_args_knn() -> Namespace:
     dataset_args(parser)
     custom_dataset_args(parser)
     evaluation_args(parser)
-    parser.add_argument("--k", type=int, nargs="+", default=[20])
-    parser.add_argument("--temperature", type=float, nargs="+", default=[0.07])
+    parser.add_argument("--k", type=at_least(int, 1), nargs="+", default=[20])
+    parser.add_argument("--temperature", type=at_least(float, 1e-6), nargs="+", default=[0.07])
     parser.add_argument(
         "--distance_function", nargs="+", default=["cosine"], choices=["cosine", "euclidean"]
     )

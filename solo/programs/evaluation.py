@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch.utils.data import DataLoader
 from solo import extensions
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
+from solo.utils.checkpoint_file import Encoder
 from solo.utils.loggers import last_weights
-from solo.utils.weights import load_encoder, read_args, read_checkpoint
+from solo.utils.weights import LoadReport, load_encoder, read_args, read_checkpoint
 
 _ENCODER_PREFIXES = ("backbone.", "momentum_backbone.", "encoder.", "momentum_encoder.")
 
@@ -67,12 +69,12 @@ def load_method(
     plain = {key: value for key, value in args.items() if key not in extensions.sections()}
     model = _build(OmegaConf.create(plain))
     checkpoint = read_checkpoint(path)
-    report = load_encoder(model.backbone, checkpoint, "online")
+    report = _load(model.backbone, checkpoint, "online", path)
     model.backbone = report.backbone
     if encoder == "momentum":
         if not hasattr(model, "momentum_backbone"):
             raise CheckpointError(f"{args['method']} has no momentum encoder: {path}")
-        report = load_encoder(model.momentum_backbone, checkpoint, "momentum")
+        report = _load(model.momentum_backbone, checkpoint, "momentum", path)
         model.momentum_backbone = report.backbone
     if gating_eval is not None:
         wanted = OmegaConf.create({"gating": {"eval": gating_eval}})
@@ -87,6 +89,15 @@ def load_method(
     model.load_state_dict(fitting, strict=False)
     model.loaded_heads = {key.split(".")[0] for key in fitting}
     return model.eval()
+
+
+def _load(
+    backbone: nn.Module, checkpoint: Mapping[str, Any], encoder: Encoder, path: Path
+) -> LoadReport:
+    try:
+        return load_encoder(backbone, checkpoint, encoder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _build(cfg: DictConfig) -> nn.Module:

@@ -44,6 +44,10 @@ def test_umap(monkeypatch):
         ([*NEEDED[:2], *NEEDED[4:]], "--train_data_path"),
         (NEEDED[:4], "--pretrained_checkpoint_dir"),
         ([*NEEDED, "--k", "many"], "invalid int value: 'many'"),
+        ([*NEEDED, "--k", "5", "0"], "--k: 0 is out of range: it must be at least 1"),
+        ([*NEEDED, "--temperature", "0"], "--temperature: 0 is out of range"),
+        ([*NEEDED, "--batch_size", "0"], "--batch_size: 0 is out of range"),
+        ([*NEEDED, "--num_workers", "-1"], "--num_workers: -1 is out of range"),
     ],
 )
 def test_mistakes_stop_with_a_usage_error(monkeypatch, capsys, args, message):
