@@ -4,6 +4,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,6 +74,18 @@ def test_a_failed_job_says_its_last_words_and_leaves_nothing_running(tmp_path):
     assert slow.process.poll() is not None
     assert not (tmp_path / "done" / "bad.json").exists()
     assert "something" in (tmp_path / "logs" / "bad.log").read_text()
+
+
+@pytest.mark.unit
+def test_after_a_failure_what_does_not_need_it_can_go_on(tmp_path):
+    bar = "print('Epoch 0: 3/4 1.2it/s', end=''); "
+    bad = job("bad", bar + "print('error: the loss is nan'); import sys; sys.exit(2)")
+    jobs = [bad, job("needs", "", after=("bad",)), job("a", ""), job("b", "", after=("a",))]
+    stream = io.StringIO()
+    with pytest.raises(JobError, match=r"(?s)job bad failed.*\nerror: the loss is nan$"):
+        runner(tmp_path, 1, Display(stream)).run(jobs, keep_going=True)
+    assert [j.done for j in jobs] == [False, False, True, True]
+    assert re.search("✗ job bad +failed", stream.getvalue())
 
 
 @pytest.mark.unit

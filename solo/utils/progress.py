@@ -83,6 +83,11 @@ class ThroughputBar(TQDMProgressBar):
         self.throughput.step_is_done(len(batch[-1]) * trainer.world_size)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, error: Any) -> None:
+        """The bar ends here; the message gets a line of its own."""
+        if self.is_enabled:
+            print(flush=True)
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Lightning's figures, then ours."""
         items = super().get_metrics(trainer, pl_module)

@@ -32,7 +32,8 @@ class Display:
 
     def __call__(self, jobs: list[Job]) -> None:
         """Tell what is new."""
-        news = [job for job in jobs if job.done and job.name not in self._told]
+        ended = [job for job in jobs if job.done or job.failure]
+        news = [job for job in ended if job.name not in self._told]
         self._told |= {job.name for job in news}
         running = [job for job in jobs if job.process is not None]
         if self.live:
@@ -75,6 +76,8 @@ def _bar(job: Job, now: float) -> str:
 
 
 def _done(job: Job) -> str:
+    if job.failure:
+        return f"✗ {job.title:34} failed"
     how = "done earlier, not run again" if job.reused else f"{job.seconds:.0f} s"
     return f"✓ {job.title:34} {how}"
 

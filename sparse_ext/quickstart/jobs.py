@@ -38,6 +38,7 @@ class Job:
         fraction: finished share.
         seconds: wall time it took, when it is done.
         reused: whether it was done by an earlier start.
+        failure: how it failed and what it printed last.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Job:
     fraction: float = 0.0
     seconds: float | None = None
     reused: bool = False
+    failure: str | None = None
     started: float = field(default=0.0, repr=False)
     process: subprocess.Popen | None = field(default=None, repr=False)
     reader: threading.Thread | None = field(default=None, repr=False)
@@ -75,38 +77,48 @@ class Runner:
         self.logs, self.records = folder / "logs", folder / "done"
         self.slots, self.env, self.show = slots, {**os.environ, **env}, show
 
-    def run(self, jobs: list[Job]) -> None:
+    def run(self, jobs: list[Job], keep_going: bool = False) -> None:
         """Run them all; on an error, or when interrupted, no job is left behind.
 
+        Args:
+            jobs: what to run.
+            keep_going: after a failure, still run whatever does not need the failed job.
+
         Raises:
-            JobError: one failed.
+            JobError: one failed, or several.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         self.records.mkdir(parents=True, exist_ok=True)
         for job in jobs:
             self._recall(job)
         try:
-            while not all(job.done for job in jobs):
-                self._advance(jobs)
+            while self._advance(jobs):
                 self.show(jobs)
+                if not keep_going and any(job.failure for job in jobs):
+                    break
                 time.sleep(0.1)
         finally:
             stop([job for job in jobs if job.process is not None])
         self.show(jobs)
+        if failures := [job.failure for job in jobs if job.failure]:
+            raise JobError("\n\n".join(failures))
 
     def log(self, job: Job) -> Path:
         """File with everything that the job printed."""
         return self.logs / f"{job.name}.log"
 
-    def _advance(self, jobs: list[Job]) -> None:
+    def _advance(self, jobs: list[Job]) -> bool:
+        """Note what has ended and start what can be started; whether anything runs."""
         for job in jobs:
             if job.process is not None and job.process.poll() is not None:
                 self._finish(job)
         running = sum(job.process is not None for job in jobs)
         finished = {job.name for job in jobs if job.done}
-        ready = [j for j in jobs if not j.done and j.process is None and finished >= set(j.after)]
-        for job in ready[: self.slots - running]:
+        waiting = [j for j in jobs if not (j.done or j.failure or j.process)]
+        ready = [job for job in waiting if finished >= set(job.after)][: self.slots - running]
+        for job in ready:
             self._start(job)
+        return bool(running or ready)
 
     def _start(self, job: Job) -> None:
         self._record(job).unlink(missing_ok=True)
@@ -138,10 +150,11 @@ class Runner:
         job.reader.join(timeout=10)  # type: ignore[union-attr]
         if process.returncode != 0:  # type: ignore[union-attr]
             last = "\n".join(_last_words(self.log(job)))
-            raise JobError(
+            job.failure = (
                 f"{job.title} failed (exit code {process.returncode}).\n"  # type: ignore[union-attr]
                 f"Its last words, from {self.log(job)}:\n{last}"
             )
+            return
         job.fraction, job.seconds = 1.0, time.monotonic() - job.started
         record = {"fingerprint": job.fingerprint, "seconds": round(job.seconds, 2)}
         partial = self._record(job).with_suffix(".partial")
@@ -176,6 +189,6 @@ def stop(jobs: Sequence[Job], patience: float = 5.0) -> None:
 
 def _last_words(path: Path, n: int = 12) -> list[str]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    quiet = [line for line in lines if "it/s" not in line]
-    errors = [line for line in quiet if line.startswith("error: ")]
-    return errors[-1:] or quiet[-n:]
+    # an error may stand behind a progress bar that was being drawn
+    errors = ["error: " + line.split("error: ", 1)[1] for line in lines if "error: " in line]
+    return errors[-1:] or [line for line in lines if "it/s" not in line][-n:]

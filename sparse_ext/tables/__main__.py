@@ -101,7 +101,7 @@ def _options(args: argparse.Namespace) -> Options:
 
 def _train(chosen: list[Row], known: list[Row], options: Options, seeds: list[int]) -> int:
     from sparse_ext.quickstart.display import Display
-    from sparse_ext.quickstart.jobs import Runner
+    from sparse_ext.quickstart.jobs import JobError, Runner
 
     shared.require_checkout()
     each: Sequence[int | None] = seeds or [None]
@@ -119,7 +119,11 @@ def _train(chosen: list[Row], known: list[Row], options: Options, seeds: list[in
         )
         runner = Runner(options.folder, slots, env | {"PYTHONUNBUFFERED": "1"}, Display())
         runner.env["PYTHONPATH"] = f"{shared.ROOT}:{runner.env.get('PYTHONPATH', '')}"
-        runner.run(jobs)
+        try:
+            runner.run(jobs, keep_going=True)
+        except JobError:
+            _summary(known, options)
+            raise
     return _summary(known, options)
 
 

@@ -75,6 +75,22 @@ def test_fbs_image_by_image():
             torch.testing.assert_close(y[c], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_fbs_with_unit_mean_knows_no_scale_of_saliences():
+    conv = fbs_conv().eval()
+    nn.init.zeros_(conv.beta)
+    x = torch.randn(3, 6, 5, 5)
+    plain = conv(x)
+    g = torch.relu(conv.saliency(x.abs().mean((2, 3), keepdim=True)))
+    mean = (g * keep_largest(g.flatten(1), 4)[:, :, None, None]).mean(1, keepdim=True)
+    conv.unit_mean = True
+    torch.testing.assert_close(conv(x), plain / mean)
+    for part in conv.saliency.parameters():
+        part.data *= 1000
+    torch.testing.assert_close(conv(x), plain / mean)
+    nn.init.constant_(conv.saliency.bias, -1e6)
+    assert torch.equal(conv(x), torch.zeros_like(plain))  # no channel is salient
+
+
 @pytest.mark.parametrize(
     ("density", "channels", "kept"), [(0.5, 7, 4), (0.7, 10, 7), (0.3, 64, 20)]
 )
@@ -184,6 +200,17 @@ def test_dgc_with_everything_kept_is_the_convolution_in_another_order():
     order = [head * 3 + c for c in range(3) for head in range(4)]
     torch.testing.assert_close(conv(x), plain[:, order], atol=1e-5, rtol=1e-4)
     assert sorted(order) == list(range(12))  # every output belongs to one head
+
+
+def test_dgc_does_not_overflow_on_unusual_images():
+    """Without the limit, each convolution squares what is left of an image's distance."""
+    torch.manual_seed(0)
+    backbone = gated_encoder("dgc", width=4)
+    for _ in range(20):
+        backbone(torch.randn(16, 3, 8, 8))
+    features = backbone.eval()(5 * torch.randn(8, 3, 8, 8))
+    assert features.isfinite().all()
+    assert features.max() < 1e4
 
 
 def test_dgc_normalises_before_it_convolves():

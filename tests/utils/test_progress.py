@@ -3,7 +3,7 @@
 
 import pytest
 
-from solo.utils.progress import Throughput
+from solo.utils.progress import Throughput, ThroughputBar
 
 pytestmark = pytest.mark.unit
 
@@ -45,3 +45,12 @@ def test_time_between_epochs_does_not_count():
     steps(meter, clock, 2, wait=0.1, work=0.2)
     assert meter.images_per_second == pytest.approx(64 / 0.3)
     assert meter.data_wait == pytest.approx(1 / 3)
+
+
+def test_an_error_begins_on_a_line_of_its_own(capsys):
+    bar = ThroughputBar()
+    bar.on_exception(None, None, ValueError())
+    assert capsys.readouterr().out == "\n"
+    bar.disable()
+    bar.on_exception(None, None, ValueError())
+    assert capsys.readouterr().out == ""

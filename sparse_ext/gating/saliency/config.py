@@ -19,6 +19,8 @@ class FBSConfig(GatingConfig):
         density_step: the density goes down from 1 by this much at a time ...
         settled: ... in phases of equal length, until this fraction of the training.
         lamb: lambda, weight of the saliences' L1 norm.
+        unit_mean: pi is scaled to mean 1 in each image, as a re-implementation does; not in the
+            paper, where pi and with it the activations grow from layer to layer.
     """
 
     BRANCHES: typing.ClassVar[tuple[str, ...]] = ("gated",)
@@ -29,6 +31,7 @@ class FBSConfig(GatingConfig):
     density_step: float = 0.1
     settled: float = 0.75
     lamb: float = 1e-8
+    unit_mean: bool = False
 
     def __post_init__(self):
         super().__post_init__()

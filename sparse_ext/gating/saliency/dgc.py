@@ -28,6 +28,10 @@ from sparse_ext.gating.saliency.parts import SaliencyConv2d, SaliencyMethod, kee
 from sparse_ext.layers import MASKED_TYPES, Masked
 
 NARROW = 80  # input channels below which the squeeze is halved
+# Largest normalised input. A mask grows with its input, so the product grows with its square. Where
+# batch norm takes running statistics nothing divides that away: the few images that start some
+# standard deviations out overflow some ten layers on. Not in the authors' code.
+LIMIT = 20.0
 
 
 class DGCConv2d(GatedConv2d):
@@ -53,7 +57,7 @@ class DGCConv2d(GatedConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H', W')."""
-        x = torch.relu(self.norm(x))
+        x = self.norm(x).clamp(0.0, LIMIT)
         saliences = self.saliences(x)
         mask = saliences * keep_largest(saliences, self.in_channels - self.inactive)
         copies = x[:, None] * mask.to(x.dtype)[:, :, :, None, None]

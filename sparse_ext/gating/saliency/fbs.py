@@ -4,6 +4,7 @@
 For a convolution with input x (section 10 of the specification):
     ss = mean_hw |x|     g = relu(Phi ss + rho)     pi = the ceil(d C_out) largest of g, else 0
     y = pi norm(conv(x)) + 1[pi > 0] beta           pi takes the place of the norm's gamma
+With `unit_mean`, pi is divided by its mean over the channels of the image.
 Added to the method's loss: lambda sum_l mean ||g||_1. Suppressed channels are simulated.
 """
 
@@ -34,8 +35,10 @@ class FBSConv2d(GatedConv2d):
         norm: batch norm without affine part.
         beta: (C_out,).
         active: number of channels that stay, 0-dim.
+        unit_mean: whether pi has mean 1 in each image.
     """
 
+    unit_mean: bool
     saliency: SaliencyConv2d
     norm: nn.BatchNorm2d
     beta: nn.Parameter
@@ -48,6 +51,8 @@ class FBSConv2d(GatedConv2d):
         pi = (g * keep_largest(g, self.active))[:, :, None, None]
         out = self._conv_forward(x, self.seen_weight(), None)
         self.account(ss, g, pi, conv_macs(self, out))
+        if self.unit_mean:
+            pi = pi / pi.mean(1, keepdim=True).clamp_min(torch.finfo(pi.dtype).tiny)
         out = self.norm(out)
         opened = (pi > 0).to(out.dtype)
         return pi.to(out.dtype) * out + opened * self.beta.to(out.dtype)[:, None, None]
@@ -76,9 +81,10 @@ MASKED_TYPES[FBSConv2d] = MaskedFBSConv2d
 FUNCTIONAL_TYPES[MaskedFBSConv2d] = FunctionalFBSConv2d
 
 
-def suppress(conv: Any, norm: Any) -> Any:
+def suppress(conv: Any, norm: Any, unit_mean: bool = False) -> Any:
     """Turn a convolution into an `FBSConv2d` that does the work of `norm` as well, in place."""
     conv.__class__ = FBSConv2d
+    conv.unit_mean = unit_mean
     conv.saliency = SaliencyConv2d(conv.in_channels, conv.out_channels, bias=1.0)
     conv.norm = nn.BatchNorm2d(conv.out_channels, norm.eps, norm.momentum, affine=False)
     conv.beta = nn.Parameter(norm.bias.detach().clone())
@@ -100,7 +106,7 @@ class FBS(SaliencyMethod):
         for name, block in residual_blocks(backbone, self.config.name).items():
             for conv, norm in conv_norm_pairs(block):
                 layers[f"{name}.{conv}"] = suppress(
-                    block.get_submodule(conv), block.get_submodule(norm)
+                    block.get_submodule(conv), block.get_submodule(norm), self.config.unit_mean
                 )
                 block.set_submodule(norm, nn.Identity())
         return layers
