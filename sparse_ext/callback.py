@@ -59,6 +59,7 @@ class PruningCallback(Callback):
         self._encoders: list[Encoder] = []
         self._restored: dict[str, Any] | None = None
         self._hook: Any = None
+        self._loading: Any = None
         self._graded = False
         self._slimming: slimming.Slimming | None = None
         self._unseen = False  # the initial masks wait for the first batch
@@ -66,7 +67,7 @@ class PruningCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not hooked into this optimizer."""
-        return {**self.__dict__, "_hook": None}
+        return {**self.__dict__, "_hook": None, "_loading": None}
 
     @property
     def running(self) -> Pruner:
@@ -87,10 +88,10 @@ class PruningCallback(Callback):
         self.meter = CostMeter()
         shared = len(self._encoders) == 1
         checks.check_encoders(self._encoders, self.config)
-        if self.config.slim_at is not None:
-            slimming.check(self.config)
         method = method_class(self.config)
         self._encoders = method.prepare(self.config, pl_module, self._encoders)
+        if self.config.slim_at is not None:
+            slimming.check(self.config, self._encoders)
         if method.keeps_latents(self.config, shared):
             for encoder in self._encoders:
                 encoder.add_buffer("shadow")
@@ -101,12 +102,14 @@ class PruningCallback(Callback):
         if self.config.kernel == "block":
             kernels.equip(trainer, pl_module)
         checks.ignore_in_ddp(pl_module)
+        self._loading = pl_module.register_load_state_dict_pre_hook(checks.check_storage)
         # epoch ends are counted before anyone else's hook may write a checkpoint of that epoch
         others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the pruner and, unless this is a resumed run, apply the initial masks."""
+        self._loading.remove()
         optimizer = checks.only_optimizer(trainer)
         online, *rest = self._encoders
         momentum = rest[0] if rest else None

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
-from solo.errors import ConfigError
+from solo.errors import CheckpointError, ConfigError
 from sparse_ext.clock import Clock
 from sparse_ext.config import SparseConfig
 from sparse_ext.encoder import Encoder
+from sparse_ext.functional import MARKER
 from sparse_ext.layers import Masked
 
 UNSUPPORTED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
@@ -30,6 +33,24 @@ def ignore_in_ddp(module: LightningModule) -> None:
         if isinstance(child, Masked):
             names |= {f"{prefix}.{name}" for name in child._buffers}  # type: ignore[attr-defined]
     module._ddp_params_and_buffers_to_ignore = sorted(names)  # type: ignore[assignment]
+
+
+def check_storage(module: Any, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Before a run goes on: its checkpoint must store weights as its method does.
+
+    Raises:
+        CheckpointError: weights live on under their masks on one side only.
+    """
+    kinds = ("are stored as zero where they are pruned", "live on under their masks")
+    for name, layer in module.named_modules():
+        if not isinstance(layer, Masked) or f"{prefix}{name}.mask" not in state:
+            continue
+        mine, theirs = hasattr(layer, MARKER), f"{prefix}{name}.{MARKER}" in state
+        if mine != theirs:
+            raise CheckpointError(
+                f"The weights of '{name}' {kinds[theirs]} in the checkpoint, in this run they "
+                f"{kinds[mine]}: sparse.name was another method. Set it back, or start anew."
+            )
 
 
 def check_strategy(trainer: Trainer, module: LightningModule) -> None:

@@ -21,11 +21,12 @@ from sparse_ext import allocation
 from sparse_ext.channels import Channels, Space
 from sparse_ext.config import SparseConfig
 from sparse_ext.encoder import Encoder
+from sparse_ext.functional import LatentEncoder
 from sparse_ext.granularity import Block, Granularity
 from sparse_ext.units import Kept, Units
 
 
-def make_units(config: SparseConfig, encoder: Encoder, stores_zeros: bool = True) -> Units:
+def make_units(config: SparseConfig, encoder: Encoder) -> Units:
     """The units of `config.granularity`; channel groups with `config.coupled`.
 
     Raises:
@@ -33,10 +34,10 @@ def make_units(config: SparseConfig, encoder: Encoder, stores_zeros: bool = True
     """
     if not config.coupled:
         return Units(config.granularity, encoder.masks.shapes)
-    if not stores_zeros:
+    if isinstance(encoder, LatentEncoder):
         raise ConfigError(
             f"sparse.coupled is for methods that store pruned weights as zero, and "
-            f"sparse.name={config.name} keeps them alive: leave sparse.coupled out."
+            f"sparse.name={config.name} keeps them alive here: leave sparse.coupled out."
         )
     return CoupledUnits(config.granularity, encoder, encoder.module)
 

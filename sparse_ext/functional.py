@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from solo.errors import ConfigError
 from solo.utils.views import current_view
-from sparse_ext.encoder import Encoder
+from sparse_ext.encoder import Encoder, masked
 from sparse_ext.layers import MaskedConv2d, MaskedLinear
 
 MARKER = "masked_eval"  # the buffer of a functional layer
@@ -86,7 +86,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
-        return weight * mask
+        return masked(weight, mask)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -107,7 +107,7 @@ class Functional:
             return self.weight
         if self.straight:
             return _StraightThrough.apply(self.weight, self.mask)
-        return self.weight * self.mask
+        return masked(self.weight, self.mask)
 
 
 class FunctionalConv2d(Functional, MaskedConv2d):
@@ -296,7 +296,7 @@ def evaluated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     layers = evaluated_masked(state)
     beside = training_only(state)
     found = {key: value for key, value in state.items() if key not in beside}
-    for name in (name for name, masked in layers.items() if masked):
+    for name in (name for name, hidden in layers.items() if hidden):
         weight, mask = found.get(f"{name}.weight"), found.get(f"{name}.mask")
         if weight is not None and mask is not None and weight.shape == mask.shape:
             found[f"{name}.weight"] = weight.masked_fill(~mask.bool(), 0)

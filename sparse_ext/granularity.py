@@ -145,19 +145,26 @@ class NM(Granularity):
         return f"{inputs} input channels, not a multiple of {self.m}" if inputs % self.m else ""
 
     def expand(self, kept: Tensor, latent: Tensor) -> Tensor:
-        members = self.best(latent) | kept.unsqueeze(1)
-        return _like(self.unview(members, tuple(latent.shape)), latent)
+        whole = kept.unsqueeze(1).expand(-1, self.m)
+        mask = self.best(latent) | self.unview(whole, tuple(latent.shape))
+        return _like(mask, latent)
 
     def best(self, latent: Tensor) -> Tensor:
-        """The N members of largest magnitude per group: bool (groups, M)."""
-        columns = self.view(latent).abs().t().contiguous()
-        rank = torch.zeros(columns.shape, dtype=torch.int16, device=latent.device)
+        """The N members of largest magnitude of every group: a mask of the latent's shape."""
+        rows, groups = latent.shape[0], latent.shape[1] // self.m
+        split = latent.reshape(rows, groups, self.m, -1).movedim(2, 0)
+        columns = torch.empty(split.shape, dtype=latent.dtype, device=latent.device)
+        torch.abs(split, out=columns)  # one column per member, each contiguous
+        narrow = torch.int8 if self.m < 128 else torch.int16
+        rank = torch.empty(split.shape, dtype=narrow, device=latent.device)
+        for i in range(self.m):
+            rank[i] = self.m - 1 - i  # as if all later members came first
         for i in range(self.m):  # counting beats sorting in rows as short as these
             for j in range(i):
-                earlier = columns[j] >= columns[i]
+                earlier = (columns[j] >= columns[i]).view(torch.int8)
                 rank[i] += earlier
-                rank[j] += ~earlier
-        return (rank < self.keeps).t()
+                rank[j] -= earlier
+        return (rank < self.keeps).movedim(0, 2).reshape(latent.shape)
 
     def fits(self, mask: Tensor) -> bool:
         alive = self.view(mask).count_nonzero(dim=1)

@@ -80,7 +80,7 @@ class Pruner(Hooks):
 
     def make_units(self) -> Units:
         """What is ranked, kept and dropped."""
-        return coupling.make_units(self.config, self.online, self.stores_zeros)
+        return coupling.make_units(self.config, self.online)
 
     @property
     def encoders(self) -> list[Encoder]:

@@ -51,6 +51,10 @@ def ema_gradient_(
         raise ConfigError(f"history={history!r}: the weight of past gradients lies in [0, 1).")
     if not scores or (finite is not None and finite.device.type == "cpu" and not finite):
         return
+    if scores[0].device.type == "cpu":  # layer by layer: new memory for all of them costs more
+        for score, grad in zip(scores, grads, strict=True):
+            score.lerp_(_wide(grad).abs(), 1 - history)
+        return
     new = list(torch._foreach_abs([_wide(grad) for grad in grads]))
     if finite is not None and finite.device.type != "cpu":
         new = [torch.where(finite, n, s) for n, s in zip(new, scores, strict=True)]

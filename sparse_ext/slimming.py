@@ -14,7 +14,7 @@ where several constants have become one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -24,9 +24,9 @@ from sparse_ext import distributed
 from sparse_ext.clock import Clock
 from sparse_ext.config import SparseConfig
 from sparse_ext.encoder import Encoder
+from sparse_ext.functional import LatentEncoder
 from sparse_ext.messages import log
 from sparse_ext.pruner import Pruner
-from sparse_ext.registry import method_class
 from sparse_ext.shrink import Report, shrink_
 from sparse_ext.units import Units
 
@@ -155,12 +155,12 @@ def _tell(report: Report, step: int, again: bool) -> None:
         )
 
 
-def check(config: SparseConfig) -> None:
+def check(config: SparseConfig, encoders: Sequence[Encoder]) -> None:
     """Raise ConfigError for a run whose encoders cannot change size."""
-    if not method_class(config).stores_zeros:
+    if any(isinstance(encoder, LatentEncoder) for encoder in encoders):
         raise ConfigError(
             f"sparse.slim_at is for methods that store pruned weights as zero, and "
-            f"sparse.name={config.name} keeps them alive: leave it out."
+            f"sparse.name={config.name} keeps them alive here: leave it out."
         )
     if distributed.world_size() > 1:
         raise ConfigError(

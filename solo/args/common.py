@@ -48,6 +48,8 @@ def check_keys(cfg: DictConfig, program: type) -> None:
     """Check all keys and types of `cfg`, then let the active extensions check their sections."""
     OmegaConf.set_struct(cfg, False)
     check(cfg, program, extensions.sections())
+    if "/" in str(cfg.get("name")):
+        raise ConfigError(f"'name={cfg.name}' becomes part of file names: leave out the slashes")
     for extension in extensions.active(cfg):
         extension.parse(cfg)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from solo.errors import ConfigError, did_you_mean
@@ -33,6 +34,20 @@ def lazy_builder(package: str, module: str, name: str) -> Callable[..., nn.Modul
     build.__module__ = package
     build.__doc__ = f"Build `{name}`; `method` is accepted for every encoder and ignored here."
     return build
+
+
+def lazy_modules(package: str) -> Callable[[str], ModuleType]:
+    """A `__getattr__` for `package` that finds its modules as if they had been imported."""
+
+    def find(name: str) -> ModuleType:
+        try:
+            return import_module(f"{package}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{package}.{name}":
+                raise
+        raise AttributeError(f"module '{package}' has no attribute '{name}'")
+
+    return find
 
 
 def keywords(*callables: Callable) -> set[str]:

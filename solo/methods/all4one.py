@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from solo.errors import ConfigError
 from solo.losses.correlation import off_diagonal
 from solo.losses.nnclr import nnclr_loss_func
 from solo.methods.base import BaseMomentumMethod
@@ -21,6 +22,7 @@ from solo.methods.queues import NeighbourQueueMixin
 from solo.utils.positional_encodings import PositionalEncodingPermute1D, Summer
 
 NEIGHBOURS = 5
+ATTENTION_HEADS = 8
 
 
 class All4One(NeighbourQueueMixin, BaseMomentumMethod):
@@ -46,12 +48,19 @@ class All4One(NeighbourQueueMixin, BaseMomentumMethod):
         hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
         self.temperature: float = kwargs.temperature
         self.queue_size: int = kwargs.queue_size
+        if out % ATTENTION_HEADS:
+            raise ConfigError(
+                f"method_kwargs.proj_output_dim={out} must be a multiple of {ATTENTION_HEADS}, the "
+                "number of attention heads"
+            )
         self.projector, self.momentum_projector = momentum_pair(
             lambda: mlp(self.features_dim, hidden, hidden, out, last_norm="affine")
         )
         self.predictor = mlp(out, kwargs.pred_hidden_dim, out)
         self.predictor2 = mlp(out, kwargs.pred_hidden_dim, out)
-        layer = nn.TransformerEncoderLayer(out, nhead=8, dim_feedforward=2 * out, batch_first=True)
+        layer = nn.TransformerEncoderLayer(
+            out, nhead=ATTENTION_HEADS, dim_feedforward=2 * out, batch_first=True
+        )
         self.transformer_encoder = nn.TransformerEncoder(layer, num_layers=3)
         self.pos_enc = Summer(PositionalEncodingPermute1D(NEIGHBOURS))
         self.register_neighbours(self.queue_size, out, index=-1)

@@ -135,9 +135,16 @@ _OTHER_STATE = ("Error(s) in loading state_dict", "loaded state dict ")
 
 @contextmanager
 def _explained(path: Path | None) -> Iterator[None]:
-    """Name the file when its state turns out to be that of another model or optimizer."""
+    """Say what to do about a state of another model or optimizer, or images of another size."""
     try:
         yield
+    except AssertionError as error:
+        if "doesn't match model" not in str(error):
+            raise
+        raise ConfigError(
+            f"{error} Set backbone.kwargs.img_size to the size of the images, or the crops to the "
+            "encoder's size."
+        ) from error
     except (RuntimeError, ValueError) as error:
         if path is None or not str(error).startswith(_OTHER_STATE):
             raise

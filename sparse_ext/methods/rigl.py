@@ -12,6 +12,7 @@ import math
 
 from torch.optim import Optimizer
 
+from solo.errors import ConfigError
 from sparse_ext.constant import Constant, InstantRegrowth, drop_fraction, fraction_of
 from sparse_ext.encoder import Encoder
 from sparse_ext.initial import random_masks
@@ -27,6 +28,12 @@ class RigL(InstantRegrowth, Constant):
         period = self.config.update_period or min(self.config.PERIOD, self.clock.steps // 195)
         self.period = max(1, period)
         self.t_last = fraction_of(self.config.update_end, self.clock.steps)
+        if self.config.update_period and self.period >= self.t_last:
+            raise ConfigError(
+                f"sparse.update_period={self.period}: masks would never change in a run of "
+                f"{self.clock.steps} steps, whose last change is before step {self.t_last} "
+                f"(sparse.update_end={self.config.update_end}). Lower it, or train longer."
+            )
 
     def due(self) -> bool:
         """Random masks have earned one period before their first change."""

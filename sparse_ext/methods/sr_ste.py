@@ -16,9 +16,8 @@ import torch
 from torch.optim import Optimizer
 
 from sparse_ext.constant import Constant
-from sparse_ext.encoder import Encoder
+from sparse_ext.encoder import Encoder, masked
 from sparse_ext.functional import ALWAYS, make_functional
-from sparse_ext.units import Kept
 
 
 class SRSTE(Constant):
@@ -36,7 +35,7 @@ class SRSTE(Constant):
         """dW = g + lambda (1 - mask) W."""
         for layer in self.online.layers.values():
             if layer.weight.grad is not None:
-                pruned = layer.weight * ~layer.mask
+                pruned = masked(layer.weight, ~layer.mask)
                 layer.weight.grad.add_(pruned, alpha=self.config.decay)
 
     def after_step(self, optimizer: Optimizer | None = None) -> bool:
@@ -51,12 +50,11 @@ class SRSTE(Constant):
             self.refresh(self.momentum)
         return False
 
+    @torch.no_grad()
     def refresh(self, encoder: Encoder) -> None:
         """N:M masks of the present weights, without waiting for the device."""
-        sizes = self.units.sizes
-        none: Kept = {k: w.new_zeros(sizes[k]).bool() for k, w in encoder.weights.items()}
-        for name, mask in self.units.expand(none, encoder).items():
-            encoder.layers[name].mask.copy_(mask)
+        for layer in encoder.layers.values():
+            layer.mask.copy_(self.units.granularity.best(layer.weight))  # type: ignore[attr-defined]
 
 
 PRUNER = SRSTE

@@ -2,6 +2,8 @@
 """Encoders beyond the ResNets: what they compute, how they start, which options they take."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -270,3 +272,16 @@ def test_extensions_patch_what_is_built(monkeypatch):
     assert not hasattr(build_encoder(config), "patched")
     config.wrap = "yes"
     assert build_encoder(config).patched == "yes"
+
+
+def test_modules_are_attributes_without_an_import_of_their_own():
+    code = (
+        "import solo; b = solo.backbones; print(b.vit.vit_mae.vit_huge, b.resnet.resnet.resnet18)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    from solo.backbones import vit
+
+    with pytest.raises(AttributeError, match=r"'solo.backbones.vit' has no attribute 'vit_mea'"):
+        _ = vit.vit_mea

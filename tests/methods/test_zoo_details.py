@@ -129,6 +129,11 @@ def test_deepcluster_clusters_the_memory_of_the_last_epoch():
         assert not prototype.weight.requires_grad
 
 
+def test_all4one_needs_a_width_that_its_attention_heads_share():
+    with pytest.raises(ConfigError, match=r"proj_output_dim=12 must be a multiple of 8"):
+        build("all4one", method_kwargs={"proj_output_dim": 12})
+
+
 @pytest.mark.parametrize("prototypes", [[3, 4], []])
 def test_deepcluster_needs_prototypes_of_one_number(prototypes):
     with pytest.raises(ConfigError, match=r"num_prototypes=.*: every clustering needs the same"):

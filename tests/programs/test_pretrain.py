@@ -193,6 +193,7 @@ def custom(folder, **overrides):
         ({"data__num_workers": -1}, ConfigError, "'data.num_workers=-1' is out of range"),
         ({"method_kwargs__proj_hidden_dim": 0}, ConfigError, "needs at least 1"),
         ({"devices": []}, ConfigError, "'devices' is an empty list"),
+        ({"name": "a/b"}, ConfigError, "leave out the slashes"),
     ],
 )
 def test_bad_configuration(cwd, change, kind, message):
@@ -206,6 +207,12 @@ def test_a_checkpoint_folder_that_cannot_be_made(cwd):
     (cwd / "file").write_text("")
     with pytest.raises(ConfigError, match=r"checkpoint\.dir: the folder 'file/mocov2plus' cannot"):
         pretrain(config(PRETRAIN, checkpoint__dir="file"))
+
+
+def test_images_of_another_size_than_the_encoder(cwd):
+    backbone = {"name": "vit_tiny", "kwargs": {"img_size": 64}}
+    with pytest.raises(ConfigError, match=r"\(32\) doesn't match model \(64\)\. Set backbone"):
+        pretrain(config(PRETRAIN, backbone=backbone))
 
 
 def test_missing_and_empty_folders(cwd):

@@ -16,7 +16,7 @@ from sparse_ext.export import load_csr, load_packed, masked_weights, save_csr, s
 from sparse_ext.export.__main__ import main as export
 from sparse_ext.functional import evaluated
 from tests.methods.helpers import tiny_cfg, tiny_loaders, tiny_trainer
-from tests.sparse.test_functional import method
+from tests.sparse.living import method
 
 pytestmark = pytest.mark.unit
 

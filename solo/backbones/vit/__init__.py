@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from solo.backbones.options import lazy_modules
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -38,3 +40,5 @@ vit_tiny = _builder("vit_tiny")
 vit_small = _builder("vit_small")
 vit_base = _builder("vit_base")
 vit_large = _builder("vit_large")
+
+__getattr__ = lazy_modules(__name__)
