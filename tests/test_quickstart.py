@@ -167,8 +167,17 @@ def test_recipes_compose_and_ask_for_what_the_quickstart_promises(tmp_path):
     assert linear.data.dataset == cfg.data.dataset == "digits"
 
 
-TINY = ("--pretrain", "max_epochs=3", "++limit_train_batches=3", "++limit_val_batches=1")
-TINY = (*TINY, "--linear", "max_epochs=2", "++limit_train_batches=2", "++limit_val_batches=1")
+# as many steps as SyncCP's settings need
+TINY = ("--pretrain", "max_epochs=6", "optimizer.batch_size=8", "++limit_train_batches=20")
+TINY = (*TINY, "++limit_val_batches=1")
+TINY = (
+    *TINY,
+    "--linear",
+    "max_epochs=2",
+    "check_val_every_n_epoch=1",
+    "++limit_train_batches=2",
+    "++limit_val_batches=1",
+)
 
 
 def quickstart(folder, *more):

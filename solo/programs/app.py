@@ -20,8 +20,10 @@ from solo import extensions
 from solo.errors import ConfigError, SoloError, did_you_mean
 
 EXIT_CODE = 2
-TRACEBACK_WANTED = os.environ.get("HYDRA_FULL_ERROR") == "1"
-os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints and exits by itself
+_OURS = "SOLO_SET_HYDRA_FULL_ERROR"  # tells programs that we start that the user did not set it
+TRACEBACK_WANTED = os.environ.get("HYDRA_FULL_ERROR") == "1" and _OURS not in os.environ
+if not TRACEBACK_WANTED:  # otherwise Hydra prints and exits by itself
+    os.environ |= {"HYDRA_FULL_ERROR": "1", _OURS: "1"}
 # a folder without permission, a full or read-only disk
 _MACHINE_REFUSES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _COMPOSE = ("hydra.errors", "hydra.core", "omegaconf.errors", "yaml.")

@@ -158,6 +158,21 @@ def test_whoever_wants_the_traceback_gets_it(monkeypatch):
         app.run_program(mistake)
 
 
+@pytest.mark.parametrize(
+    ("variable", "wanted"), [({}, "False"), ({"HYDRA_FULL_ERROR": "1"}, "True")]
+)
+def test_programs_started_by_programs_know_what_the_user_wants(variable, wanted):
+    """A program sets that variable itself, for Hydra; its children inherit it."""
+    inner = "import solo.programs.app as app; print(app.TRACEBACK_WANTED)"
+    start = f"subprocess.run([sys.executable, '-c', {inner!r}])"
+    outer = f"import subprocess, sys, solo.programs.app; {start}"
+    ours = ("HYDRA_FULL_ERROR", app._OURS)
+    env = {key: value for key, value in os.environ.items() if key not in ours} | variable
+    command = [sys.executable, "-c", outer]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == wanted
+
+
 def test_keys_that_a_method_misses_are_mistakes_too():
     with pytest.raises(ConfigAttributeError) as error:
         OmegaConf.create({"a": {}}, flags={"struct": True}).a.b
