@@ -42,12 +42,30 @@ def set_default(cfg: DictConfig, key: str, default: Any) -> None:
 # ---- finite rows --------------------------------------------------------------------------------
 
 
+def _1d_filter(tensor: Tensor) -> Tensor:
+    return tensor.isfinite()
+
+
+def _2d_filter(tensor: Tensor) -> Tensor:
+    return tensor.isfinite().all(dim=1)
+
+
 def _finite_rows(tensor: Tensor) -> Tensor:
-    if tensor.ndim == 1:
-        return tensor.isfinite()
-    if tensor.ndim == 2:
-        return tensor.isfinite().all(dim=1)
-    raise RuntimeError(f"only 1-d and 2-d tensors can be filtered, got {tensor.ndim} dimensions")
+    if tensor.ndim not in (1, 2):
+        raise RuntimeError(
+            f"only 1-d and 2-d tensors can be filtered, not {tensor.ndim} dimensions"
+        )
+    return (_1d_filter if tensor.ndim == 1 else _2d_filter)(tensor)
+
+
+def _multi_input_filter(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    kept = torch.stack([_finite_rows(tensor) for tensor in tensors]).all(dim=0)
+    return [tensor[kept] for tensor in tensors], kept
+
+
+def _single_input_filter(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    (filtered,), kept = _multi_input_filter([tensor])
+    return filtered, kept
 
 
 def filter_inf_n_nan(tensors: Tensor | Sequence[Tensor], return_indexes: bool = False) -> Any:
@@ -63,12 +81,9 @@ def filter_inf_n_nan(tensors: Tensor | Sequence[Tensor], return_indexes: bool = 
     Raises:
         RuntimeError: for a tensor of another rank.
     """
-    single = isinstance(tensors, Tensor)
-    group = [tensors] if single else list(tensors)
-    kept = torch.stack([_finite_rows(tensor) for tensor in group]).all(dim=0)
-    filtered = [tensor[kept] for tensor in group]
-    result = filtered[0] if single else filtered
-    return (result, kept) if return_indexes else result
+    keep = _single_input_filter if isinstance(tensors, Tensor) else _multi_input_filter
+    filtered, kept = keep(tensors)  # type: ignore[operator]
+    return (filtered, kept) if return_indexes else filtered
 
 
 class FilterInfNNan(nn.Module):
