@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.utils.convert_imgfolder_to_shards import convert_imgfolder_to_shards
+
 
 def write_folder(root, classes=("ant", "bee"), per_class=6, size=40, suffix="jpg"):
     """`root/<class>/img_<i>.<suffix>`, every image in its own flat colour."""
@@ -45,3 +47,9 @@ def augmentation(**changes):
         "num_crops": 2,
     }  # fmt: skip
     return {**entry, **changes}
+
+
+@pytest.fixture
+def converted(folder):
+    convert_imgfolder_to_shards(folder, folder.parent / "shards", shard_size=5)
+    return folder.parent / "shards"
