@@ -227,11 +227,13 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 def _forward(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Run one image; returns all MACs of it as torch's own counter sees them."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     parameter = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
-    with FlopCounterMode(display=False) as counter:
+    # as plain matrix products: torch 2.11 does not count those of the CPU's fused attention
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         try:
             model(image)
         except (RuntimeError, ValueError, AssertionError) as error:
