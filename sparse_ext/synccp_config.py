@@ -40,7 +40,7 @@ class CSIConfig:
     tau: float = 0.1
     tau_relative: bool = False
 
-    MODES: typing.ClassVar = ("normalized", "absolute", "literal", "off")
+    MODES: typing.ClassVar[tuple[str, ...]] = ("normalized", "absolute", "literal", "off")
 
     def __post_init__(self):
         if not self.mode.startswith("epoch:"):
@@ -99,7 +99,7 @@ class SyncCPConfig(SparseConfig):
             ranked anew (section 5.6).
     """
 
-    PAIR_ONLY: typing.ClassVar = (
+    PAIR_ONLY: typing.ClassVar[tuple[str, ...]] = (
         *SparseConfig.PAIR_ONLY,
         "gap",
         "sparser",
