@@ -2,10 +2,15 @@
 """Small image folders that are made on the spot."""
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
 from scripts.utils.convert_imgfolder_to_shards import convert_imgfolder_to_shards
+
+needs_pillow_13 = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="earlier versions always begin with the columns"
+)
 
 
 def write_folder(root, classes=("ant", "bee"), per_class=6, size=40, suffix="jpg"):

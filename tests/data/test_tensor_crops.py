@@ -9,6 +9,7 @@ from solo.data.batched.crop import rows_come_first
 from solo.data.pretrain_dataloader import crop_of
 from solo.data.tensor_crops import resized, tensor_crop_of
 from tests.data.batched.conftest import batch, pil
+from tests.data.conftest import needs_pillow_13
 
 pytestmark = pytest.mark.unit
 ENTRIES = {
@@ -19,6 +20,7 @@ ENTRIES = {
 }
 
 
+@needs_pillow_13
 @pytest.mark.parametrize("name", ENTRIES)
 @pytest.mark.parametrize(("height", "width"), [(40, 64), (64, 40), (33, 33)])
 def test_same_draws_same_crop_within_two_levels(name, height, width):
@@ -40,6 +42,7 @@ def test_same_draws_same_crop_within_two_levels(name, height, width):
         assert not any(differ)
 
 
+@needs_pillow_13
 @pytest.mark.parametrize(("size", "rows"), [((30, 30), False), ((10, 60), True), ((99, 40), False)])
 def test_both_orders_of_the_axes_are_pillows(size, rows):
     """Noise overshoots the levels in the first pass, which shows what comes first."""

@@ -17,6 +17,7 @@ from solo.data.batched.crop import (
 )
 from solo.errors import ConfigError
 from tests.data.batched.conftest import batch, numbers, pil, tensor
+from tests.data.conftest import needs_pillow_13
 
 pytestmark = pytest.mark.unit
 BICUBIC = T.InterpolationMode.BICUBIC
@@ -71,6 +72,7 @@ def test_no_box_fits_gives_the_central_crop():
     assert [int(v[0]) for v in crop_boxes(u, 30, 30, (0.99, 1.0))] == [0, 0, 30, 30]
 
 
+@needs_pillow_13
 @pytest.mark.parametrize(("side", "size"), [(32, 32), (64, 32), (32, 48), (50, 24)])
 @pytest.mark.parametrize("wider", [0, 5])
 def test_resized_crop_equals_pillow(side, size, wider):
@@ -115,6 +117,7 @@ def test_padded_crop_larger_than_the_image_is_named():
         PaddedCrop(32, 4)(batch(1, 20, 20), numbers(1, 2))
 
 
+@needs_pillow_13
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 30), (30, 41), (90, 30)])
 def test_resize_equals_pillow(height, width):
     images = batch(6, height, width)
