@@ -93,19 +93,25 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["synccp", "gmp", "granet", "rigl", "random", "snip", "sd"])
-def test_resuming_with_another_sparsity(tmp_path, name, change):
-    section = {"name": name, "final": 0.7}
+def trained(section, folder):
+    """A checkpoint of a sparse run of one epoch."""
     torch.manual_seed(0)
     model = Views()
     sparsify(model, section)
     run = trainer(epochs=1)
     run.fit(model, data())
-    run.save_checkpoint(tmp_path / "a.ckpt")
+    run.save_checkpoint(folder / "a.ckpt")
+    return folder / "a.ckpt"
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["synccp", "gmp", "granet", "rigl", "random", "snip", "sd"])
+def test_resuming_with_another_sparsity(tmp_path, name, change):
+    section = {"name": name, "final": 0.7}
+    checkpoint = trained(section, tmp_path)
     settings, message = CHANGES[change]
     with pytest.raises(CheckpointError, match=message):
-        fit(section | settings, ckpt_path=tmp_path / "a.ckpt")
+        fit(section | settings, ckpt_path=checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -117,11 +123,6 @@ def test_resuming_with_another_sparsity(tmp_path, name, change):
     ],
 )
 def test_resuming_with_another_method(tmp_path, before, name, message):
-    torch.manual_seed(0)
-    model = Views()
-    sparsify(model, before)
-    run = trainer(epochs=1)
-    run.fit(model, data())
-    run.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = trained(before, tmp_path)
     with pytest.raises(CheckpointError, match=message):
-        fit(name, ckpt_path=tmp_path / "a.ckpt")
+        fit(name, ckpt_path=checkpoint)
