@@ -65,7 +65,7 @@ def library() -> ctypes.CDLL:
         _check_tools(compiler)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / f"{key}.lock"):
+            with locked(folder / f"{key}.lock"):
                 if not built.exists():
                     _compile(built)
         except OSError as error:
@@ -74,7 +74,7 @@ def library() -> ctypes.CDLL:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """One process at a time; the system lets go of the lock if its holder dies."""
     import fcntl  # not on Windows, where importing this module must still work
 
