@@ -114,35 +114,50 @@ struct Source {
   }
 };
 
-// Rows of memory that a later step reads, asked for a few at a time.
+// Memory that a later step reads, asked for a few rows at a time.
 struct Ahead {
-  const char** rows;
-  int64_t count = 0, items = 0, step = 0, done = 0;
+  struct Row {
+    const char* at;
+    int32_t items, step;
+  };
+  Row* rows;
+  int64_t count = 0, done = 0;
 
   void some(int64_t n) {
-    for (; n > 0 && done < count; --n, ++done)
-      for (int64_t i = 0; i < items; ++i) _mm_prefetch(rows[done] + i * step, _MM_HINT_T1);
+    for (; n > 0 && done < count; --n, ++done) {
+      const Row& row = rows[done];
+      for (int32_t i = 0; i < row.items; ++i) _mm_prefetch(row.at + i * row.step, _MM_HINT_T1);
+    }
+  }
+  void clear() { count = done = 0; }
+
+  // Pixels of a row, `step` of them apart.
+  template <class S>
+  void row(const Geometry& g, const S* at, int64_t pixels, int64_t step) {
+    const int64_t bytes = step * g.images * sizeof(S);
+    const bool dense = g.lanes == g.images && step == 1;
+    const int64_t items = dense ? ceil_div(pixels * bytes, 64) : pixels;
+    rows[count++] = {(const char*)at, (int32_t)items, (int32_t)(dense ? 64 : bytes)};
   }
 
   template <class S>
-  void plan(const Source<S>& s, const Tile& t, int64_t c0, int64_t c1) {
+  void source(const Source<S>& s, const Tile& t, int64_t c0, int64_t c1) {
     const Geometry& g = s.g;
-    const int64_t cols = t.cols + g.max_x - g.min_x;
-    count = done = 0;
-    step = g.ssx * g.images * sizeof(S);
-    items = cols;
-    if (g.lanes == g.images && g.ssx == 1) {
-      items = ceil_div(cols * step, 64);
-      step = 64;
-    }
+    clear();
     for (int64_t p = 0; p < g.phases; ++p)
       for (int64_t c = c0; c < c1; ++c)
         for (int64_t r = 0; r < t.rows + g.max_y - g.min_y; ++r) {
           const int64_t y = (t.y0 + r + g.min_y) * g.ssy + s.phases[2 * p];
           const int64_t x = (t.x0 + g.min_x) * g.ssx + s.phases[2 * p + 1];
           if (y >= 0 && y < g.sh)
-            rows[count++] = (const char*)s.pixel(c, y, std::max<int64_t>(0, x), t.image);
+            row(g, s.pixel(c, y, std::max<int64_t>(0, x), t.image), t.cols + g.max_x - g.min_x, g.ssx);
         }
+  }
+  template <class S>
+  void gradient(const Geometry& g, const S* grads, const Tile& t) {
+    for (int64_t c = 0; c < g.tc; ++c)
+      for (int64_t r = 0; r < t.rows; ++r)
+        row(g, grads + ((c * g.th + t.y0 + r) * g.tw + t.x0) * g.images + t.image, t.cols, 1);
   }
 };
 

@@ -69,9 +69,12 @@ class Pass {
   Tile tile(int64_t task, int64_t per_group) const {
     return Tile(g_, task / per_group, task % per_group / (per_group / g_.tiles()));
   }
+  Tile dot_tile(int64_t task) const { // groups share lines, sums do not grow with them
+    return Tile(g_, task % g_.groups, task / g_.groups);
+  }
   Ahead ahead(Scratch& scratch, int64_t more) const {
     const int64_t rows = g_.cb * g_.phases * g_.packed_rows() + more;
-    return {(const char**)scratch.take(ROWS, rows * sizeof(char*))};
+    return {(Ahead::Row*)scratch.take(ROWS, rows * sizeof(Ahead::Row))};
   }
 
   void one(Scratch& scratch, const Source<S>& source, const typename T::Entry* entries, S* target,
@@ -87,9 +90,9 @@ class Pass {
     for (int64_t cb = 0; cb < g_.ncb; ++cb) {
       const int64_t c0 = cb * g_.cb, c1 = std::min(g_.sc, c0 + g_.cb);
       source.pack(t, c0, c1, packed);
-      if (cb + 1 < g_.ncb) rows.plan(source, t, c1, std::min(g_.sc, c1 + g_.cb));
-      else if (next != task) rows.plan(source, tile(next, per_group), 0, std::min(g_.sc, g_.cb));
-      else rows.count = rows.done = 0;
+      if (cb + 1 < g_.ncb) rows.source(source, t, c1, std::min(g_.sc, c1 + g_.cb));
+      else if (next != task) rows.source(source, tile(next, per_group), 0, std::min(g_.sc, g_.cb));
+      else rows.clear();
       const int32_t* range = lists_.ranges + ob * g_.ncb + cb;
       const Products products{lists_.segments + range[0], range[1] - range[0], (const char*)packed,
           g_.pitch() * (int64_t)sizeof(S), sums, straight ? (char*)(target + first) : nullptr,
@@ -146,7 +149,7 @@ class Pass {
 
   void one_dot(Scratch& scratch, const Source<S>& source, const S* grads, const Entry* entries,
       float* sums, int64_t task, int64_t next) const {
-    const Tile t = tile(task, g_.tiles());
+    const Tile t = dot_tile(task);
     const int64_t runs = t.runs(g_), vectors = t.vectors(g_, T::WIDTH);
     S* packed = (S*)scratch.take(PACKED, packed_bytes());
     Ahead rows = ahead(scratch, g_.tc * g_.rows);
@@ -164,9 +167,12 @@ class Pass {
     for (int64_t cb = 0; cb < g_.ncb; ++cb) {
       const int64_t c0 = cb * g_.cb, c1 = std::min(g_.sc, c0 + g_.cb);
       source.pack(t, c0, c1, packed);
-      if (cb + 1 < g_.ncb) rows.plan(source, t, c1, std::min(g_.sc, c1 + g_.cb));
-      else if (next != task) rows.plan(source, tile(next, g_.tiles()), 0, std::min(g_.sc, g_.cb));
-      else rows.count = rows.done = 0;
+      if (cb + 1 < g_.ncb) rows.source(source, t, c1, std::min(g_.sc, c1 + g_.cb));
+      else if (next != task) {
+        rows.source(source, dot_tile(next), 0, std::min(g_.sc, g_.cb));
+        rows.gradient(g_, grads, dot_tile(next));
+      }
+      else rows.clear();
       for (int64_t ob = 0; ob < g_.nob; ++ob) {
         const int32_t* range = lists_.ranges + ob * g_.ncb + cb;
         const Dots dots{lists_.segments + range[0], range[1] - range[0], (const char*)packed,
