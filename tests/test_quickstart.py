@@ -12,9 +12,10 @@ import time
 
 import pytest
 
-from sparse_ext.quickstart import plan, programs
-from sparse_ext.quickstart.display import Display
-from sparse_ext.quickstart.jobs import Job, JobError, Runner
+from scripts.experiments import programs
+from scripts.experiments.jobs import Job, JobError, Runner
+from scripts.experiments.progress import Display
+from scripts.experiments.quickstart import plan
 
 ROOT = plan.ROOT
 
@@ -156,8 +157,8 @@ def test_bf16_only_where_the_processor_has_it(tmp_path):
 def test_recipes_compose_and_ask_for_what_the_quickstart_promises(tmp_path):
     from omegaconf import OmegaConf
 
+    from scripts.experiments.quickstart.baselines import compose
     from sparse_ext.config import build
-    from sparse_ext.quickstart.baselines import compose
 
     cfg = compose(plan.PRETRAIN, plan.SPARSE)
     sparse = build(OmegaConf.to_container(cfg.sparse))
@@ -181,7 +182,15 @@ TINY = (
 
 
 def quickstart(folder, *more):
-    command = (sys.executable, "-m", "sparse_ext.quickstart", "--output", folder, *TINY, *more)
+    command = (
+        sys.executable,
+        "-m",
+        "scripts.experiments.quickstart",
+        "--output",
+        folder,
+        *TINY,
+        *more,
+    )
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder

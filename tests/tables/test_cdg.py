@@ -8,10 +8,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from scripts.experiments.tables import gather, programs, runs, write
+from scripts.experiments.tables.rows import rows, title
 from sparse_ext.extension import register
 from sparse_ext.gating.spatial.paths import reduction
-from sparse_ext.tables import gather, programs, runs, write
-from sparse_ext.tables.rows import rows, title
 from tests.gating.helpers import gated_encoder
 from tests.tables.test_gather import write_metrics
 from tests.tables.test_rows import ROOT, composed

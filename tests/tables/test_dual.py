@@ -8,13 +8,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from scripts.experiments.tables import gather, programs, runs, write
+from scripts.experiments.tables.__main__ import main
+from scripts.experiments.tables.rows import Evaluation, rows, title
 from solo.backbones import build_encoder
 from solo.errors import ConfigError, DataError
 from sparse_ext.gating.config import build
 from sparse_ext.gating.encoder import patch
-from sparse_ext.tables import gather, programs, runs, write
-from sparse_ext.tables.__main__ import main
-from sparse_ext.tables.rows import Evaluation, rows, title
 from tests.tables.test_gather import write_metrics
 from tests.tables.test_rows import ROOT, composed
 

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from scripts.experiments.tables import gather, images, runs, write
+from scripts.experiments.tables.__main__ import main
+from scripts.experiments.tables.rows import rows, title
 from solo.errors import DataError
 from sparse_ext.report import RunLog
-from sparse_ext.tables import gather, images, runs, write
-from sparse_ext.tables.__main__ import main
-from sparse_ext.tables.rows import rows, title
 
 pytestmark = pytest.mark.unit
 

@@ -7,12 +7,12 @@ from unittest import mock
 
 import pytest
 
+from scripts.experiments.programs import ROOT
+from scripts.experiments.tables import programs, runs
+from scripts.experiments.tables.__main__ import main
+from scripts.experiments.tables.rows import find, rows
 from solo.args.knn import parse_args_knn
 from solo.errors import ConfigError
-from sparse_ext.quickstart.programs import ROOT
-from sparse_ext.tables import programs, runs
-from sparse_ext.tables.__main__ import main
-from sparse_ext.tables.rows import find, rows
 
 pytestmark = pytest.mark.unit
 
@@ -139,7 +139,7 @@ def test_mistakes_are_named(call, message):
 
 def test_listing_needs_no_torch():
     code = (
-        "import sys; from sparse_ext.tables.__main__ import main; "
+        "import sys; from scripts.experiments.tables.__main__ import main; "
         "main(['cifar10', 'table4', '--list']); sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

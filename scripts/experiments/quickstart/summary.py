@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.experiments.jobs import Job
+from scripts.experiments.quickstart import plan
 from solo.errors import DataError
-from sparse_ext.quickstart import plan
-from sparse_ext.quickstart.jobs import Job
 
 if TYPE_CHECKING:
     from sparse_ext.report.page import Page

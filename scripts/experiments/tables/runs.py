@@ -9,9 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.experiments.programs import ROOT, newest
+from scripts.experiments.tables.rows import Evaluation, Row
 from solo.errors import ConfigError, DataError
-from sparse_ext.quickstart.programs import ROOT, newest
-from sparse_ext.tables.rows import Evaluation, Row
 
 UNKNOWN = "CHECKPOINT"  # stands for the file of a training that has not been done yet
 

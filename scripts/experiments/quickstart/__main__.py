@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`python -m sparse_ext.quickstart`: pretrain dense and sparse, evaluate, compare, report."""
+"""`python -m scripts.experiments.quickstart`: pretrain dense and sparse, evaluate, compare, report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.experiments import programs
+from scripts.experiments.jobs import Runner
+from scripts.experiments.progress import Display
+from scripts.experiments.quickstart import plan
 from solo.errors import SoloError
-from sparse_ext.quickstart import plan, programs
-from sparse_ext.quickstart.display import Display
-from sparse_ext.quickstart.jobs import Runner
 
 OWN = ("dense", "sparse", "random", "linear-*", "logs", "done", "*.safetensors")
 
@@ -49,7 +50,7 @@ def _run(settings: plan.Settings) -> int:
         flush=True,
     )
     Runner(settings.folder, slots, env, Display()).run(jobs)
-    from sparse_ext.quickstart import summary
+    from scripts.experiments.quickstart import summary
 
     figures = summary.collect(settings, jobs, time.monotonic() - began)
     report, figures_file = summary.write(settings, figures)

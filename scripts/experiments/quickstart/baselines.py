@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What a trained encoder is compared with, by the same protocols.
 
-    python -m sparse_ext.quickstart.baselines FOLDER [--pretrain KEY=VALUE ...] [--linear ...]
+    python -m scripts.experiments.quickstart.baselines FOLDER [--pretrain KEY=VALUE ...] [--linear ...]
 
 Writes the untrained encoder as the pretraining recipe builds it, as a run folder that the
 evaluation programs take like any other, and evaluates raw pixels.
@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.experiments.quickstart.plan import KNN, LINEAR, PRETRAIN, ROOT
 from solo.data.digits import SIZE
-from sparse_ext.quickstart.plan import KNN, LINEAR, PRETRAIN, ROOT
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

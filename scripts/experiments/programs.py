@@ -89,3 +89,10 @@ def alone(folder: Path) -> Iterator[None]:
         except OSError:
             raise SoloError(f"Another run is at work in {folder}; wait for it.") from None
         yield
+
+
+def precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """bf16 where the processor computes in it, which is faster there and slower anywhere else."""
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    native = re.search(r"^flags.*\b(avx512_bf16|amx_bf16)\b", text, re.MULTILINE)
+    return ("precision=bf16-mixed",) if native else ()

@@ -17,12 +17,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.experiments import programs as shared
+from scripts.experiments.quickstart import plan
+from scripts.experiments.tables import images, programs
+from scripts.experiments.tables.rows import SCALES, Row, find, rows, title
+from scripts.experiments.tables.runs import Options, require_source
 from solo.errors import ConfigError, SoloError
-from sparse_ext.quickstart import plan
-from sparse_ext.quickstart import programs as shared
-from sparse_ext.tables import images, programs
-from sparse_ext.tables.rows import SCALES, Row, find, rows, title
-from sparse_ext.tables.runs import Options, require_source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,8 +100,8 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _train(chosen: list[Row], known: list[Row], options: Options, seeds: list[int]) -> int:
-    from sparse_ext.quickstart.display import Display
-    from sparse_ext.quickstart.jobs import JobError, Runner
+    from scripts.experiments.jobs import JobError, Runner
+    from scripts.experiments.progress import Display
 
     shared.require_checkout()
     each: Sequence[int | None] = seeds or [None]
@@ -138,7 +138,7 @@ def _with_subset(options: Options, number: int | None) -> Options:
 
 
 def _summary(known: list[Row], options: Options) -> int:
-    from sparse_ext.tables import gather, write
+    from scripts.experiments.tables import gather, write
 
     figures = gather.collect(known, options)
     heading, notes = title(known[0].table), write.NOTES[known[0].section]

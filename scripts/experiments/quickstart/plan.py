@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparse_ext.quickstart import programs
-from sparse_ext.quickstart.jobs import Job
-from sparse_ext.quickstart.programs import ROOT
+from scripts.experiments import programs
+from scripts.experiments.jobs import Job
+from scripts.experiments.programs import ROOT
 
 PRETRAIN, LINEAR = "scripts/pretrain/digits/quickstart.yaml", "scripts/linear/digits/linear.yaml"
 KNN = ("--k", "20", "--distance_function", "cosine", "--temperature", "0.07")
@@ -57,13 +56,6 @@ def jobs(settings: Settings) -> list[Job]:
     return plan + [_knn(settings, name) for name in ENCODERS]
 
 
-def precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """bf16 where the processor computes in it, which is faster there and slower anywhere else."""
-    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
-    native = re.search(r"^flags.*\b(avx512_bf16|amx_bf16)\b", text, re.MULTILINE)
-    return ("precision=bf16-mixed",) if native else ()
-
-
 def checkpoint(settings: Settings, name: str) -> Path:
     """The newest checkpoint of an encoder (`dense`, `sparse` or `random`).
 
@@ -102,7 +94,7 @@ def _pretrain(settings: Settings, name: str) -> Job:
 
 def _baselines(settings: Settings) -> Job:
     command = (
-        *(sys.executable, "-m", "sparse_ext.quickstart.baselines", settings.folder),
+        *(sys.executable, "-m", "scripts.experiments.quickstart.baselines", settings.folder),
         *("--pretrain", *settings.pretrain, "--linear", *settings.linear),
     )
     return Job(

@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sparse_ext.quickstart.jobs import Job
-from sparse_ext.quickstart.programs import epochs, fingerprint, max_epochs
-from sparse_ext.tables.evaluations import evaluation_job
-from sparse_ext.tables.rows import Row
-from sparse_ext.tables.runs import (
+from scripts.experiments.jobs import Job
+from scripts.experiments.programs import epochs, fingerprint, max_epochs
+from scripts.experiments.tables.evaluations import evaluation_job
+from scripts.experiments.tables.rows import Row
+from scripts.experiments.tables.runs import (
     Options,
     config,
     data_of,
@@ -24,7 +24,7 @@ from sparse_ext.tables.runs import (
 PROGRAMS = {
     "ssl": ("main_pretrain.py",),
     "finetune": ("main_linear.py",),
-    "supervised": ("-m", "sparse_ext.tables.supervised"),
+    "supervised": ("-m", "scripts.experiments.tables.supervised"),
 }
 
 

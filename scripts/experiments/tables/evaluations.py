@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from solo.errors import DataError
-from sparse_ext.quickstart.jobs import Job
-from sparse_ext.quickstart.programs import epochs, fingerprint, max_epochs
-from sparse_ext.tables.rows import Evaluation, Row
-from sparse_ext.tables.runs import (
+from scripts.experiments.jobs import Job
+from scripts.experiments.programs import epochs, fingerprint, max_epochs
+from scripts.experiments.tables.rows import Evaluation, Row
+from scripts.experiments.tables.runs import (
     UNKNOWN,
     Options,
     checkpoint,
@@ -20,6 +19,7 @@ from sparse_ext.tables.runs import (
     log_name,
     program,
 )
+from solo.errors import DataError
 
 SHARED = ("backbone.", "data.", "accelerator=", "devices=", "precision=", "strategy=", "num_nodes=")
 TITLES = {

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TextIO
 
-from sparse_ext.quickstart.jobs import Job
+from scripts.experiments.jobs import Job
 
 WIDTH = 28  # of a bar, characters
 PAUSE = 20.0  # seconds between two lines of a job where there is no terminal

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Supervised training from scratch, dense or sparse: the upper rows of SyncCP's Table 8.
 
-    python -m sparse_ext.tables.supervised --config-path DIR --config-name FILE [key=value ...]
+    python -m scripts.experiments.tables.supervised --config-path DIR --config-name FILE [key=value ...]
 
 Takes a recipe of fine-tuning and leaves the pretrained encoder out; `+sparse=rigl` works as behind
 `main_pretrain.py`.
@@ -17,7 +17,7 @@ from typing import Any
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and print the result."""
-    parser = argparse.ArgumentParser(prog="python -m sparse_ext.tables.supervised")
+    parser = argparse.ArgumentParser(prog="python -m scripts.experiments.tables.supervised")
     parser.add_argument("--config-path", type=Path, required=True)
     parser.add_argument("--config-name", required=True)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")

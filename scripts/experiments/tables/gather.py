@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.experiments.tables.rows import KINDS, Evaluation, Row
+from scripts.experiments.tables.runs import Options, checkpoint, linear_folder, log_name
 from solo.errors import DataError
-from sparse_ext.tables.rows import KINDS, Evaluation, Row
-from sparse_ext.tables.runs import Options, checkpoint, linear_folder, log_name
 
 if TYPE_CHECKING:
     from sparse_ext.report import RunLog
