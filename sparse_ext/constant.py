@@ -113,7 +113,7 @@ def load_dense(module: LightningModule, path: str | None, method: str) -> None:
             method,
         )
         return
-    from solo.utils.weights import read_checkpoint
+    from solo.checkpoints.loading import read_checkpoint
 
     own, state = module.state_dict(), read_checkpoint(path)["state_dict"]
     encoders = {k for k in own if k.startswith(("backbone.", "momentum_backbone."))}

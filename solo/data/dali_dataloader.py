@@ -32,10 +32,10 @@ from solo.data.dali_pipelines import (
     PretrainPipelineBuilder,
     require_device,
 )
-from solo.data.loading import mix
 from solo.data.splits import Split
 from solo.data.temp_dali_fix import TempDALIGenericIterator
 from solo.errors import ConfigError, did_you_mean
+from solo.seeding import mix
 
 __all__ = [
     "AugWrapper",

@@ -14,7 +14,6 @@ from typing import Any
 
 from nvidia.dali import fn, pipeline_def, types
 
-from solo.data.loading import mix
 from solo.data.pretrain_dataloader import FullTransformPipeline
 from solo.data.sources import (
     IMAGENET_MEAN,
@@ -25,6 +24,7 @@ from solo.data.sources import (
 )
 from solo.data.splits import Split, draw
 from solo.errors import ConfigError, DataError, did_you_mean
+from solo.seeding import mix
 
 READER = "Reader"
 

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from solo.data.batched import BatchedViews
-from solo.data.loading import EpochSampler, SeededLoader, mix
+from solo.data.loading import EpochSampler, SeededLoader
 from solo.data.memory import fits_on
 from solo.data.pretrain_dataloader import prepare_datasets, require_full_batch
 from solo.data.resident_images import resident_images
 from solo.data.sources import stored_format
 from solo.data.splits import Split
+from solo.seeding import mix
 from solo.utils.profiling import AUGMENTATION, section
 
 

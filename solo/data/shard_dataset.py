@@ -22,9 +22,9 @@ from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from solo.data.images import ReadError, decode_image
-from solo.data.loading import mix
 from solo.data.shards import read_shards
 from solo.errors import DataError
+from solo.seeding import mix
 
 WINDOW = 16  # shards whose images are mixed with each other
 OPEN_FILES = 2 * WINDOW  # of a process, as two windows may meet in a batch

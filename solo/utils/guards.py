@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from solo.data.loading import mix
 from solo.errors import NonFiniteError
+from solo.seeding import mix
 
 
 class NonFiniteGuard(Callback):

@@ -19,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     from solo.errors import SoloError
+    from sparse_ext.extension import register
+
+    register()
 
     try:
         print(_answer(args))
@@ -29,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(args: argparse.Namespace) -> str:
-    from sparse_ext.cost.checkpoint import granularity, input_size, rebuild, training_cost
+    from solo.checkpoints.loading import rebuild
+    from sparse_ext.cost.checkpoint import granularity, input_size, training_cost
     from sparse_ext.cost.layers import count
     from sparse_ext.cost.memory import memory
     from sparse_ext.cost.text import describe

@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sparse_gradients", action="store_true", help="no dense_gradients")
     args = parser.parse_args(argv)
     from solo.errors import SoloError
+    from sparse_ext.extension import register
+
+    register()
 
     named = {name: getattr(args, name) for name in asdict(Machine()) if hasattr(args, name)}
     machine = Machine(**named, dense_gradients=not args.sparse_gradients)

@@ -7,43 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solo.errors import CheckpointError
-from solo.utils.weights import load_encoder, read_args, read_checkpoint
+from solo.checkpoints.loading import read_checkpoint, rebuild
 from sparse_ext.cost.layers import CostTable, count
 from sparse_ext.cost.training import training_ratios
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 # Side of the images that evaluation shows to an encoder; 224 for the others.
 EVALUATION_SIZE = {"cifar10": 32, "cifar100": 32, "digits": 32, "stl10": 96}
-
-
-def rebuild(checkpoint: str | Path, encoder: str = "online") -> tuple[nn.Module, dict[str, Any]]:
-    """The encoder of a run with its weights and masks, and the run's configuration.
-
-    Args:
-        checkpoint: a file with `args.json` in its folder.
-        encoder: `online` or `momentum`.
-
-    Raises:
-        CheckpointError: no such file, no `args.json`, or the two do not fit.
-    """
-    from omegaconf import OmegaConf
-
-    from solo.backbones import build_encoder
-    from sparse_ext.extension import register
-
-    register()
-    args = read_args(checkpoint)
-    if args is None:
-        raise CheckpointError(
-            f"{checkpoint}: its folder has no args.json, which says what encoder this is. "
-            f"Keep the file that the run wrote beside its checkpoints."
-        )
-    dense = {key: value for key, value in args.items() if key not in ("sparse", "gating")}
-    backbone = build_encoder(OmegaConf.create(dense))
-    return load_encoder(backbone, checkpoint, encoder).backbone, args  # type: ignore[arg-type]
 
 
 def input_size(args: Mapping[str, Any]) -> int:

@@ -59,7 +59,8 @@ def slim(
         CheckpointError: it cannot be read, its masks do not fit its weights, or there is no
             channel that could go.
     """
-    from sparse_ext.cost.checkpoint import input_size, rebuild
+    from solo.checkpoints.loading import rebuild
+    from sparse_ext.cost.checkpoint import input_size
     from sparse_ext.cost.layers import count
 
     if multiple < 1:
@@ -103,7 +104,7 @@ def load_slim(path: str | Path) -> nn.Module:
     Raises:
         CheckpointError: there is none, or it does not fit the `args.json` beside it.
     """
-    from solo.utils.weights import load_pretrained
+    from solo.checkpoints.loading import load_pretrained
     from sparse_ext.extension import register
 
     register()

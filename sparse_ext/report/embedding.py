@@ -65,8 +65,8 @@ def features(log: RunLog, images: int) -> dict[str, tuple[np.ndarray, np.ndarray
 
 
 def _encoder(log: RunLog) -> Any:
+    from solo.checkpoints.loading import rebuild
     from solo.utils.checkpointer import last_checkpoint
-    from sparse_ext.cost.checkpoint import rebuild
 
     path = last_checkpoint(log.folder)
     if path is None or not log.args:

@@ -42,7 +42,7 @@ def load_ticket(
 
 def _load_weights(backbone: nn.Module, path: Path) -> None:
     if path.suffix != ".safetensors":
-        from solo.utils.weights import load_encoder
+        from solo.checkpoints.loading import load_encoder
 
         load_encoder(backbone, path)
         return

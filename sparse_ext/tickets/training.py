@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from solo.data.loading import mix
 from solo.errors import ConfigError
+from solo.seeding import mix
 from sparse_ext.masks import MaskSet
 from sparse_ext.tickets import store
 from sparse_ext.tickets.config import TicketConfig, plain

@@ -243,7 +243,7 @@ def test_what_is_not_nm():
 
 def test_nm_masks_are_checked_after_loading(tmp_path):
     """The checkpoint says 2:4 and its masks are something else."""
-    from solo.utils.weights import load_encoder
+    from solo.checkpoints.loading import load_encoder
 
     goal = {"sparse_state": {"goal": {"granularity": "2:4"}}}
     good = {"state_dict": {f"backbone.{k}": v for k, v in nm_net().state_dict().items()}, **goal}

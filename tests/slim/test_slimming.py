@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
+from solo.checkpoints.loading import load_encoder
 from solo.errors import ConfigError
 from solo.utils.lars import LARS
 from solo.utils.momentum import MomentumUpdater
-from solo.utils.weights import load_encoder
 from sparse_ext import sparsify
 from sparse_ext.slimming import Final
 from tests.sparse.test_resume import Forward, Recording, everything, same

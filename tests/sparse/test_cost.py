@@ -253,7 +253,7 @@ def test_command_refuses_a_size_that_is_none(tmp_path, size, capsys):
 
 
 def test_rebuild_refuses_a_file_without_arguments(tmp_path):
-    from sparse_ext.cost.checkpoint import rebuild
+    from solo.checkpoints.loading import rebuild
 
     path = a_run(tmp_path)
     (tmp_path / "args.json").unlink()

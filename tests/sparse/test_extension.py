@@ -6,9 +6,9 @@ import torch
 
 from solo import extensions
 from solo.backbones import build_encoder
+from solo.checkpoints.loading import load_encoder
 from solo.errors import CheckpointError
 from solo.methods import METHODS
-from solo.utils.weights import load_encoder
 from sparse_ext import enable
 from sparse_ext.ema import MaskedEMA
 from sparse_ext.extension import SparseExtension

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from solo.backbones import build_encoder
+from solo.checkpoints.exporting import export_encoder, plain_state
+from solo.checkpoints.loading import load_encoder
 from solo.errors import CheckpointError
-from solo.utils.weights import export_encoder, load_encoder, plain_state
 from sparse_ext.cost import count
 from sparse_ext.cost.__main__ import main as cost
 from sparse_ext.export import load_csr, load_packed, masked_weights, save_csr, save_packed, strip

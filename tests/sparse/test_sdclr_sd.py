@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from solo.backbones import build_encoder
-from solo.utils.weights import load_encoder
+from solo.checkpoints.loading import load_encoder
 from sparse_ext import sparsify
 from sparse_ext.functional import (
     DualBatchNorm1d,

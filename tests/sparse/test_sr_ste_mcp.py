@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from solo.backbones import build_encoder
+from solo.checkpoints.loading import load_encoder
 from solo.utils.views import encoding
-from solo.utils.weights import load_encoder
 from sparse_ext import sparsify
 from sparse_ext.functional import (
     branch,

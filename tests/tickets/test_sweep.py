@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from solo.checkpoints.loading import load_pretrained
 from solo.errors import CheckpointError, ConfigError, DataError, SoloError
-from solo.utils.weights import load_pretrained
 from sparse_ext.tickets import imp, store
 from sparse_ext.tickets.program import tickets
 from sparse_ext.tickets.store import Level, RunFolder

@@ -8,13 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from solo.checkpoints.exporting import export_encoder
+from solo.checkpoints.loading import load_encoder, read_args, read_checkpoint
 from solo.errors import CheckpointError
-from solo.utils.weights import (
-    export_encoder,
-    load_encoder,
-    read_args,
-    read_checkpoint,
-)
 from tests.utils.checkpoints import ARGS, encoder, lightning_file, prefixed, same
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_extensions")]

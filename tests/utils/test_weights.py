@@ -10,14 +10,9 @@ from torch import nn
 import solo
 from solo import extensions
 from solo.backbones import BACKBONES
+from solo.checkpoints.exporting import export_encoder
+from solo.checkpoints.loading import encoder_state, load_encoder, load_pretrained, read_checkpoint
 from solo.errors import CheckpointError
-from solo.utils.weights import (
-    encoder_state,
-    export_encoder,
-    load_encoder,
-    load_pretrained,
-    read_checkpoint,
-)
 from tests.utils.checkpoints import ARGS, encoder, lightning_file, prefixed, same
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_extensions")]
@@ -274,7 +269,7 @@ def zoo(folder, monkeypatch, **model):
 
 
 def test_load_pretrained_from_the_zoo(run, trained, monkeypatch):
-    from solo.utils.zoo import sha256
+    from solo.checkpoints.zoo import sha256
 
     folder = run.parents[1]
     checkpoint = {"path": f"0/{run.name}", "sha256": sha256(run)}

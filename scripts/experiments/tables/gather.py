@@ -166,7 +166,8 @@ def _knn(row: Row, options: Options, evaluation: Evaluation) -> dict[str, float]
 
 def _macs_dense(path: Path) -> int:
     """Of the encoder without its gates, for an image of the size that evaluation shows to it."""
-    from sparse_ext.cost.checkpoint import input_size, rebuild
+    from solo.checkpoints.loading import rebuild
+    from sparse_ext.cost.checkpoint import input_size
     from sparse_ext.gating.encoder import gating_of, trace
 
     backbone, args = rebuild(path)
@@ -179,8 +180,9 @@ def _macs_dense(path: Path) -> int:
 
 def _costs(path: Path, log: RunLog) -> dict[str, Any]:
     """Sparsities, MACs and memory of the encoders in a checkpoint."""
+    from solo.checkpoints.loading import rebuild
     from sparse_ext.cost import count, memory
-    from sparse_ext.cost.checkpoint import granularity, input_size, rebuild
+    from sparse_ext.cost.checkpoint import granularity, input_size
 
     backbone, args = rebuild(path)
     table = count(backbone, input_size(args))

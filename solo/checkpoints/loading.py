@@ -7,7 +7,6 @@ says what did not fit. An encoder is never silently left at its random initialis
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,22 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from solo import extensions
+from solo.checkpoints.files import Encoder, encoder_state, existing_file, read_args, read_checkpoint
 from solo.errors import CheckpointError
-from solo.utils.checkpoint_file import (
-    Encoder,
-    encoder_state,
-    existing_file,
-    read_args,
-    read_checkpoint,
-)
 
 __all__ = [
     "LoadReport",
     "encoder_state",
-    "export_encoder",
     "load_encoder",
     "load_pretrained",
-    "plain_state",
     "read_args",
     "read_checkpoint",
 ]
@@ -41,9 +32,6 @@ __all__ = [
 # classifiers that files of torchvision and timm carry and our encoders do not have
 _HEADS = ("fc.", "head.weight", "head.bias", "head.fc.", "classifier.")
 _log = logging.getLogger(__name__)
-
-
-# -- loading -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -226,70 +214,6 @@ def _some(items: Iterable[str], limit: int = 3) -> str:
     return ", ".join(items[:limit]) + more
 
 
-# -- giving away ---------------------------------------------------------------------------------
-
-
-def export_encoder(
-    source: nn.Module | str | Path | Mapping[str, Any],
-    path: str | Path,
-    encoder: Encoder = "online",
-) -> Path:
-    """Write an encoder as safetensors that torchvision or timm loads with `strict=True`.
-
-    Masks are folded into the weights (pruned weights are zeros in the file), training state is
-    left out. The other side's model needs no classifier: `fc = nn.Identity()` in torchvision,
-    `num_classes=0` in timm. The file's metadata say what no shape shows (heads of a ViT).
-
-    Args:
-        source: an encoder, a checkpoint file, or what `read_checkpoint` returned.
-        path: file to write.
-        encoder: which encoder of a checkpoint.
-
-    Returns:
-        `path`.
-    """
-    from safetensors.torch import save_file
-
-    metadata = {"format": "pt"}
-    if isinstance(source, nn.Module):
-        state = dict(source.state_dict())
-        metadata["class"] = type(source).__name__
-        first = next(iter(source.blocks), None) if hasattr(source, "blocks") else None
-        if hasattr(getattr(first, "attn", None), "num_heads"):
-            metadata["num_heads"] = str(first.attn.num_heads)
-    else:
-        args = read_args(source) if isinstance(source, (str, Path)) else None
-        checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
-        state = encoder_state(checkpoint, encoder)
-        if args and "backbone" in args:
-            metadata.update(backbone=json.dumps(args["backbone"]), method=_trained_by(args) or "")
-    state = _plain(state)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path, metadata)
-    return path
-
-
-def plain_state(checkpoint: Mapping[str, Any], encoder: Encoder = "online") -> dict[str, Tensor]:
-    """An encoder's weights without anything of ours: masks folded in, no training state."""
-    return _plain(encoder_state(checkpoint, encoder))
-
-
-def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    training = _training_keys(state)
-    found = extensions.evaluated(state)
-    return _fold_masks({key: value for key, value in found.items() if key not in training})
-
-
-def _fold_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    masks = {k for k in state if k.endswith(".mask") and k[: -len("mask")] + "weight" in state}
-    folded = {key: value for key, value in state.items() if key not in masks}
-    for key in masks:
-        weight = key[: -len("mask")] + "weight"
-        folded[weight] = folded[weight].masked_fill(~state[key].bool(), 0)
-    return folded
-
-
 def load_pretrained(name_or_path: str | Path, encoder: Encoder = "online") -> nn.Module:
     """A trained encoder, ready for evaluation, from the zoo or from a run's folder or checkpoint.
 
@@ -307,8 +231,8 @@ def load_pretrained(name_or_path: str | Path, encoder: Encoder = "online") -> nn
     from omegaconf import OmegaConf
 
     from solo.backbones import build_encoder
+    from solo.checkpoints.zoo import resolve
     from solo.utils.loggers import last_weights
-    from solo.utils.zoo import resolve
 
     path = resolve(name_or_path)
     if path.is_dir():
@@ -318,8 +242,33 @@ def load_pretrained(name_or_path: str | Path, encoder: Encoder = "online") -> nn
     if args is None:
         raise CheckpointError(
             f"{path}: there is no args.json beside it, so nothing says which encoder it is. "
-            "Build the encoder with solo.backbones and use solo.utils.weights.load_encoder."
+            "Build the encoder with solo.backbones and use solo.checkpoints.loading.load_encoder."
         )
     report = load_encoder(build_encoder(OmegaConf.create(args)), checkpoint, encoder)
     _log.info("%s", report)
     return report.backbone.eval()
+
+
+def rebuild(checkpoint: str | Path, encoder: str = "online") -> tuple[nn.Module, dict[str, Any]]:
+    """The encoder of a run with its weights and masks, and the run's configuration.
+
+    Args:
+        checkpoint: a file with `args.json` in its folder.
+        encoder: `online` or `momentum`.
+
+    Raises:
+        CheckpointError: no such file, no `args.json`, or the two do not fit.
+    """
+    from omegaconf import OmegaConf
+
+    from solo.backbones import build_encoder
+
+    args = read_args(checkpoint)
+    if args is None:
+        raise CheckpointError(
+            f"{checkpoint}: its folder has no args.json, which says what encoder this is. "
+            f"Keep the file that the run wrote beside its checkpoints."
+        )
+    dense = {key: value for key, value in args.items() if key not in ("sparse", "gating")}
+    backbone = build_encoder(OmegaConf.create(dense))
+    return load_encoder(backbone, checkpoint, encoder).backbone, args  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from solo.checkpoints import restricted_pickle
 from solo.errors import CheckpointError, did_you_mean
-from solo.utils import restricted_pickle
 
 Encoder = Literal["online", "momentum"]
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")

@@ -68,7 +68,7 @@ def _load(file: BinaryIO, **kwargs: Any) -> Any:
 
 
 #: to pass to `torch.load(..., weights_only=False, pickle_module=...)`
-pickle_module = ModuleType("solo.utils.restricted_pickle")
+pickle_module = ModuleType("solo.checkpoints.restricted_pickle")
 vars(pickle_module).update(Unpickler=_Unpickler, load=_load, UnpicklingError=pickle.UnpicklingError)
 
 
