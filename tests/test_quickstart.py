@@ -148,9 +148,9 @@ def test_plan_uses_the_programs_and_recipes_that_anyone_would(tmp_path):
 def test_bf16_only_where_the_processor_has_it(tmp_path):
     file = tmp_path / "cpuinfo"
     file.write_text("model name\t: x\nflags\t\t: fpu avx2 avx512_bf16 avx512_vnni\n")
-    assert plan.precision(file) == ("precision=bf16-mixed",)
+    assert programs.precision(file) == ("precision=bf16-mixed",)
     file.write_text("model name\t: avx512_bf16\nflags\t\t: fpu avx2 avx512f\n")
-    assert plan.precision(file) == plan.precision(tmp_path / "absent") == ()
+    assert programs.precision(file) == programs.precision(tmp_path / "absent") == ()
 
 
 @pytest.mark.unit

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from solo.args.schema import MULTILABEL_DATASETS
+from solo.data.catalogue import MULTILABEL_DATASETS
 from solo.errors import ConfigError
 from solo.losses.multilabel import multilabel_loss_func
 from solo.methods.base import BaseMethod

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from solo.checkpoints.loading import LoadReport
-    from solo.data.splits import Split
+    from solo.data.datasets.splits import Split
     from solo.methods.linear import LinearModel
     from solo.programs.training import Data
 
@@ -37,7 +37,7 @@ def linear(cfg: DictConfig) -> Trainer:
     import torch
     from lightning.pytorch import seed_everything
 
-    from solo.data import splits
+    from solo.data.datasets import splits
     from solo.programs.training import LogFigures, SaveSplit, find_resume, fit
     from solo.utils.compiled_encoder import compile_encoders
     from solo.utils.misc import make_contiguous

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices
-from solo.data import splits
+from solo.data.datasets import splits
 from solo.errors import CheckpointError, ConfigError
 from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer

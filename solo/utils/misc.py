@@ -14,6 +14,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from solo.data.catalogue import _SIZES
 from solo.errors import DataError
 
 # ---- configuration ------------------------------------------------------------------------------
@@ -163,14 +164,6 @@ def concat_all_gather_no_grad(tensor: Tensor, dim: int = 0) -> Tensor:
 
 # ---- data ---------------------------------------------------------------------------------------
 
-_SIZES = {
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
-    "stl10": (105_000, 8_000),
-    "voc07": (5_011, 4_952),
-    "digits": (2_874, 720),  # two renderings of 1,437 and 360 originals
-}
-
 
 def compute_dataset_size(
     dataset: str | None = None,
@@ -197,7 +190,7 @@ def compute_dataset_size(
 
         size = len(H5Dataset(dataset, data_path))
     elif data_format == "webdataset" and data_path is not None:
-        from solo.data.shards import read_shards
+        from solo.data.shards.index import read_shards
 
         size = len(read_shards(data_path, "data_path").places)
     elif name in _SIZES:

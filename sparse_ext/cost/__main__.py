@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(args: argparse.Namespace) -> str:
     from solo.checkpoints.loading import rebuild
-    from sparse_ext.cost.checkpoint import granularity, input_size, training_cost
+    from solo.data.catalogue import input_size
+    from sparse_ext.cost.checkpoint import granularity, training_cost
     from sparse_ext.cost.layers import count
     from sparse_ext.cost.memory import memory
     from sparse_ext.cost.text import describe

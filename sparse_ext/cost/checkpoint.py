@@ -8,21 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo.checkpoints.loading import read_checkpoint, rebuild
+from solo.data.catalogue import input_size
 from sparse_ext.cost.layers import CostTable, count
 from sparse_ext.cost.training import training_ratios
 
 if TYPE_CHECKING:
     pass
-
-# Side of the images that evaluation shows to an encoder; 224 for the others.
-EVALUATION_SIZE = {"cifar10": 32, "cifar100": 32, "digits": 32, "stl10": 96}
-
-
-def input_size(args: Mapping[str, Any]) -> int:
-    """Side of the images that evaluation shows to the encoder of this run."""
-    data = args["data"]
-    crop = (data.get("augmentations") or {}).get("crop_size")
-    return EVALUATION_SIZE.get(data["dataset"]) or crop or 224
 
 
 def granularity(args: Mapping[str, Any]) -> str:

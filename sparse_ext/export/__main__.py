@@ -79,7 +79,7 @@ def _slim(args: argparse.Namespace) -> str:
 
 def _write(args: argparse.Namespace) -> str:
     from solo.checkpoints.loading import rebuild
-    from sparse_ext.cost.checkpoint import input_size
+    from solo.data.catalogue import input_size
 
     backbone, run = rebuild(args.checkpoint, args.encoder)
     source = Path(args.checkpoint)

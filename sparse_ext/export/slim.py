@@ -60,7 +60,7 @@ def slim(
             channel that could go.
     """
     from solo.checkpoints.loading import rebuild
-    from sparse_ext.cost.checkpoint import input_size
+    from solo.data.catalogue import input_size
     from sparse_ext.cost.layers import count
 
     if multiple < 1:

@@ -76,7 +76,7 @@ def _encoder(log: RunLog) -> Any:
 
 def _images(log: RunLog) -> Any:
     from solo.data.classification_dataloader import prepare_val_data
-    from solo.data.sources import stored_format
+    from solo.data.datasets.folders import stored_format
 
     data = log.args["data"]
     path = data.get("val_path")

@@ -142,9 +142,9 @@ def feature_maps(page: Page, log: RunLog, chosen: Chosen) -> None:
         SoloError: no checkpoint, an encoder without such paths, or a file that is no image.
     """
     from solo.checkpoints.loading import rebuild
+    from solo.data.catalogue import input_size
     from solo.errors import CheckpointError
     from solo.utils.checkpointer import last_checkpoint
-    from sparse_ext.cost.checkpoint import input_size
     from sparse_ext.gating.spatial.maps import SECOND, closed, load_images
     from sparse_ext.gating.spatial.maps import feature_maps as maps_of
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
 from solo.checkpoints.loading import load_pretrained
-from solo.data.sources import IMAGENET_MEAN, IMAGENET_STD
-from solo.data.voc import VOCClassification
+from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
+from solo.data.datasets.voc import VOCClassification
 from solo.errors import DataError
 from solo.utils.voc_svm import SVMResult, evaluate
 from sparse_ext.tickets.store import Level, RunFolder

@@ -7,6 +7,7 @@ pytest.importorskip("nvidia.dali")
 
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 
+from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from solo.data.dali_dataloader import (
     NormalPipelineBuilder,
     PretrainWrapper,
@@ -14,7 +15,6 @@ from solo.data.dali_dataloader import (
     build_transform_pipeline_dali,
 )
 from solo.data.pretrain_dataloader import FullTransformPipeline, NCropAugmentation
-from solo.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from tests.dali.test_dali_ops import PLAIN
 from tests.data.conftest import augmentation
 

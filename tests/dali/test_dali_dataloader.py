@@ -12,7 +12,6 @@ pytest.importorskip("nvidia.dali")
 from nvidia.dali import fn
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 
-from solo.data import splits
 from solo.data.dali_dataloader import (
     ClassificationDALIDataModule,
     CustomNormalPipelineBuilder,
@@ -20,6 +19,7 @@ from solo.data.dali_dataloader import (
     PretrainPipelineBuilder,
     Wrapper,
 )
+from solo.data.datasets import splits
 from solo.data.temp_dali_fix import TempDALIGenericIterator
 from solo.errors import ConfigError, DataError
 from tests.dali.loaders import (

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms as T
 
-from solo.data.augmentations import checked_augmentation
 from solo.data.pretrain_dataloader import (
     Equalization,
     FullTransformPipeline,
@@ -20,6 +19,7 @@ from solo.data.pretrain_dataloader import (
     build_transform_pipeline,
     prepare_n_crop_transform,
 )
+from solo.data.views.augmentation_keys import checked_augmentation
 from solo.errors import ConfigError
 from tests.data.conftest import augmentation
 

@@ -10,9 +10,9 @@ from PIL import Image
 from torch.utils.data import default_collate
 from torchvision.transforms import functional as TF
 
-from solo.data.batched import BatchedView
-from solo.data.device_views import Crop, DeviceData, DeviceViews
 from solo.data.pretrain_dataloader import build_transform_pipeline, prepare_datasets
+from solo.data.views.batched import BatchedView
+from solo.data.views.device_views import Crop, DeviceData, DeviceViews
 from solo.errors import ConfigError
 from tests.programs.tiny import PRETRAIN, config
 

@@ -7,7 +7,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from solo.data.digits import DIGITS_MEAN, DIGITS_STD, DigitsDataset, _rendered_split, render
+from solo.data.catalogue import DIGITS_MEAN, DIGITS_STD
+from solo.data.datasets.digits import (
+    DigitsDataset,
+    _rendered_split,
+    render,
+)
 from solo.errors import DataError
 
 pytestmark = [

@@ -20,7 +20,7 @@ from solo.data.classification_dataloader import (
 )
 from solo.data.h5_dataset import H5Dataset, imagenet100_classes
 from solo.data.pretrain_dataloader import prepare_dataloader, prepare_datasets
-from solo.data.stored_index import index_paths
+from solo.data.shards.stored_index import index_paths
 from solo.errors import ConfigError, DataError
 from tests.data.conftest import write_folder
 

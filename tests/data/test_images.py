@@ -8,7 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from solo.data.images import ReadError, decode_image, decode_pixels, read_image, read_pixels
+from solo.data.datasets.images import (
+    ReadError,
+    decode_image,
+    decode_pixels,
+    read_image,
+    read_pixels,
+)
 
 pytestmark = pytest.mark.unit
 KINDS = [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "P")]
@@ -58,5 +64,5 @@ def test_a_torchvision_without_jpeg_reads_them_by_pillow(monkeypatch):
         raise RuntimeError("decode_jpeg: torchvision not compiled with libjpeg support")
 
     wanted = decode_pixels(encoded(), "a")
-    monkeypatch.setattr("solo.data.images.decode_jpeg", absent)
+    monkeypatch.setattr("solo.data.datasets.images.decode_jpeg", absent)
     assert torch.equal(decode_pixels(encoded(), "a"), wanted)

@@ -9,12 +9,12 @@ from PIL import Image
 from torch.utils.data import DistributedSampler
 from torchvision.datasets import STL10
 
-from solo.data import memory
-from solo.data.batched import build_views
-from solo.data.memory import free_host_memory, require_host_memory
+from solo.data.catalogue import PRETRAIN_STATS
 from solo.data.pretrain_dataloader import prepare_dataloader, prepare_datasets
-from solo.data.resident import ResidentData, ResidentLoader, prepare_resident
-from solo.data.sources import PRETRAIN_STATS
+from solo.data.resident import memory
+from solo.data.resident.loader import ResidentData, ResidentLoader, prepare_resident
+from solo.data.resident.memory import free_host_memory, require_host_memory
+from solo.data.views.batched import build_views
 from solo.errors import ConfigError, DataError
 from tests.data.conftest import augmentation, write_folder
 from tests.data.test_pretrain_dataloader import write_cifar

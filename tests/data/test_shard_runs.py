@@ -7,10 +7,10 @@ import torch
 
 from scripts.utils.convert_imgfolder_to_shards import convert_imgfolder_to_shards
 from solo.args.common import check_format, set_num_classes
-from solo.data import shard_dataset
 from solo.data.classification_dataloader import prepare_data
 from solo.data.pretrain_dataloader import prepare_dataloader, prepare_datasets
-from solo.data.shard_dataset import ShardSampler
+from solo.data.shards import dataset as shard_dataset
+from solo.data.shards.dataset import ShardSampler
 from solo.errors import ConfigError, DataError
 from solo.utils.misc import compute_dataset_size
 from tests.data.conftest import write_folder

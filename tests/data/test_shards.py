@@ -17,13 +17,14 @@ from torchvision.datasets import ImageFolder
 
 from scripts.utils.convert_imgfolder_to_shards import convert_imgfolder_to_shards
 from scripts.utils.convert_imgfolder_to_shards import main as convert
-from solo.data import shard_dataset, shards
-from solo.data.images import ReadError, decode_pixels
+from solo.data.datasets.images import ReadError, decode_pixels
+from solo.data.datasets.unreadable import without_unreadable
 from solo.data.pretrain_dataloader import prepare_datasets
-from solo.data.shard_dataset import ShardDataset
-from solo.data.shards import read_shards
-from solo.data.stored_index import index_paths
-from solo.data.unreadable import without_unreadable
+from solo.data.shards import dataset as shard_dataset
+from solo.data.shards import index as shards
+from solo.data.shards.dataset import ShardDataset
+from solo.data.shards.index import read_shards
+from solo.data.shards.stored_index import index_paths
 from solo.errors import DataError
 from tests.data.shard_files import few, jpeg, sample, write_shard
 

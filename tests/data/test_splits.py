@@ -10,9 +10,9 @@ import pytest
 import torch
 from sklearn.model_selection import train_test_split
 
-from solo.data import splits
 from solo.data.classification_dataloader import prepare_data, prepare_datasets, prepare_transforms
-from solo.data.digits import DigitsDataset
+from solo.data.datasets import splits
+from solo.data.datasets.digits import DigitsDataset
 from solo.errors import ConfigError, DataError
 from solo.programs.linear import linear
 from solo.programs.pretrain import pretrain

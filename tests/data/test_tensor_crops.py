@@ -5,9 +5,9 @@ import pytest
 import torch
 from torchvision.transforms import functional as TF
 
-from solo.data.batched.crop import rows_come_first
 from solo.data.pretrain_dataloader import crop_of
-from solo.data.tensor_crops import resized, tensor_crop_of
+from solo.data.views.batched.crop import rows_come_first
+from solo.data.views.tensor_crops import resized, tensor_crop_of
 from tests.data.batched.conftest import batch, pil
 from tests.data.conftest import needs_pillow_13
 

@@ -6,10 +6,10 @@ import warnings
 import pytest
 from PIL import Image
 
-from solo.data.batched import build_views
+from solo.data.datasets.unreadable import without_unreadable
 from solo.data.pretrain_dataloader import prepare_datasets
-from solo.data.resident import prepare_resident
-from solo.data.unreadable import without_unreadable
+from solo.data.resident.loader import prepare_resident
+from solo.data.views.batched import build_views
 from solo.errors import DataError
 
 pytestmark = pytest.mark.unit

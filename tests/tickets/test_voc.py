@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from solo.data.voc import VOCClassification
+from solo.data.datasets.voc import VOCClassification
 from solo.errors import DataError
 from solo.utils import voc_svm
 from sparse_ext.tickets.__main__ import main

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from solo.data.digits import DigitsDataset
+from solo.data.datasets.digits import DigitsDataset
 from solo.errors import DataError
 from solo.utils.misc import (
     FilterInfNNan,

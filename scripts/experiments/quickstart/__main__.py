@@ -23,7 +23,7 @@ OWN = ("dense", "sparse", "random", "linear-*", "logs", "done", "*.safetensors")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; 0, 2 after a message for an error, 130 when interrupted."""
     args = _parse(argv)
-    fast = plan.precision()
+    fast = programs.precision()
     settings = plan.Settings(args.output.resolve(), (*fast, *args.pretrain), (*fast, *args.linear))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

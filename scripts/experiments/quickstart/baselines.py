@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.experiments.quickstart.plan import KNN, LINEAR, PRETRAIN, ROOT
-from solo.data.digits import SIZE
+from solo.data.datasets.digits import SIZE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.experiments import programs as shared
-from scripts.experiments.quickstart import plan
 from scripts.experiments.tables import images, programs
 from scripts.experiments.tables.rows import SCALES, Row, find, rows, title
 from scripts.experiments.tables.runs import Options, require_source
@@ -89,7 +88,7 @@ def _line(row: Row) -> str:
 
 def _options(args: argparse.Namespace) -> Options:
     suffix = "" if args.scale == "paper" else f"-{args.scale}"
-    fast = () if args.scale == "paper" else plan.precision()
+    fast = () if args.scale == "paper" else shared.precision()
     return Options(
         folder=args.output.resolve() / f"{args.table}-{args.dataset}{suffix}",
         images=None if args.data is None else images.require(args.data),

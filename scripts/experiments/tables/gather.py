@@ -167,7 +167,7 @@ def _knn(row: Row, options: Options, evaluation: Evaluation) -> dict[str, float]
 def _macs_dense(path: Path) -> int:
     """Of the encoder without its gates, for an image of the size that evaluation shows to it."""
     from solo.checkpoints.loading import rebuild
-    from sparse_ext.cost.checkpoint import input_size
+    from solo.data.catalogue import input_size
     from sparse_ext.gating.encoder import gating_of, trace
 
     backbone, args = rebuild(path)
@@ -181,8 +181,9 @@ def _macs_dense(path: Path) -> int:
 def _costs(path: Path, log: RunLog) -> dict[str, Any]:
     """Sparsities, MACs and memory of the encoders in a checkpoint."""
     from solo.checkpoints.loading import rebuild
+    from solo.data.catalogue import input_size
     from sparse_ext.cost import count, memory
-    from sparse_ext.cost.checkpoint import granularity, input_size
+    from sparse_ext.cost.checkpoint import granularity
 
     backbone, args = rebuild(path)
     table = count(backbone, input_size(args))

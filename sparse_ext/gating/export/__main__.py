@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(run: Path, output: Path, which: str) -> None:
     from solo.checkpoints.loading import rebuild
+    from solo.data.catalogue import input_size
     from solo.errors import CheckpointError
     from solo.utils.loggers import last_checkpoint
-    from sparse_ext.cost.checkpoint import input_size
     from sparse_ext.gating.export import export_gated, save_gated
 
     path = (last_checkpoint(run) if run.is_dir() else run) or run

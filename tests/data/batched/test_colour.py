@@ -8,7 +8,7 @@ from scipy.stats import ks_2samp
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
-from solo.data.batched.colour import (
+from solo.data.views.batched.colour import (
     ORDERS,
     ColorJitter,
     Equalize,

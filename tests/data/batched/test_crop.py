@@ -7,7 +7,7 @@ from scipy.stats import ks_2samp
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
-from solo.data.batched.crop import (
+from solo.data.views.batched.crop import (
     Flip,
     PaddedCrop,
     Resize,

@@ -9,7 +9,7 @@ from PIL import ImageFilter
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
-from solo.data.batched.filters import GaussianBlur, Rotation, box_radius, rotated
+from solo.data.views.batched.filters import GaussianBlur, Rotation, box_radius, rotated
 from tests.data.batched.conftest import batch, numbers, pil, tensor
 
 pytestmark = pytest.mark.unit

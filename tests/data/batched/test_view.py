@@ -12,13 +12,13 @@ from PIL import ImageFilter, ImageOps
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
-from solo.data.batched import BatchedView, CompiledOrPlain, build_views
-from solo.data.batched.colour import ORDERS, ColorJitter
-from solo.data.batched.crop import crop_boxes
-from solo.data.batched.operation import change_chosen
-from solo.data.batched.view import _chunk
+from solo.data.catalogue import PRETRAIN_STATS
 from solo.data.pretrain_dataloader import build_transform_pipeline
-from solo.data.sources import PRETRAIN_STATS
+from solo.data.views.batched import BatchedView, CompiledOrPlain, build_views
+from solo.data.views.batched.colour import ORDERS, ColorJitter
+from solo.data.views.batched.crop import crop_boxes
+from solo.data.views.batched.operation import change_chosen
+from solo.data.views.batched.view import _chunk
 from solo.errors import ConfigError
 from tests.data.batched.conftest import batch, numbers, pil, tensor
 from tests.data.conftest import augmentation
@@ -132,7 +132,7 @@ def test_views_are_many_and_follow_from_the_generator():
 def test_chunks_change_nothing(monkeypatch):
     views, images = build_views("cifar10", [augmentation()]), batch(12)
     whole = views(images, torch.Generator().manual_seed(1))
-    monkeypatch.setattr("solo.data.batched.view.CHUNK_VALUES", 4 * 3 * 32 * 32)
+    monkeypatch.setattr("solo.data.views.batched.view.CHUNK_VALUES", 4 * 3 * 32 * 32)
     parts = views(images, torch.Generator().manual_seed(1))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, parts, strict=True))
 
@@ -148,7 +148,7 @@ def test_work_that_is_left_out_changes_nothing(monkeypatch, n, hue):
         quick = view.levels(images, u)
         with monkeypatch.context() as patched:
             for module in ("operation", "colour", "filters", "crop"):
-                patched.setattr(f"solo.data.batched.{module}.may_look", lambda x: False)
+                patched.setattr(f"solo.data.views.batched.{module}.may_look", lambda x: False)
             assert torch.equal(view.levels(images, u), quick)
 
 

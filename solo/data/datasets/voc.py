@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from solo.data.images import read_image
-from solo.data.voc_folder import class_lists, year_folder
+from solo.data.datasets.images import read_image
+from solo.data.datasets.voc_folder import class_lists, year_folder
 from solo.errors import DataError, did_you_mean
 
 SPLITS = ("train", "val", "trainval", "test")

@@ -2,7 +2,7 @@
 """`data.format: resident`: all images stay in memory, views are made of whole batches at once.
 
 No worker processes, no decoding while training: epochs start at once, and the views come from
-`solo.data.batched` on the device that trains. Batches are `[indexes, [view, ...], targets]` and
+`solo.data.views.batched` on the device that trains. Batches are `[indexes, [view, ...], targets]` and
 come in the order of the ordinary loaders, so that methods cannot tell the difference.
 """
 
@@ -17,13 +17,13 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from solo.data.batched import BatchedViews
+from solo.data.datasets.folders import stored_format
+from solo.data.datasets.splits import Split
 from solo.data.loading import EpochSampler, SeededLoader
-from solo.data.memory import fits_on
 from solo.data.pretrain_dataloader import prepare_datasets, require_full_batch
-from solo.data.resident_images import resident_images
-from solo.data.sources import stored_format
-from solo.data.splits import Split
+from solo.data.resident.images import resident_images
+from solo.data.resident.memory import fits_on
+from solo.data.views.batched import BatchedViews
 from solo.seeding import mix
 from solo.utils.profiling import AUGMENTATION, section
 
@@ -144,7 +144,7 @@ def prepare_resident(
 
     Args:
         dataset: any name that `prepare_datasets` takes.
-        views: from `solo.data.batched.build_views`.
+        views: from `solo.data.views.batched.build_views`.
         train_data_path: folder, or H5 file.
         size: side of the images in memory, see `resident_images`.
         skip_unreadable: leave broken files out instead of stopping.

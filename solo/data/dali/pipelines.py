@@ -14,15 +14,10 @@ from typing import Any
 
 from nvidia.dali import fn, pipeline_def, types
 
+from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
+from solo.data.datasets.folders import image_files, require_folder, require_fraction
+from solo.data.datasets.splits import Split, draw
 from solo.data.pretrain_dataloader import FullTransformPipeline
-from solo.data.sources import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    image_files,
-    require_folder,
-    require_fraction,
-)
-from solo.data.splits import Split, draw
 from solo.errors import ConfigError, DataError, did_you_mean
 from solo.seeding import mix
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import transforms as T
 
-from solo.data.augmentations import checked_augmentation
-from solo.data.batched.crop import RATIO, rows_come_first
+from solo.data.views.augmentation_keys import checked_augmentation
+from solo.data.views.batched.crop import RATIO, rows_come_first
 
 
 def tensor_crop_of(cfg: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import functional as TF
 
-from solo.data.batched import BatchedView
-from solo.data.batched.compiled import CompiledOrPlain
-from solo.data.batched.crop import mirrored
-from solo.data.batched.operation import Operation, change_chosen
-from solo.data.batched.view import in_chunks
-from solo.data.tensor_crops import tensor_crop_of
+from solo.data.views.batched import BatchedView
+from solo.data.views.batched.compiled import CompiledOrPlain
+from solo.data.views.batched.crop import mirrored
+from solo.data.views.batched.operation import Operation, change_chosen
+from solo.data.views.batched.view import in_chunks
+from solo.data.views.tensor_crops import tensor_crop_of
 from solo.utils.profiling import AUGMENTATION, section
 
 
@@ -72,7 +72,7 @@ class DeviceView(BatchedView):
 class WorkerCrops:
     """Transform of the workers: all crops of an image, those of one entry after the other.
 
-    Takes (3, H, W) uint8, as `solo.data.images.read_pixels` gives it, or a PIL image.
+    Takes (3, H, W) uint8, as `solo.data.datasets.images.read_pixels` gives it, or a PIL image.
     """
 
     def __init__(self, views: Sequence[DeviceView], num_crops: Sequence[int]):
@@ -95,7 +95,7 @@ class DeviceViews(nn.Module):
     Args:
         dataset: decides mean and standard deviation.
         entries: of `augmentations`, each with `num_crops`.
-        compiled: see `solo.data.batched.BatchedViews`.
+        compiled: see `solo.data.views.batched.BatchedViews`.
 
     Raises:
         ConfigError: an entry has an unknown key or a bad value.

@@ -8,7 +8,7 @@ something the user typed names the configuration key that holds it (`key`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +17,17 @@ from torch.utils.data import Dataset
 from torchvision import datasets as tv
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from solo.data.digits import DIGITS_MEAN, DIGITS_STD
-from solo.data.images import read_image
-from solo.data.splits import Split, draw
+from solo.data.catalogue import CIFAR_CLASSES
+from solo.data.datasets.images import read_image
+from solo.data.datasets.splits import Split, draw
 from solo.errors import ConfigError, DataError, did_you_mean
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom", "digits", "voc07")
 DATA_FORMATS = ("image_folder", "h5", "dali", "resident", "webdataset")
-
-CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
-
-# Channel mean and standard deviation while pretraining, as solo-learn has them.
-PRETRAIN_STATS = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "stl10": ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)),
-    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
-    "imagenet100": (IMAGENET_MEAN, IMAGENET_STD),
-    "digits": (DIGITS_MEAN, DIGITS_STD),
-}
-
-
-def pretrain_statistics(
-    dataset: str, entry: Mapping[str, Any]
-) -> tuple[Sequence[float], Sequence[float]]:
-    """Channel mean and standard deviation of views: the dataset's own, else those of the entry of
-    `augmentations`, else ImageNet's."""
-    own = entry.get("mean", IMAGENET_MEAN), entry.get("std", IMAGENET_STD)
-    return PRETRAIN_STATS.get(dataset, own)
 
 
 def default_data_path() -> Path:
     """`datasets` inside the package: where data goes when no path is given."""
-    return Path(__file__).resolve().parent.parent / "datasets"
-
-
-def require_dataset(dataset: str) -> str:
-    """`dataset` itself if it is supported.
-
-    Raises:
-        ConfigError: it is not; the message has the nearest name.
-    """
-    if dataset not in DATASETS:
-        raise ConfigError(
-            f"data.dataset: '{dataset}' is not supported. {did_you_mean(dataset, DATASETS)}"
-        )
-    return dataset
+    return Path(__file__).resolve().parents[2] / "datasets"
 
 
 def require_format(data_format: str | None) -> str:
@@ -215,7 +179,7 @@ def take_fraction(
     Args:
         dataset: changed.
         data_fraction: between 0 and 1; None or -1 keeps all.
-        of: see `solo.data.splits.subset_indices`.
+        of: see `solo.data.datasets.splits.subset_indices`.
         split: what an earlier run has drawn; None draws.
 
     Raises:

@@ -8,7 +8,7 @@ on a GPU, eager and through `torch.compile`, with the same results: a value of a
 at only on the CPU, to leave out work that would change nothing.
 """
 
-from solo.data.batched.compiled import CompiledOrPlain
-from solo.data.batched.view import BatchedView, BatchedViews, build_views
+from solo.data.views.batched.compiled import CompiledOrPlain
+from solo.data.views.batched.view import BatchedView, BatchedViews, build_views
 
 __all__ = ["BatchedView", "BatchedViews", "CompiledOrPlain", "build_views"]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from solo.data.stored_index import fingerprint, read_index, write_index
+from solo.data.shards.stored_index import fingerprint, read_index, write_index
 from solo.errors import DataError
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")

@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from solo.data.images import ReadError, decode_image
-from solo.data.shards import read_shards
+from solo.data.datasets.images import ReadError, decode_image
+from solo.data.shards.index import read_shards
 from solo.errors import DataError
 from solo.seeding import mix
 

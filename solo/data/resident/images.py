@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms as T
 
-from solo.data.images import ReadError
-from solo.data.memory import require_host_memory
-from solo.data.sources import item_labels
-from solo.data.unreadable import leave_out, read_all
+from solo.data.datasets.folders import item_labels
+from solo.data.datasets.images import ReadError
+from solo.data.datasets.unreadable import leave_out, read_all
+from solo.data.resident.memory import require_host_memory
 from solo.errors import DataError
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from nvidia.dali import fn, types
 
-from solo.data.augmentations import STRENGTHS, checked_augmentation
-from solo.data.sources import IMAGENET_MEAN, IMAGENET_STD, PRETRAIN_STATS
+from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD, PRETRAIN_STATS
+from solo.data.views.augmentation_keys import STRENGTHS, checked_augmentation
 from solo.errors import ConfigError
 
 
@@ -223,7 +223,7 @@ def build_transform_pipeline_dali(dataset: str, cfg: Mapping[str, Any], dali_dev
     Args:
         dataset: decides mean and standard deviation, see
             `solo.data.pretrain_dataloader.build_transform_pipeline`.
-        cfg: the entry, see `solo.data.augmentations`.
+        cfg: the entry, see `solo.data.views.augmentation_keys`.
         dali_device: "cpu" or "gpu", where the operators run.
 
     Raises:

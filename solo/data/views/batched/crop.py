@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solo.data.batched.operation import (
+from solo.data.views.batched.operation import (
     Operation,
     apply_to,
     between,

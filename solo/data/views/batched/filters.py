@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solo.data.batched.operation import Operation, between, change_chosen, may_look
+from solo.data.views.batched.operation import Operation, between, change_chosen, may_look
 
 SIGMA = (0.1, 2.0)  # standard deviations in pixels (SimCLR, appendix A)
 PASSES = 3  # box blurs that make a Gaussian one

@@ -21,9 +21,6 @@ from solo.errors import DataError
 
 SIZE = 32  # pixels of a side
 N_VAL = 360  # originals held out; the other 1,437 are for training
-# Channel statistics of the training split (two renderings, seed 0).
-DIGITS_MEAN = (0.4975, 0.4986, 0.5022)
-DIGITS_STD = (0.2362, 0.2355, 0.2402)
 
 # One row of the table of random numbers that place a digit. All uniform on [0, 1).
 _GEOMETRY = ("size", "tilt", "x", "y")

@@ -13,7 +13,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from solo.data.batched.operation import (
+from solo.data.views.batched.operation import (
     TOP,
     Operation,
     between,

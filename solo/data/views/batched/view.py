@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solo.data.augmentations import STRENGTHS, checked_augmentation
-from solo.data.batched.colour import ColorJitter, Equalize, Grayscale, Solarize
-from solo.data.batched.compiled import CompiledOrPlain
-from solo.data.batched.crop import Flip, PaddedCrop, Resize, ResizedCrop
-from solo.data.batched.filters import GaussianBlur, Rotation
-from solo.data.batched.operation import TOP, Operation
-from solo.data.sources import pretrain_statistics
+from solo.data.catalogue import pretrain_statistics
+from solo.data.views.augmentation_keys import STRENGTHS, checked_augmentation
+from solo.data.views.batched.colour import ColorJitter, Equalize, Grayscale, Solarize
+from solo.data.views.batched.compiled import CompiledOrPlain
+from solo.data.views.batched.crop import Flip, PaddedCrop, Resize, ResizedCrop
+from solo.data.views.batched.filters import GaussianBlur, Rotation
+from solo.data.views.batched.operation import TOP, Operation
 
 # Float values per tensor of one chunk on the CPU: 2 MiB, measured as the best between the cost of
 # a call and the cache of a core.
@@ -26,7 +26,7 @@ class BatchedView(nn.Module):
     """One view of every image of a batch, as `build_transform_pipeline` makes it of one image.
 
     Args:
-        dataset: decides mean and standard deviation, see `solo.data.sources`.
+        dataset: decides mean and standard deviation, see `solo.data.datasets.folders`.
         cfg: one entry of `augmentations`.
 
     Attributes:
