@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from solo.errors import CheckpointError
-from solo.utils.profiling import MASKS, section
+from solo.monitoring.profiling import MASKS, section
+from solo.utils import ranks
 from sparse_ext import checks, distributed, resume, slimming
 from sparse_ext.config import SparseConfig
 from sparse_ext.cost.live import CostMeter
@@ -120,7 +121,7 @@ class PruningCallback(Callback):
         self._slimming = None if self.config.slim_at is None else slimming.Slimming(self.pruner)
         for encoder in self._encoders:
             encoder.widen_buffers()
-            distributed.share(encoder.buffers())
+            ranks.share(encoder.buffers())
         self.pruner.enter(pl_module, fresh=self._restored is None)
         self._unseen = self._restored is None and self.pruner.needs_data
         if self._restored is not None:
@@ -275,7 +276,7 @@ class PruningCallback(Callback):
         self._agree("Masks at the start")
 
     def _agree(self, what: str) -> None:
-        if distributed.world_size() > 1:
+        if ranks.world_size() > 1:
             for encoder in self._encoders:
                 distributed.check_equal(encoder.masks.checksum(), what)
 

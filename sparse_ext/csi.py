@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from solo.utils.ranks import share_value
 from sparse_ext.config import CSIConfig
-from sparse_ext.distributed import share_value
 
 WARMUP_EPOCHS = 10
 WARMUP_SHARE = 0.05

@@ -1,33 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Masks must be equal on all ranks: computed everywhere, compared, and shared by rank 0.
-
-All functions do nothing in a run with one process.
-"""
+"""Masks must be equal on all ranks: they are computed everywhere and compared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor
 from torch import distributed as dist
 
 from solo.errors import SoloError
+from solo.utils.ranks import device, world_size
 
 
 class MaskDriftError(SoloError, RuntimeError):
     """Ranks hold different masks or weights."""
-
-
-def world_size() -> int:
-    """Number of processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def device() -> torch.device:
-    """Where tensors must be for the collectives of the current backend."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def check_equal(checksum: int, what: str) -> None:
@@ -48,67 +32,3 @@ def check_equal(checksum: int, what: str) -> None:
             f"averaged gradients and weights: do not call the module inside DDP directly, and do "
             f"not change weights or masks on one rank only."
         )
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Inside, this process is the only one: losses and batch norms gather nothing.
-
-    What asks `torch.distributed` whether there are others is told that there are none: `solo`,
-    Lightning's `all_gather` and synchronised batch norm do.
-    """
-    known = dist.is_initialized
-    dist.is_initialized = lambda: False
-    try:
-        yield
-    finally:
-        dist.is_initialized = known
-
-
-def gather_rows(tensor: Tensor) -> Tensor:
-    """The rows of all ranks in the order of ranks, on every rank; they may have unlike numbers."""
-    if world_size() == 1:
-        return tensor
-    plain = tensor.to(torch.uint8) if tensor.dtype is torch.bool else tensor
-    mine = plain.detach().to(device()).contiguous()
-    counts = [torch.zeros(1, dtype=torch.int64, device=mine.device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([len(mine)], device=mine.device))
-    most = int(torch.cat(counts).max())
-    padded = torch.cat([mine, mine.new_zeros((most - len(mine), *mine.shape[1:]))])
-    everyone = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(everyone, padded)
-    rows = [part[: int(n)] for part, n in zip(everyone, counts, strict=True)]
-    return torch.cat(rows).to(device=tensor.device, dtype=tensor.dtype)
-
-
-def share(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors (any dtype and memory format) by those of rank 0, in place."""
-    if world_size() == 1:
-        return
-    for tensor in tensors:
-        plain = tensor.to(torch.uint8) if tensor.dtype is torch.bool else tensor
-        buffer = plain.detach().to(device()).contiguous().clone()
-        dist.broadcast(buffer, src=0)
-        with torch.no_grad():
-            tensor.copy_(buffer)
-
-
-def share_value(value: float) -> float:
-    """Rank 0's number."""
-    if world_size() == 1:
-        return value
-    buffer = torch.tensor([value], dtype=torch.float64, device=device())
-    dist.broadcast(buffer, src=0)
-    return buffer.item()
-
-
-def mean_with_own_gradient(value: Tensor) -> Tensor:
-    """Mean of a 0-dim tensor over the processes, with this process's gradient.
-
-    DDP averages the gradients of the processes, which makes them that of the mean.
-    """
-    if world_size() == 1:
-        return value
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return value + (total / world_size() - value.detach())

@@ -21,7 +21,8 @@ from torch import distributed as dist
 from torch.utils._pytree import tree_map
 
 from solo.errors import ConfigError
-from sparse_ext import distributed, samples
+from solo.utils import ranks
+from sparse_ext import samples
 from sparse_ext.encoder import masked_layers
 
 Loss = Callable[[], Tensor]
@@ -78,9 +79,9 @@ class Probe:
         derivatives do not pass between processes; the first one's results count.
         """
         self.batch = tree_map(_everyones, self.batch) if not self._drawn else self.batch
-        with self._isolated(), distributed.alone():
+        with self._isolated(), ranks.alone():
             found = function(self.parts(), list(self.weights.values()))
-        distributed.share(found)
+        ranks.share(found)
         return dict(zip(self.weights, found, strict=True))
 
     def draw(self, head: str, count: int, seed: int) -> None:
@@ -98,7 +99,7 @@ class Probe:
         hook = self._head(head).register_forward_hook(
             lambda _m, _i, out: seen.append(out.shape[-1])
         )
-        with self._isolated(), distributed.alone(), torch.no_grad():
+        with self._isolated(), ranks.alone(), torch.no_grad():
             self._loss(self.batch)
         hook.remove()
         loader = None if self.trainer is None else self.trainer.train_dataloader
@@ -155,14 +156,14 @@ def _eager() -> Any:
 
 
 def _everyones(leaf: Any) -> Any:
-    return distributed.gather_rows(leaf) if samples.is_rows(leaf) else leaf
+    return ranks.gather_rows(leaf) if samples.is_rows(leaf) else leaf
 
 
 def _averaged(tensors: list[Tensor]) -> list[Tensor]:
     """Means over all ranks."""
-    if (world := distributed.world_size()) > 1:
+    if (world := ranks.world_size()) > 1:
         for tensor in tensors:
-            shared = tensor.to(distributed.device()).contiguous()
+            shared = tensor.to(ranks.device()).contiguous()
             dist.all_reduce(shared)
             tensor.copy_(shared / world)
     return tensors

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
+
 # What the optimizer receives when the YAML leaves it out.
 OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9},

@@ -232,7 +232,7 @@ def load_pretrained(name_or_path: str | Path, encoder: Encoder = "online") -> nn
 
     from solo.backbones import build_encoder
     from solo.checkpoints.zoo import resolve
-    from solo.utils.loggers import last_weights
+    from solo.monitoring.loggers import last_weights
 
     path = resolve(name_or_path)
     if path.is_dir():

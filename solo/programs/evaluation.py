@@ -18,7 +18,7 @@ from solo.checkpoints.files import Encoder
 from solo.checkpoints.loading import LoadReport, load_encoder, read_args, read_checkpoint
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
-from solo.utils.loggers import last_weights
+from solo.monitoring.loggers import last_weights
 
 _ENCODER_PREFIXES = ("backbone.", "momentum_backbone.", "encoder.", "momentum_encoder.")
 

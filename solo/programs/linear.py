@@ -76,7 +76,7 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
     from solo import extensions
     from solo.backbones import build_encoder
     from solo.checkpoints.loading import load_encoder
-    from solo.utils.loggers import last_weights
+    from solo.monitoring.loggers import last_weights
 
     if Path(path).is_dir():
         path = last_weights(Path(path)) or path

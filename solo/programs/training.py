@@ -26,13 +26,13 @@ from torch.utils.data import DataLoader
 from solo.args.common import count_devices
 from solo.data.datasets import splits
 from solo.errors import CheckpointError, ConfigError
+from solo.monitoring.guards import EpochSeeder, NonFiniteGuard
+from solo.monitoring.loggers import CSVMetrics, build_loggers
+from solo.monitoring.profiling import AUGMENTATION, StepProfiler
+from solo.monitoring.progress import ThroughputBar
 from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
-from solo.utils.guards import EpochSeeder, NonFiniteGuard
-from solo.utils.loggers import CSVMetrics, build_loggers
 from solo.utils.misc import omegaconf_select
-from solo.utils.profiling import AUGMENTATION, StepProfiler
-from solo.utils.progress import ThroughputBar
 
 Data = LightningDataModule | tuple[DataLoader, DataLoader | None]
 

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from solo.backbones import build_encoder
 from solo.methods import METHODS
-from solo.utils.guards import EpochSeeder
+from solo.monitoring.guards import EpochSeeder
 from sparse_ext import enable
 from sparse_ext.gating.config import build
 from sparse_ext.gating.encoder import gating_of, patch

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 
 from solo.errors import CheckpointError
 from solo.losses.vicreg import vicreg_loss_func
-from solo.utils.guards import EpochSeeder
+from solo.monitoring.guards import EpochSeeder
 from sparse_ext.gating.channel.losses import bound_loss, budget_loss
 from sparse_ext.gating.encoder import gating_of
 from sparse_ext.gating.extension import GatingExtension

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from solo.utils import profiling
-from solo.utils.profiling import StepProfiler, section
+from solo.monitoring import profiling
+from solo.monitoring.profiling import StepProfiler, section
 from tests.methods.helpers import tiny_trainer
 from tests.performance.test_step_metrics import DeferredToy
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
-from solo.utils.step_metrics import Gathered, StepMetrics
+from solo.monitoring.step_metrics import Gathered, StepMetrics
 from tests.methods.helpers import tiny_cfg, tiny_loaders, tiny_trainer
 
 pytestmark = pytest.mark.unit
@@ -134,7 +134,7 @@ def test_graphs_are_let_go(monkeypatch):
 
 def test_a_real_method_writes_the_same_file(tmp_path, monkeypatch):
     from solo.methods import METHODS
-    from solo.utils.loggers import CSVMetrics
+    from solo.monitoring.loggers import CSVMetrics
 
     def run(folder):
         torch.manual_seed(0)

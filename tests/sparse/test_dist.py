@@ -6,8 +6,9 @@ import torch
 from lightning.pytorch import Callback
 from torch import distributed as dist
 
+from solo.utils.ranks import share, share_value
 from sparse_ext import sparsify
-from sparse_ext.distributed import MaskDriftError, check_equal, share, share_value
+from sparse_ext.distributed import MaskDriftError, check_equal
 from tests.sparse.processes import launch
 from tests.sparse.toys import data, toy, trainer
 

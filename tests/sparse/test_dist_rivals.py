@@ -135,7 +135,7 @@ def test_scores_equal_those_of_one_process_with_the_joint_batch(name, norm):
 def contrastive(rank):
     """A loss between all samples, synchronised statistics; unlike numbers of samples."""
     from solo.losses.simclr import simclr_loss_func
-    from solo.utils.misc import gather, get_rank
+    from solo.utils.ranks import gather, get_rank
 
     if rank is not None:
         dist.init_process_group("gloo")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from solo.errors import NonFiniteError
+from solo.monitoring.guards import EpochSeeder, NonFiniteGuard
+from solo.monitoring.loggers import CSVMetrics
 from solo.utils.checkpointer import Checkpointer
-from solo.utils.guards import EpochSeeder, NonFiniteGuard
-from solo.utils.loggers import CSVMetrics
 from tests.utils.toy import Toy, cfg, fit
 
 pytestmark = pytest.mark.unit

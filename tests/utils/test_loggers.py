@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from solo.utils.loggers import CSVMetrics, build_loggers, next_version
+from solo.monitoring.loggers import CSVMetrics, build_loggers, next_version
 
 pytestmark = pytest.mark.unit
 

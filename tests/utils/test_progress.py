@@ -3,7 +3,7 @@
 
 import pytest
 
-from solo.utils.progress import Throughput, ThroughputBar
+from solo.monitoring.progress import Throughput, ThroughputBar
 
 pytestmark = pytest.mark.unit
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`python -m scripts.experiments.quickstart`: pretrain dense and sparse, evaluate, compare, report."""
+"""`python -m scripts.experiments.quickstart`: pretraining dense and sparse, evaluation, report."""
 
 from __future__ import annotations
 

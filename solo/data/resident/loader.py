@@ -24,8 +24,8 @@ from solo.data.pretrain_dataloader import prepare_datasets, require_full_batch
 from solo.data.resident.images import resident_images
 from solo.data.resident.memory import fits_on
 from solo.data.views.batched import BatchedViews
+from solo.monitoring.profiling import AUGMENTATION, section
 from solo.seeding import mix
-from solo.utils.profiling import AUGMENTATION, section
 
 
 class ResidentDataset(Dataset):

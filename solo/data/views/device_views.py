@@ -24,7 +24,7 @@ from solo.data.views.batched.crop import mirrored
 from solo.data.views.batched.operation import Operation, change_chosen
 from solo.data.views.batched.view import in_chunks
 from solo.data.views.tensor_crops import tensor_crop_of
-from solo.utils.profiling import AUGMENTATION, section
+from solo.monitoring.profiling import AUGMENTATION, section
 
 
 class Crop(NamedTuple):

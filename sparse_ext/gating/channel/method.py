@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from solo.errors import ConfigError
+from solo.utils import ranks
 from solo.utils.views import View
-from sparse_ext import distributed
 from sparse_ext.gating.branches import Pass
 from sparse_ext.gating.channel.blocks import GATED, GatedBlock, gate_block
 from sparse_ext.gating.channel.losses import bound_loss, budget_loss
@@ -71,7 +71,7 @@ class ChannelGating(GatingMethod):
         return terms  # type: ignore[return-value]
 
     def _budget(self, done: Pass) -> Tensor:
-        rho = distributed.mean_with_own_gradient(done.rho) if self.config.sync_flops else done.rho
+        rho = ranks.mean_with_own_gradient(done.rho) if self.config.sync_flops else done.rho
         return budget_loss(rho, self.config.budget, self.config.lamb)
 
     def gate_parameters(self, backbone: nn.Module) -> Iterable[nn.Parameter]:

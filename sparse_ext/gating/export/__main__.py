@@ -46,7 +46,7 @@ def _export(run: Path, output: Path, which: str) -> None:
     from solo.checkpoints.loading import rebuild
     from solo.data.catalogue import input_size
     from solo.errors import CheckpointError
-    from solo.utils.loggers import last_checkpoint
+    from solo.monitoring.loggers import last_checkpoint
     from sparse_ext.gating.export import export_gated, save_gated
 
     path = (last_checkpoint(run) if run.is_dir() else run) or run

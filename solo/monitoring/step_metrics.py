@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solo.utils.profiling import LOGGING, section
+from solo.monitoring.profiling import LOGGING, section
 
 # What Lightning assumes where a call of `log` says nothing.
 _UNSET = {

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from solo.errors import ConfigError
-from solo.utils.profiling import LOGGING, section
+from solo.monitoring.profiling import LOGGING, section
 
 FILE = "metrics.csv"
 
