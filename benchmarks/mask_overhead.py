@@ -36,8 +36,7 @@ from solo.losses.byol import byol_loss_func
 from solo.losses.simclr import simclr_loss_func
 from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
 from sparse_ext.callback import all_finite
-from sparse_ext.clock import Clock
-from sparse_ext.config import METHODS, SparseConfig, build
+from sparse_ext.config.sections import METHODS, SparseConfig, build
 from sparse_ext.constant import EpochMasks
 from sparse_ext.cost.live import CostMeter
 from sparse_ext.ema import MaskedEMA
@@ -47,6 +46,7 @@ from sparse_ext.methods.mcp import MCP
 from sparse_ext.methods.snip import SNIP
 from sparse_ext.methods.sr_ste import SRSTE
 from sparse_ext.registry import build_pruner, method_class
+from sparse_ext.schedules import Clock
 
 CLOCK = Clock(steps=195_000, epochs=1000, steps_per_epoch=195)
 GOAL, GOAL_OF_RARE, RARE = 0.03, 0.01, 1000

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sparse_ext.config import build
+from sparse_ext.config.sections import build
 from sparse_ext.coupling import CoupledUnits
 from sparse_ext.encoder import Encoder, patch
 from sparse_ext.export import OnnxEncoder, export_onnx, load_packed, save_packed, save_slim

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule
 
 from solo.errors import ConfigError
 from sparse_ext.callback import PruningCallback
-from sparse_ext.config import SparseConfig
+from sparse_ext.config.sections import SparseConfig
 from sparse_ext.encoder import patch
 from sparse_ext.fixed import FixedMasks
 

@@ -24,7 +24,7 @@ from solo.errors import CheckpointError
 from solo.monitoring.profiling import MASKS, section
 from solo.utils import ranks
 from sparse_ext import checks, distributed, resume, slimming
-from sparse_ext.config import SparseConfig
+from sparse_ext.config.sections import SparseConfig
 from sparse_ext.cost.live import CostMeter
 from sparse_ext.diagnostics import all_dead_filters, dead_filters, oscillation
 from sparse_ext.ema import install

@@ -11,11 +11,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from solo.errors import CheckpointError, ConfigError
-from sparse_ext.clock import Clock
-from sparse_ext.config import SparseConfig
+from sparse_ext.config.sections import SparseConfig
 from sparse_ext.encoder import Encoder
 from sparse_ext.functional import MARKER
 from sparse_ext.layers import Masked
+from sparse_ext.schedules import Clock
 
 UNSUPPORTED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 

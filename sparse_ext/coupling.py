@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import ConfigError
-from sparse_ext import allocation
+from sparse_ext.allocation import budgets
 from sparse_ext.channels import Channels, Space
-from sparse_ext.config import SparseConfig
+from sparse_ext.config.sections import SparseConfig
 from sparse_ext.encoder import Encoder
 from sparse_ext.functional import LatentEncoder
 from sparse_ext.granularity import Block, Granularity
@@ -189,7 +189,7 @@ class CoupledUnits(Units):
         for name, value in relative.items():
             allowed = value if eligible is None else value.where(eligible[name], -torch.inf)
             value[allowed.argmax()] = top
-        return allocation.global_topk(relative, self.budget(sparsity), eligible)
+        return budgets.global_topk(relative, self.budget(sparsity), eligible)
 
 
 def _reasons(channels: Channels, obstacle) -> list[str]:

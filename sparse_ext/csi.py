@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from solo.utils.ranks import share_value
-from sparse_ext.config import CSIConfig
+from sparse_ext.config.sections import CSIConfig
 
 WARMUP_EPOCHS = 10
 WARMUP_SHARE = 0.05

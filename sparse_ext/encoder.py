@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from solo.errors import CheckpointError, ConfigError, SoloError, did_you_mean
 from sparse_ext import patch as patching
-from sparse_ext.config import SparseConfig
+from sparse_ext.config.sections import SparseConfig
 from sparse_ext.granularity import parse
 from sparse_ext.layers import MASKED_TYPES, Masked
 from sparse_ext.masks import MaskSet, apply_new

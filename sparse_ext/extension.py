@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from solo import extensions
-from sparse_ext import config as schema
+from sparse_ext.config import sections as schema
 from sparse_ext.gating import config as gating
 from sparse_ext.gating.extension import GatingExtension
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparse_ext.spelling import Spelling, check_block, check_nm, read
+from sparse_ext.config.granularity_names import Spelling, check_block, check_nm, read
 
 
 class Granularity(ABC):
@@ -267,7 +267,7 @@ class Filter(Granularity):
 
 
 def parse(text: str | Granularity) -> Granularity:
-    """The granularity that `text` names (see `sparse_ext.spelling.read`).
+    """The granularity that `text` names (see `sparse_ext.config.granularity_names.read`).
 
     Args:
         text: as a user writes it; a `Granularity` comes back as it is.

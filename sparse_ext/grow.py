@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from sparse_ext.allocation import keep_topk
+from sparse_ext.allocation.budgets import keep_topk
 
 
 def drop_and_regrow(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from solo.errors import ConfigError
-from sparse_ext.config import SparseConfig
+from sparse_ext.config.sections import SparseConfig
 from sparse_ext.messages import log
 from sparse_ext.schedules import Ramp
 

@@ -21,12 +21,12 @@ from torch.optim import Optimizer
 
 from solo.errors import ConfigError
 from sparse_ext import distributed
-from sparse_ext.clock import Clock
-from sparse_ext.config import SparseConfig
+from sparse_ext.config.sections import SparseConfig
 from sparse_ext.encoder import Encoder
 from sparse_ext.functional import LatentEncoder
 from sparse_ext.messages import log
 from sparse_ext.pruner import Pruner
+from sparse_ext.schedules import Clock
 from sparse_ext.shrink import Report, shrink_
 from sparse_ext.units import Units
 

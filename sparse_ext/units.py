@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from sparse_ext import allocation
+from sparse_ext.allocation import budgets as allocation
 from sparse_ext.encoder import Encoder
 from sparse_ext.granularity import Element, Granularity, parse
 from sparse_ext.masks import MaskSet

@@ -158,7 +158,7 @@ def test_recipes_compose_and_ask_for_what_the_quickstart_promises(tmp_path):
     from omegaconf import OmegaConf
 
     from scripts.experiments.quickstart.baselines import compose
-    from sparse_ext.config import build
+    from sparse_ext.config.sections import build
 
     cfg = compose(plan.PRETRAIN, plan.SPARSE)
     sparse = build(OmegaConf.to_container(cfg.sparse))

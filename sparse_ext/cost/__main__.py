@@ -34,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(args: argparse.Namespace) -> str:
     from solo.checkpoints.loading import rebuild
     from solo.data.catalogue import input_size
-    from sparse_ext.cost.checkpoint import granularity, training_cost
-    from sparse_ext.cost.layers import count
     from sparse_ext.cost.memory import memory
+    from sparse_ext.cost.of_checkpoint import granularity, training_cost
+    from sparse_ext.cost.per_layer import count
     from sparse_ext.cost.text import describe
 
     backbone, run = rebuild(args.checkpoint, args.encoder)

@@ -9,15 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from solo.errors import ConfigError
-from sparse_ext.cost.layers import CostTable, count
-from sparse_ext.cost.training import training_ratios
+from sparse_ext.cost.conventions import training_ratios
+from sparse_ext.cost.per_layer import CostTable, count
 from sparse_ext.layers import Masked
 
 
 class CostMeter:
     """Adds up, over optimizer steps, the MACs that the masks of each step ask for.
 
-    The conventions of `sparse_ext.cost.training` are linear in these MACs, so two sums say what
+    The conventions of `sparse_ext.cost.conventions` are linear in these MACs, so two sums say what
     any of them makes of the run up to now, whatever path the masks took.
 
     Attributes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from sparse_ext.cost.layers import CostTable, LayerCost
+from sparse_ext.cost.per_layer import CostTable, LayerCost
 from sparse_ext.granularity import NM, Granularity, parse
 
 BYTES = 4  # of a float32

@@ -61,7 +61,7 @@ def slim(
     """
     from solo.checkpoints.loading import rebuild
     from solo.data.catalogue import input_size
-    from sparse_ext.cost.layers import count
+    from sparse_ext.cost.per_layer import count
 
     if multiple < 1:
         raise ConfigError(f"multiple={multiple}: widths are multiples of 1 or more.")

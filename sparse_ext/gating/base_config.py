@@ -6,7 +6,7 @@ from __future__ import annotations
 import typing
 from dataclasses import dataclass
 
-from sparse_ext import schema
+from sparse_ext.config import reading
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class GatingConfig:
     eval: str = ""
 
     def __post_init__(self):
-        schema.require_choice(f"gating.eval (of {self.name})", self.eval, self.BRANCHES)
+        reading.require_choice(f"gating.eval (of {self.name})", self.eval, self.BRANCHES)
 
     def for_run(self, momentum: bool) -> GatingConfig:
         """These settings, with what only the run's method decides filled in.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from solo.errors import ConfigError
-from sparse_ext import schema
+from sparse_ext.config import reading
 from sparse_ext.gating.base_config import GatingConfig
 from sparse_ext.gating.saliency.config import DGCConfig, FBSConfig
 from sparse_ext.gating.spatial.config import CDGConfig, CGNetConfig
@@ -109,10 +109,10 @@ METHODS: dict[str, type[GatingConfig]] = {
 
 
 def build(section: Any) -> GatingConfig:
-    """The checked configuration of a `gating:` section (see `sparse_ext.schema.build`)."""
-    return schema.build(section, "gating", METHODS)
+    """The checked configuration of a `gating:` section (see `sparse_ext.config.reading.build`)."""
+    return reading.build(section, "gating", METHODS)
 
 
 def store() -> None:
     """Register every method as an entry of Hydra's group `gating`; twice changes nothing."""
-    schema.store("gating", METHODS)
+    reading.store("gating", METHODS)

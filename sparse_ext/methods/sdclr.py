@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from solo.errors import ConfigError
-from sparse_ext import allocation
+from sparse_ext.allocation import budgets
 from sparse_ext.constant import EpochMasks
 from sparse_ext.encoder import Encoder
 from sparse_ext.functional import Branches, make_dual, make_functional
@@ -52,7 +52,7 @@ class SDCLR(EpochMasks):
 
     def smallest_out(self, encoder: Encoder, sparsity: float, eligible: Kept | None = None) -> Kept:
         """By magnitude over all layers together."""
-        return allocation.global_topk(self.magnitudes(encoder), self.budget(sparsity), eligible)
+        return budgets.global_topk(self.magnitudes(encoder), self.budget(sparsity), eligible)
 
 
 def _double_norms(module: nn.Module) -> None:

@@ -101,7 +101,7 @@ def cost_cards(page: Page, log: RunLog) -> None:
 def training_card(page: Page, log: RunLog, ratios: Mapping[str, float]) -> None:
     """Add the modelled training cost of a sparse run relative to a dense one."""
     if ratios:
-        from sparse_ext.cost.training import CONVENTIONS, SHARED_CONVENTIONS
+        from sparse_ext.cost.conventions import CONVENTIONS, SHARED_CONVENTIONS
 
         meaning = CONVENTIONS if "sparse/momentum_sparsity" in log else SHARED_CONVENTIONS
         rows = [(key, f"{value:.3f}", meaning[key]) for key, value in ratios.items()]
@@ -121,7 +121,7 @@ def checkpoint_costs(log: RunLog) -> dict[str, CostTable]:
         CheckpointError: the checkpoint and args.json do not fit together.
     """
     from solo.utils.checkpointer import last_checkpoint
-    from sparse_ext.cost.checkpoint import measure
+    from sparse_ext.cost.of_checkpoint import measure
 
     path = last_checkpoint(log.folder)
     if path is None or not log.args:
@@ -173,7 +173,7 @@ def _short(value: Any) -> str:
 def _sparsity(section: Any) -> str:
     if not section:
         return "dense"
-    from sparse_ext.config import build
+    from sparse_ext.config.sections import build
 
     config = build(section)
     first, last = config.momentum

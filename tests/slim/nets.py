@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from solo.backbones import build_encoder
-from sparse_ext.config import build
+from sparse_ext.config.sections import build
 from sparse_ext.encoder import masked_layers, patch
 
 SECTION = {"name": "gmp", "granularity": "filter", "final": 0.5}

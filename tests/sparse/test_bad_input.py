@@ -8,7 +8,7 @@ from torch import nn
 
 from solo.errors import CheckpointError, ConfigError
 from sparse_ext import sparsify
-from sparse_ext.config import METHODS, build
+from sparse_ext.config.sections import METHODS, build
 from tests.sparse.test_methods import NM_ONLY, PAIR_ONLY, SHARED_ONLY, Views
 from tests.sparse.toys import data, trainer
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from solo.utils.lars import LARS
 from sparse_ext import sparsify
-from sparse_ext.config import build
+from sparse_ext.config.sections import build
 from sparse_ext.encoder import Encoder, patch, states_of
 from tests.sparse.runs import FAST, OPTIMIZERS, fit
 from tests.sparse.toys import Toy, data, toy, trainer

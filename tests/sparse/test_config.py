@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 import sparse_ext
 from solo.errors import ConfigError
-from sparse_ext.config import SyncCPConfig, build, to_dict
+from sparse_ext.config.sections import SyncCPConfig, build, to_dict
 from sparse_ext.extension import register
 
 pytestmark = pytest.mark.unit

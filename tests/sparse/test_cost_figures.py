@@ -13,7 +13,7 @@ import torchvision
 from scipy.interpolate import PchipInterpolator
 from torch import nn
 
-from sparse_ext import allocation
+from sparse_ext.allocation import budgets
 from sparse_ext.cost import count, memory, training_ratios
 from sparse_ext.layers import mask_module
 
@@ -87,13 +87,13 @@ def test_the_absolute_training_cost_of_synccp_fits_no_convention():
 )
 def test_inference_of_erk_as_rigl_prints_it(sparsity, rigl):
     ours = {0.8: 0.414, 0.9: 0.242, 0.95: 0.122, 0.965: 0.085}[sparsity]
-    found = ratio(resnet50(), allocation.erk, 1 - sparsity)
+    found = ratio(resnet50(), budgets.erk, 1 - sparsity)
     assert found == pytest.approx(ours, abs=2e-3)
     assert found == pytest.approx(rigl, abs=7e-3)
 
 
 def test_inference_of_erk_and_uniform_on_both_networks():
-    erk, uniform = allocation.erk, allocation.uniform
+    erk, uniform = budgets.erk, budgets.uniform
     table = resnet50()
     for density, expected in ((0.2, 0.407), (0.1, 0.236), (0.5, 0.712)):
         assert ratio(table, erk, density, ("fc",)) == pytest.approx(expected, abs=1e-3)

@@ -8,7 +8,8 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from sparse_ext import sparsify
-from sparse_ext.cost import CostMeter, count, memory
+from sparse_ext.cost import count, memory
+from sparse_ext.cost.live import CostMeter
 from sparse_ext.cost.live import image_shape
 from sparse_ext.diagnostics import all_dead_filters, dead_filters, oscillation
 from sparse_ext.layers import mask_module

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from sparse_ext.allocation import global_topk
-from sparse_ext.config import CSIConfig
+from sparse_ext.allocation.budgets import global_topk
+from sparse_ext.config.sections import CSIConfig
 from sparse_ext.csi import CSI, Comparison, compare
 
 pytestmark = pytest.mark.unit

@@ -7,7 +7,7 @@ from torch import distributed as dist
 from torch import nn
 
 from sparse_ext import sparsify
-from sparse_ext.config import build
+from sparse_ext.config.sections import build
 from sparse_ext.encoder import patch
 from sparse_ext.functional import DualBatchNorm2d
 from sparse_ext.probe import Probe

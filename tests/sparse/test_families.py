@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from solo.backbones import build_encoder
-from sparse_ext.config import build
+from sparse_ext.config.sections import build
 from sparse_ext.cost import count
 from sparse_ext.encoder import Encoder, patch, selection
 from sparse_ext.extension import register

@@ -8,7 +8,7 @@ from torch import nn
 from solo.errors import ConfigError
 from solo.utils.views import encoding
 from sparse_ext import sparsify
-from sparse_ext.config import build
+from sparse_ext.config.sections import build
 from sparse_ext.encoder import Encoder, patch
 from sparse_ext.functional import (
     ALWAYS,

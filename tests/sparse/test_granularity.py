@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from solo.errors import ConfigError
-from sparse_ext.allocation import global_topk, keep_topk
+from sparse_ext.allocation.budgets import global_topk, keep_topk
 from sparse_ext.granularity import NM, Block, Element, Filter, parse
 from sparse_ext.masks import MaskSet
 from sparse_ext.select import select

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from sparse_ext.clock import Clock
-from sparse_ext.config import build
+from sparse_ext.config.sections import build
 from sparse_ext.messages import listen, log
+from sparse_ext.schedules import Clock
 from tests.sparse.toys import pruner_of
 
 pytestmark = pytest.mark.unit

@@ -12,7 +12,7 @@ from torch import nn
 from solo.errors import ConfigError
 from solo.utils.views import encoding
 from sparse_ext import sparsify
-from sparse_ext.config import METHODS
+from sparse_ext.config.sections import METHODS
 from tests.sparse.toys import Toy, data, trainer
 
 pytestmark = pytest.mark.unit

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from solo.errors import CheckpointError, ConfigError
-from sparse_ext import allocation, sparsify
-from sparse_ext.config import build
+from sparse_ext import sparsify
+from sparse_ext.allocation import budgets
+from sparse_ext.config.sections import build
 from sparse_ext.granularity import NM
 from tests.sparse.toys import data, pruner_of, toy, trainer
 
@@ -31,7 +32,7 @@ def test_oneshot_prunes_once(prune_at, when, rule):
         threshold = np.sort(flat)[::-1][pruner.kept[0] - 1]
         expected = {name: w >= threshold for name, w in dense.items()}
     else:
-        counts = allocation.uniform(pruner.online.masks.shapes, 0.25)
+        counts = budgets.uniform(pruner.online.masks.shapes, 0.25)
         expected = {k: w >= np.sort(w.ravel())[::-1][counts[k] - 1] for k, w in dense.items()}
     for name, mask in pruner.online.masks.items():
         assert np.array_equal(mask.numpy(), expected[name])

@@ -11,7 +11,7 @@ from solo.errors import ConfigError
 from solo.utils.lars import LARS
 from sparse_ext import sparsify
 from sparse_ext.checks import UNSUPPORTED
-from sparse_ext.config import METHODS
+from sparse_ext.config.sections import METHODS
 from sparse_ext.fixed import FixedMasks
 from tests.sparse.amp import ScaledFloat32
 from tests.sparse.test_methods import SHARED_ONLY, Budgets, Views, counting

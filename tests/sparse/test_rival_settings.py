@@ -4,7 +4,7 @@
 import pytest
 
 from solo.errors import ConfigError
-from sparse_ext.config import METHODS, build
+from sparse_ext.config.sections import METHODS, build
 
 pytestmark = pytest.mark.unit
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_ext import allocation, sparsify
-from sparse_ext.config import build
+from sparse_ext import sparsify
+from sparse_ext.allocation import budgets
+from sparse_ext.config.sections import build
 from sparse_ext.constant import drop_fraction
 from sparse_ext.encoder import states_of
 from sparse_ext.schedules import cubic
@@ -56,7 +57,7 @@ def test_rigl_updates_equal_brute_force():
     pruner = pruner_of(config, shared=True)
     pruner.start()
     counts = {n: int(m.sum()) for n, m in pruner.online.masks.items()}
-    assert counts == allocation.erk(pruner.online.masks.shapes, 1 - 0.7)
+    assert counts == budgets.erk(pruner.online.masks.shapes, 1 - 0.7)
     assert list(counts) == ["0", "3", "5", "9"]
     updates = 0
     for t in range(100):
@@ -82,7 +83,7 @@ def test_rigl_updates_equal_brute_force():
 def test_rigl_defaults():
     assert (build("rigl").update_period, build("rigl").drop_start) == (None, 0.3)
     assert pruner_of(build("rigl")).period == 1
-    from sparse_ext.clock import Clock
+    from sparse_ext.schedules import Clock
 
     assert pruner_of(build("rigl"), Clock(195_000, 1000, 195)).period == 100
     assert pruner_of(build("rigl_itop"), Clock(195_000, 1000, 195)).period == 1000
@@ -204,7 +205,7 @@ def test_granet_ssl_starts_dense_and_its_gap_grows():
     assert gaps[0] == 0
     assert all(b > a - 2 / n for a, b in pairwise(gaps))
     assert gaps[-1] == pytest.approx(0.3, abs=2 / n)
-    largest = allocation.global_topk(pruner.magnitudes(pruner.momentum), pruner.kept[1])
+    largest = budgets.global_topk(pruner.magnitudes(pruner.momentum), pruner.kept[1])
     assert all(torch.equal(largest[k], m) for k, m in pruner.momentum.masks.items())
 
 
@@ -222,7 +223,7 @@ def test_random_masks(rule):
     if rule == "global":
         assert all(abs(c / online[k].numel() - 0.1) < 0.1 for k, c in counts.items())
     else:
-        assert counts == getattr(allocation, rule)(online.shapes, 0.1)
+        assert counts == getattr(budgets, rule)(online.shapes, 0.1)
     magnitude = torch.cat([w.flatten() for w in pruner.online.latents.values()]).abs()
     chosen = torch.cat([m.flatten() for m in online.values()])
     assert magnitude[chosen].min() < magnitude.median() < magnitude[chosen].max()

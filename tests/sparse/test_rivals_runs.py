@@ -7,9 +7,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from solo.utils.views import encoding
 from sparse_ext import sparsify
+from sparse_ext.config.sections import FIXED, GROWING
 from sparse_ext.extension import register
-from sparse_ext.fixed_config import FIXED
-from sparse_ext.growing_config import GROWING
 from tests.sparse.test_resume import Forward, Recording, everything
 from tests.sparse.toys import data, trainer
 

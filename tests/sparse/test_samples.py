@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from solo.errors import ConfigError
 from sparse_ext import samples, sparsify
-from sparse_ext.config import build
+from sparse_ext.config.sections import build
 from tests.sparse.toys import tiny_net, trainer
 
 pytestmark = pytest.mark.unit

@@ -9,7 +9,7 @@ from torch import nn
 
 from solo.errors import ConfigError
 from sparse_ext import scorers
-from sparse_ext.allocation import keep_topk
+from sparse_ext.allocation.budgets import keep_topk
 
 pytestmark = pytest.mark.unit
 

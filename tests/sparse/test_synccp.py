@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sparse_ext import resume
-from sparse_ext.clock import Clock
-from sparse_ext.config import build
+from sparse_ext.config.sections import build
+from sparse_ext.schedules import Clock
 from tests.sparse.toys import pruner_of
 
 pytestmark = pytest.mark.unit

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_ext import allocation
-from sparse_ext.clock import Clock
-from sparse_ext.config import build
+from sparse_ext.allocation import budgets
+from sparse_ext.config.sections import build
 from sparse_ext.csi import compare
+from sparse_ext.schedules import Clock
 from tests.sparse.test_synccp import RAMPING, started
 from tests.sparse.toys import pruner_of
 
@@ -144,7 +144,7 @@ def test_initial_masks_are_nested_erk_on_groups(granularity):
     assert not any((online[name] & ~momentum[name]).any() for name in online)
     groups = {name: len(row) for name, row in whole(online, granularity).items()}
     counts = {name: int(row.sum()) for name, row in whole(online, granularity).items()}
-    assert counts == allocation.erk(online.shapes, 0.5, groups)
+    assert counts == budgets.erk(online.shapes, 0.5, groups)
     if ":" in granularity:
         rows = cut(online["5"].numpy(), granularity)
         patterns = {tuple(np.flatnonzero(row)) for row in rows if not row.all()}

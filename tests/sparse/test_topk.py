@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from solo.errors import ConfigError, NonFiniteError
-from sparse_ext.allocation import global_topk, keep_topk
+from sparse_ext.allocation.budgets import global_topk, keep_topk
 
 pytestmark = pytest.mark.unit
 

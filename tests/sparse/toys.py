@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from solo.utils.momentum import MomentumUpdater
-from sparse_ext.clock import Clock
 from sparse_ext.encoder import Encoder, patch
 from sparse_ext.registry import build_pruner, method_class
+from sparse_ext.schedules import Clock
 
 warnings.filterwarnings("ignore", module="lightning")
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What a trained encoder is compared with, by the same protocols.
 
-    python -m scripts.experiments.quickstart.baselines FOLDER [--pretrain KEY=VALUE ...] [--linear ...]
+    python -m scripts.experiments.quickstart.baselines FOLDER [--pretrain KEY=VALUE ...]
+        [--linear KEY=VALUE ...]
 
 Writes the untrained encoder as the pretraining recipe builds it, as a run folder that the
 evaluation programs take like any other, and evaluates raw pixels.

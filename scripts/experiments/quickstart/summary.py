@@ -44,7 +44,7 @@ ABOUT = {
     "*.encoder_bytes": "online encoder alone; sparse: kept values and one bit per weight",
     "*.pretrain_seconds": "wall time, dense and sparse side by side on the same machine",
     "sparse.training_cost_*": "modelled training MACs over those of the dense run, by convention "
-    "A, B, C of sparse_ext.cost.training",
+    "A, B, C of sparse_ext.cost.conventions",
     "checks.*": "linear_acc1: margins in points over raw pixels and random encoder, dense - sparse",
 }
 MARGIN, NEAR = 40.0, 5.0  # points

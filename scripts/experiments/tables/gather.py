@@ -88,11 +88,11 @@ def _measured(row: Row, options: Options, path: Path) -> dict[str, Any]:
 
 
 def _training_costs(row: Row, path: Path) -> dict[str, float]:
-    from sparse_ext.cost.training import CONVENTIONS
+    from sparse_ext.cost.conventions import CONVENTIONS
 
     if row.method is None:
         return {f"training_cost_{name}": 1.0 for name in CONVENTIONS}
-    from sparse_ext.cost.checkpoint import training_cost
+    from sparse_ext.cost.of_checkpoint import training_cost
 
     return {f"training_cost_{k}": v for k, v in training_cost(path).items()}
 
@@ -183,7 +183,7 @@ def _costs(path: Path, log: RunLog) -> dict[str, Any]:
     from solo.checkpoints.loading import rebuild
     from solo.data.catalogue import input_size
     from sparse_ext.cost import count, memory
-    from sparse_ext.cost.checkpoint import granularity
+    from sparse_ext.cost.of_checkpoint import granularity
 
     backbone, args = rebuild(path)
     table = count(backbone, input_size(args))

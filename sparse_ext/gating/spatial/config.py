@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from solo.errors import ConfigError
-from sparse_ext import schema
+from sparse_ext.config import reading
 from sparse_ext.gating.base_config import GatingConfig
 
 TILE = 8  # output channels that share a decision with `structured`: K = 8x1x1
@@ -58,9 +58,9 @@ class CGNetConfig(GatingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        schema.require_choice("gating.target_mode", self.target_mode, ("threshold", "sparsity"))
-        schema.require_choice("gating.reg", self.reg, ("squared", "l2"))
-        schema.require_choice("gating.norm", self.norm, ("batch", "instance"))
+        reading.require_choice("gating.target_mode", self.target_mode, ("threshold", "sparsity"))
+        reading.require_choice("gating.reg", self.reg, ("squared", "l2"))
+        reading.require_choice("gating.norm", self.norm, ("batch", "instance"))
         if self.groups < 2:
             raise ConfigError(f"gating.groups={self.groups} must be at least 2 (2, 4, 8 usually).")
         if self.alpha <= 0 or self.lamb < 0:
@@ -104,7 +104,7 @@ class CDGConfig(CGNetConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        schema.require_choice("gating.split", self.split, ("auto", "view", "encoder"))
+        reading.require_choice("gating.split", self.split, ("auto", "view", "encoder"))
         if self.overlap not in (0, 50, 75, 100):
             raise ConfigError(f"gating.overlap={self.overlap} must be 0, 50, 75 or 100 (per cent).")
         if self.overlap in (50, 75) and self.groups != 4:

@@ -11,7 +11,7 @@ from torch import nn
 
 from solo.errors import ConfigError
 from sparse_ext.attach import attach
-from sparse_ext.config import build as build_config
+from sparse_ext.config.sections import build as build_config
 from sparse_ext.granularity import Block
 from sparse_ext.kernels import (
     BlockConv2d,

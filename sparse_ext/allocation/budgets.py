@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 
 from solo.errors import ConfigError
-from sparse_ext.topk import global_topk, keep_topk
+from sparse_ext.allocation.topk import global_topk, keep_topk
 
 __all__ = [
     "budget",

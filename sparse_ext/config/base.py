@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from solo.errors import ConfigError, did_you_mean
-from sparse_ext.spelling import read as read_granularity
+from sparse_ext.config.granularity_names import read as read_granularity
 
 #: how densities are dealt out to layers
 ALLOCATIONS = ("erk", "er", "uniform")
@@ -195,3 +195,27 @@ def refuse_unused(config: Any, *keys: str, why: str) -> None:
                 f"sparse.{key}={getattr(config, key)} has no effect on {config.name}: {why}. "
                 f"Leave it out."
             )
+
+
+def _fractions(config: Any, *keys: str) -> None:
+    for key in keys:
+        if not 0 <= getattr(config, key) < 1:
+            raise ConfigError(f"sparse.{key}={getattr(config, key)} must be in [0, 1).")
+
+
+@dataclass(frozen=True)
+class FixedConfig(ConstantConfig):
+    """Masks that do not depend on an update period."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        refuse_unused(self, "update_period", why="nothing happens every so many steps")
+
+
+def _all_nm(config: Any) -> None:
+    if not config.some_survive or config.final != 1:
+        raise ConfigError(
+            f"sparse.name={config.name} makes every group N:M: sparse.granularity="
+            f"{config.granularity} with sparse.final={config.final} is not for it. Set a "
+            f"granularity such as 2:4, and leave sparse.final out."
+        )

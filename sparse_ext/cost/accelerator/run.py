@@ -10,7 +10,7 @@ from typing import Any
 from solo.checkpoints.loading import read_checkpoint, rebuild
 from solo.data.catalogue import input_size
 from solo.errors import CheckpointError
-from sparse_ext.cost import cycle_model
+from sparse_ext.cost.accelerator import cycle_model
 from sparse_ext.encoder import masked_layers
 from sparse_ext.granularity import Block
 from sparse_ext.units import Units

@@ -9,16 +9,24 @@ works behind any YAML. Importing this module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from solo.errors import ConfigError, did_you_mean
-from sparse_ext.base_config import SparseConfig, require_choice
-from sparse_ext.fixed_config import FIXED
-from sparse_ext.growing_config import GROWING
-from sparse_ext.spelling import spoken
-from sparse_ext.synccp_config import CSIConfig, SyncCPConfig
-from sparse_ext.typed import fill
+from sparse_ext.config.base import SparseConfig
+from sparse_ext.config.gradual import GMPConfig, GraNetConfig, GraNetSSLConfig
+from sparse_ext.config.granularity_names import spoken
+from sparse_ext.config.living_weights import MCPConfig, SDCLRConfig, SDConfig, SRSTEConfig
+from sparse_ext.config.pruned_once import (
+    ASPConfig,
+    GraSPConfig,
+    OneShotConfig,
+    RandomConfig,
+    SNIPConfig,
+)
+from sparse_ext.config.reading import fill
+from sparse_ext.config.rigl import RigLConfig, RigLITOPConfig
+from sparse_ext.config.synccp import CSIConfig, SyncCPConfig
 
 __all__ = [
     "METHODS",
@@ -33,29 +41,25 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class GMPConfig(SparseConfig):
-    """Gradual magnitude pruning: cubic ramp, smallest weights first, nothing comes back.
+GROWING: dict[str, type[SparseConfig]] = {
+    "granet": GraNetConfig,
+    "granet_ssl": GraNetSSLConfig,
+    "rigl": RigLConfig,
+    "rigl_itop": RigLITOPConfig,
+}
 
-    Attributes:
-        ramp_start: fraction of the run at which the ramp starts.
-        allocation: `global` compares weights of all layers; `erk`, `er` and `uniform` give every
-            layer its budget and compare within it.
-    """
 
-    name: str = "gmp"
-    ramp_start: float = 0.0
-    allocation: str = "global"
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_choice("allocation", self.allocation, ("global", "erk", "er", "uniform"))
-        if not 0 <= self.ramp_start < self.ramp_end:
-            raise ConfigError(
-                f"sparse.ramp_start={self.ramp_start} must be at least 0 and before "
-                f"sparse.ramp_end={self.ramp_end} (fractions of the run)."
-            )
-
+FIXED: dict[str, type[SparseConfig]] = {
+    "random": RandomConfig,
+    "oneshot": OneShotConfig,
+    "snip": SNIPConfig,
+    "grasp": GraSPConfig,
+    "asp": ASPConfig,
+    "sr_ste": SRSTEConfig,
+    "sd": SDConfig,
+    "sdclr": SDCLRConfig,
+    "mcp": MCPConfig,
+}
 
 METHODS: dict[str, type[SparseConfig]] = {
     "synccp": SyncCPConfig,

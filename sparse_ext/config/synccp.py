@@ -8,7 +8,7 @@ import typing
 from dataclasses import dataclass, field
 
 from solo.errors import ConfigError
-from sparse_ext.base_config import SparseConfig, clean, derive, require_choice
+from sparse_ext.config.base import SparseConfig, clean, derive, require_choice
 
 TOLERANCE = 1e-9  # of a difference of two sparsities that must equal `gap`
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from sparse_ext.cost.layers import COUNTED
+from sparse_ext.cost.per_layer import COUNTED
 from sparse_ext.encoder import masked_layers, unwrapped
 from sparse_ext.granularity import Block
 from sparse_ext.schedules import cubic

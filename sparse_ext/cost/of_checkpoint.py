@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from solo.checkpoints.loading import read_checkpoint, rebuild
 from solo.data.catalogue import input_size
-from sparse_ext.cost.layers import CostTable, count
-from sparse_ext.cost.training import training_ratios
+from sparse_ext.cost.conventions import training_ratios
+from sparse_ext.cost.per_layer import CostTable, count
 
 if TYPE_CHECKING:
     pass

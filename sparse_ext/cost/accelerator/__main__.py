@@ -4,7 +4,7 @@
     python3 -m sparse_ext.cost.accelerator CHECKPOINT
 
 The paper prints speed-ups of 1.74 and 1.91 of an accelerator of which little is published: see
-`sparse_ext.cost.cycle_model` for what is counted and what is assumed.
+`sparse_ext.cost.accelerator.cycle_model` for what is counted and what is assumed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from sparse_ext.cost.accelerator_run import load
-from sparse_ext.cost.cycle_model import Machine, speed_up
+from sparse_ext.cost.accelerator.cycle_model import Machine, speed_up
+from sparse_ext.cost.accelerator.run import load
 
 PAPER = {0.8: 1.74, 0.9: 1.91}  # BYOL, ResNet-18, CIFAR-10: final sparsity -> speed-up (Table 7)
 
