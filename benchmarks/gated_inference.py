@@ -29,7 +29,7 @@ from solo.backbones.build import adapt_resnet
 from solo.checkpoints.loading import rebuild
 from solo.data.catalogue import input_size
 from solo.monitoring.loggers import last_checkpoint
-from sparse_ext.gating.config import build
+from sparse_ext.gating.config.sections import build
 from sparse_ext.gating.encoder import choose, gating_of, patch
 from sparse_ext.gating.export import export_gated
 

@@ -40,8 +40,9 @@ from sparse_ext.config.sections import METHODS, SparseConfig, build
 from sparse_ext.constant import EpochMasks
 from sparse_ext.cost.live import CostMeter
 from sparse_ext.ema import MaskedEMA
-from sparse_ext.encoder import Encoder, masked, patch
-from sparse_ext.functional import Functional
+from sparse_ext.masks.encoder import Encoder, masked
+from sparse_ext.masks.living_weights import Functional
+from sparse_ext.masks.masking import patch
 from sparse_ext.methods.mcp import MCP
 from sparse_ext.methods.snip import SNIP
 from sparse_ext.methods.sr_ste import SRSTE

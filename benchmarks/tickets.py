@@ -20,7 +20,7 @@ import torch
 from omegaconf import OmegaConf
 
 from solo.backbones import build_encoder
-from sparse_ext.masks import MaskSet
+from sparse_ext.masks.mask_set import MaskSet
 from sparse_ext.tickets import imp, store
 from sparse_ext.tickets.load import load_ticket
 from sparse_ext.tickets.sweep import next_masks

@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule
 from solo.errors import ConfigError
 from sparse_ext.callback import PruningCallback
 from sparse_ext.config.sections import SparseConfig
-from sparse_ext.encoder import patch
 from sparse_ext.fixed import FixedMasks
+from sparse_ext.masks.masking import patch
 
 
 class _Callbacks:

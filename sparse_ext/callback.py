@@ -28,8 +28,10 @@ from sparse_ext.config.sections import SparseConfig
 from sparse_ext.cost.live import CostMeter
 from sparse_ext.diagnostics import all_dead_filters, dead_filters, oscillation
 from sparse_ext.ema import install
-from sparse_ext.encoder import Encoder, selection, unwrapped
 from sparse_ext.kernels import training as kernels
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.masked_layers import unwrapped
+from sparse_ext.masks.masking import selection
 from sparse_ext.messages import log
 from sparse_ext.probe import Probe
 from sparse_ext.pruner import Pruner

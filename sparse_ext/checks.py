@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from solo.errors import CheckpointError, ConfigError
 from sparse_ext.config.sections import SparseConfig
-from sparse_ext.encoder import Encoder
-from sparse_ext.functional import MARKER
-from sparse_ext.layers import Masked
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.living_weights import MARKER
+from sparse_ext.masks.masked_layers import Masked
 from sparse_ext.schedules import Clock
 
 UNSUPPORTED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")

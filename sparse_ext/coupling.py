@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from solo.errors import ConfigError
 from sparse_ext.allocation import budgets
-from sparse_ext.channels import Channels, Space
 from sparse_ext.config.sections import SparseConfig
-from sparse_ext.encoder import Encoder
-from sparse_ext.functional import LatentEncoder
-from sparse_ext.granularity import Block, Granularity
+from sparse_ext.masks.channels.tracing import Channels, Space
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.granularity import Block, Granularity
+from sparse_ext.masks.living_weights import LatentEncoder
 from sparse_ext.units import Kept, Units
 
 

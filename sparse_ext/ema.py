@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from solo.utils.momentum import MomentumUpdater
-from sparse_ext.encoder import masked_layers, switch_off_
+from sparse_ext.masks.encoder import switch_off_
+from sparse_ext.masks.masked_layers import masked_layers
 
 
 class MaskedEMA(MomentumUpdater):

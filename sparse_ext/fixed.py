@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from sparse_ext.checks import check_strategy, only_optimizer
-from sparse_ext.encoder import Encoder
 from sparse_ext.kernels import needs_dense_gradients
+from sparse_ext.masks.encoder import Encoder
 
 
 class FixedMasks(Callback):

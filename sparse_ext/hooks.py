@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparse_ext.encoder import Encoder
+from sparse_ext.masks.encoder import Encoder
 
 
 class Hooks:
@@ -19,7 +19,7 @@ class Hooks:
         scores_gradients: whether the running mean of |gradient| is kept for the online encoder.
         needs_data: whether the initial masks depend on a batch; `look` then comes before `start`.
         stores_zeros: whether pruned weights are stored as zero; False for methods with one latent
-            weight under several masks (see `sparse_ext.functional`).
+            weight under several masks (see `sparse_ext.masks.living_weights`).
         regrow_init: start value of a regrown weight, `zero` or `latent`.
     """
 

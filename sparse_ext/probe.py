@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 from solo.errors import ConfigError
 from solo.utils import ranks
 from sparse_ext import samples
-from sparse_ext.encoder import masked_layers
+from sparse_ext.masks.masked_layers import masked_layers
 
 Loss = Callable[[], Tensor]
 

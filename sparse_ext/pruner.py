@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 
 from solo.errors import ConfigError
 from sparse_ext import coupling, room
-from sparse_ext.encoder import Encoder, InvariantError
 from sparse_ext.hooks import Hooks
+from sparse_ext.masks.encoder import Encoder, InvariantError
 from sparse_ext.messages import log
 from sparse_ext.schedules import Clock, Ramp, cubic, default_period
 from sparse_ext.units import Kept, Units

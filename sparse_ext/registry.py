@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from sparse_ext.config.sections import SparseConfig
-from sparse_ext.encoder import Encoder
+from sparse_ext.masks.encoder import Encoder
 from sparse_ext.messages import listen
 from sparse_ext.pruner import Pruner
 from sparse_ext.schedules import Clock

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo.errors import CheckpointError
-from sparse_ext.granularity import parse
+from sparse_ext.masks.granularity import parse
 from sparse_ext.pruner import Pruner
 from sparse_ext.schedules import Ramp
 

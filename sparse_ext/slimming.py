@@ -5,8 +5,8 @@ From `sparse.slim_at` on, before a batch and again after every update period: ch
 have emptied in *all* encoders are removed from all of them, with their optimizer state. The loss of
 the step is the same with and without them, because a channel only goes if every layer that reads it
 has masked it, or sees a constant in train mode: 0 exactly (batch norm's beta is not positive before
-a ReLU), or one that another channel can carry (`sparse_ext.shrink`). Evaluation stays the same too,
-because train and eval mode must agree on the constant: the running statistics of an emptied
+a ReLU), or one that another channel can carry (`sparse_ext.masks.channels.removal`).
+Evaluation stays the same too, because train and eval mode must agree on the constant: the running statistics of an emptied
 channel approach (0, 0) at batch norm's momentum. Channels that do not qualify yet may the next
 time. Later steps differ where a rule looks at whole tensors (LARS, norms of clipped gradients), and
 where several constants have become one.
@@ -22,12 +22,12 @@ from torch.optim import Optimizer
 from solo.errors import ConfigError
 from sparse_ext import distributed
 from sparse_ext.config.sections import SparseConfig
-from sparse_ext.encoder import Encoder
-from sparse_ext.functional import LatentEncoder
+from sparse_ext.masks.channels.removal import Report, shrink_
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.living_weights import LatentEncoder
 from sparse_ext.messages import log
 from sparse_ext.pruner import Pruner
 from sparse_ext.schedules import Clock
-from sparse_ext.shrink import Report, shrink_
 from sparse_ext.units import Units
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sparse_ext.allocation import budgets as allocation
-from sparse_ext.encoder import Encoder
-from sparse_ext.granularity import Element, Granularity, parse
-from sparse_ext.masks import MaskSet
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.granularity import Element, Granularity, parse
+from sparse_ext.masks.mask_set import MaskSet
 
 Kept = dict[str, Tensor]  # layer -> bool per unit, 1 = kept
 

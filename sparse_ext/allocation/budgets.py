@@ -3,8 +3,8 @@
 
 `erk`, `er` and `uniform` turn one density into a budget per layer; `keep_topk` and `global_topk`
 turn scores into masks that hold exactly the budget, ties resolved by layer order and lowest flat
-index. Units may also be groups of weights (see `sparse_ext.granularity`): pass their number per
-layer as `sizes`, and scores per group.
+index. Units may also be groups of weights (see `sparse_ext.masks.granularity`): pass their number
+per layer as `sizes`, and scores per group.
 """
 
 from __future__ import annotations

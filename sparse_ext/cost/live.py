@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from solo.errors import ConfigError
 from sparse_ext.cost.conventions import training_ratios
 from sparse_ext.cost.per_layer import CostTable, count
-from sparse_ext.layers import Masked
+from sparse_ext.masks.masked_layers import Masked
 
 
 class CostMeter:
@@ -123,8 +123,8 @@ class _Watched:
 def _used(layer: nn.Module) -> tuple[float, float]:
     """Weights that evaluation and a training pass use: kept ones, in an unmasked branch all.
 
-    With several branches (`sparse_ext.functional`) a training pass is the mean of the first view
-    and the others, which is that of two views.
+    With several branches (`sparse_ext.masks.living_weights`) a training pass is the mean of the
+    first view and the others, which is that of two views.
     """
     mask: Tensor = layer.mask  # type: ignore[assignment]
     kept, branches = int(mask.count_nonzero()), getattr(layer, "branches", None)

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from sparse_ext.cost.per_layer import CostTable, LayerCost
-from sparse_ext.granularity import NM, Granularity, parse
+from sparse_ext.masks.granularity import NM, Granularity, parse
 
 BYTES = 4  # of a float32
 

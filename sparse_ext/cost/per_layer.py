@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import ConfigError
-from sparse_ext.functional import second_sets
+from sparse_ext.masks.dual_norms import second_sets
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -248,7 +248,7 @@ def _prunable_names(model: nn.Module) -> set[str]:
     masked = {name for name, m in model.named_modules() if getattr(m, "mask", None) is not None}
     if masked:
         return masked
-    from sparse_ext.select import prunable
+    from sparse_ext.masks.prunable import prunable
 
     try:
         return set(prunable(model))

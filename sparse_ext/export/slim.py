@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError, ConfigError
-from sparse_ext import maskfile
-from sparse_ext.channels import Channels
-from sparse_ext.encoder import SIDE_BUFFERS
-from sparse_ext.shrink import Report, shrink_
+from sparse_ext.masks import files as maskfile
+from sparse_ext.masks.channels.removal import Report, shrink_
+from sparse_ext.masks.channels.tracing import Channels
+from sparse_ext.masks.encoder import SIDE_BUFFERS
 
 FORMAT = "sparse_ext.slim/1"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from solo import extensions
 from solo.errors import ConfigError
 from sparse_ext.config import reading
-from sparse_ext.gating import config as settings
+from sparse_ext.gating.config import sections as settings
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule
@@ -118,7 +118,7 @@ class GatingExtension(extensions.Extension):
 
     def losses(self, module: LightningModule, views: Sequence[Tensor]) -> dict[str, Tensor]:
         """The method's further losses, as `gating/<name>`."""
-        from sparse_ext.gating.training import losses
+        from sparse_ext.gating.step import losses
 
         return losses(module, views)
 
@@ -132,7 +132,7 @@ class GatingExtension(extensions.Extension):
         self, backbone: nn.Module, group: Mapping[str, Any]
     ) -> list[Mapping[str, Any]]:
         """The encoder's group, and one of its gates with options of their own."""
-        from sparse_ext.gating.training import parameter_groups
+        from sparse_ext.gating.step import parameter_groups
 
         return parameter_groups(backbone, group)
 

@@ -7,7 +7,7 @@ comes back. A momentum encoder is pruned by the magnitudes of its own latents.
 
 from __future__ import annotations
 
-from sparse_ext.encoder import Encoder
+from sparse_ext.masks.encoder import Encoder
 from sparse_ext.pruner import Pruner
 from sparse_ext.schedules import Ramp
 from sparse_ext.units import Kept

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 
 from sparse_ext.constant import InstantRegrowth, drop_fraction
-from sparse_ext.encoder import Encoder
 from sparse_ext.initial import random_masks
+from sparse_ext.masks.encoder import Encoder
 from sparse_ext.schedules import Ramp
 from sparse_ext.units import Kept
 

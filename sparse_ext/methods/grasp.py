@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from sparse_ext import scorers
-from sparse_ext.encoder import Encoder
+from sparse_ext.masks.encoder import Encoder
 from sparse_ext.methods.snip import SNIP
 from sparse_ext.probe import Probe
 

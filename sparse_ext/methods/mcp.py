@@ -21,8 +21,9 @@ from torch.optim import Optimizer
 
 from solo.errors import ConfigError
 from sparse_ext.constant import Constant, load_dense
-from sparse_ext.encoder import Encoder
-from sparse_ext.functional import Branches, branch, make_dual, make_functional
+from sparse_ext.masks.dual_norms import make_dual
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.living_weights import Branches, branch, make_functional
 from sparse_ext.messages import log
 from sparse_ext.units import Kept
 

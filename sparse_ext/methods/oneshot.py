@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparse_ext.constant import fraction_of, load_dense
-from sparse_ext.encoder import Encoder
+from sparse_ext.masks.encoder import Encoder
 from sparse_ext.pruner import Pruner
 from sparse_ext.units import Kept
 

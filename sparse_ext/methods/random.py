@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from sparse_ext import scorers
 from sparse_ext.constant import Constant
-from sparse_ext.encoder import Encoder
 from sparse_ext.initial import random_masks
+from sparse_ext.masks.encoder import Encoder
 from sparse_ext.units import Kept
 
 

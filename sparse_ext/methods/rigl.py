@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from solo.errors import ConfigError
 from sparse_ext.constant import Constant, InstantRegrowth, drop_fraction, fraction_of
-from sparse_ext.encoder import Encoder
 from sparse_ext.initial import random_masks
+from sparse_ext.masks.encoder import Encoder
 from sparse_ext.units import Kept
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from solo.errors import ConfigError
 from sparse_ext.constant import EpochMasks
-from sparse_ext.encoder import Encoder
-from sparse_ext.functional import Branches, make_functional
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.living_weights import Branches, make_functional
 
 FIRST_VIEW = Branches(first=True, others=False, evaluation=True)
 

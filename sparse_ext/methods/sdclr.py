@@ -17,8 +17,9 @@ from torch import nn
 from solo.errors import ConfigError
 from sparse_ext.allocation import budgets
 from sparse_ext.constant import EpochMasks
-from sparse_ext.encoder import Encoder
-from sparse_ext.functional import Branches, make_dual, make_functional
+from sparse_ext.masks.dual_norms import make_dual
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.living_weights import Branches, make_functional
 from sparse_ext.units import Kept
 
 DENSE_FIRST = Branches(first=False, others=True, evaluation=False)

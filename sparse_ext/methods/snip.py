@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparse_ext import scorers
 from sparse_ext.constant import Constant
-from sparse_ext.encoder import Encoder
+from sparse_ext.masks.encoder import Encoder
 from sparse_ext.probe import Probe
 from sparse_ext.units import Kept
 

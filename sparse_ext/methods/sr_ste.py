@@ -16,8 +16,8 @@ import torch
 from torch.optim import Optimizer
 
 from sparse_ext.constant import Constant
-from sparse_ext.encoder import Encoder, masked
-from sparse_ext.functional import ALWAYS, make_functional
+from sparse_ext.masks.encoder import Encoder, masked
+from sparse_ext.masks.living_weights import ALWAYS, make_functional
 
 
 class SRSTE(Constant):

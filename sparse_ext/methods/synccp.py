@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparse_ext import maskfile
 from sparse_ext.csi import CSI, compare
-from sparse_ext.encoder import Encoder
 from sparse_ext.grow import drop_and_regrow
 from sparse_ext.initial import random_masks, random_members
-from sparse_ext.masks import MaskSet
+from sparse_ext.masks import files
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.mask_set import MaskSet
 from sparse_ext.messages import log
 from sparse_ext.pruner import Pruner
 from sparse_ext.schedules import Ramp, cosine_fraction
@@ -203,7 +203,7 @@ class SyncCP(Pruner):
 
     def extra_state(self) -> dict[str, Any]:
         """What CSI has seen; the last pseudo-masks, eight to a byte, with one encoder."""
-        packed = {name: maskfile.pack(mask) for name, mask in (self.previous or {}).items()}
+        packed = {name: files.pack(mask) for name, mask in (self.previous or {}).items()}
         return {"csi": self.csi.state_dict(), "previous": packed, "oscillation": self.oscillation}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -212,7 +212,7 @@ class SyncCP(Pruner):
         self.oscillation = dict(state["oscillation"])
         masks = self.online.masks
         unpacked = {
-            name: maskfile.unpack(bits, masks[name].shape).to(masks[name].device)
+            name: files.unpack(bits, masks[name].shape).to(masks[name].device)
             for name, bits in state["previous"].items()
         }
         self.previous = MaskSet(unpacked) if unpacked else None

@@ -145,8 +145,8 @@ def feature_maps(page: Page, log: RunLog, chosen: Chosen) -> None:
     from solo.data.catalogue import input_size
     from solo.errors import CheckpointError
     from solo.utils.checkpointer import last_checkpoint
-    from sparse_ext.gating.spatial.maps import SECOND, closed, load_images
-    from sparse_ext.gating.spatial.maps import feature_maps as maps_of
+    from sparse_ext.gating.methods.spatial.maps import SECOND, closed, load_images
+    from sparse_ext.gating.methods.spatial.maps import feature_maps as maps_of
 
     path = last_checkpoint(log.folder)
     if path is None:

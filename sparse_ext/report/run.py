@@ -187,7 +187,7 @@ def _gates(section: Any) -> str:
     """The gating method and every setting that is not its default."""
     if not section or "name" not in section:
         return ""
-    from sparse_ext.gating.config import METHODS
+    from sparse_ext.gating.config.sections import METHODS
 
     usual = METHODS[section["name"]]()
     own = {k: v for k, v in section.items() if v != getattr(usual, k, v)}

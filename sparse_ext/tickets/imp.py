@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from solo.errors import ConfigError, did_you_mean
 from sparse_ext.allocation.topk import global_topk
-from sparse_ext.select import select
+from sparse_ext.masks.prunable import select
 
 
 def pruned_count(nnz: int, rate: float) -> int:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from solo.errors import CheckpointError
-from sparse_ext.encoder import Encoder, patch_named
-from sparse_ext.masks import MaskSet
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.mask_set import MaskSet
+from sparse_ext.masks.masking import patch_named
 from sparse_ext.tickets import store
 
 

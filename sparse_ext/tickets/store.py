@@ -23,8 +23,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError, ConfigError, DataError, SoloError
-from sparse_ext import maskfile
-from sparse_ext.masks import MaskSet
+from sparse_ext.masks import files as maskfile
+from sparse_ext.masks.mask_set import MaskSet
 
 FORMAT = "sparse_ext.weights/1"
 RUN, DONE = "run.json", "done.json"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from solo.errors import ConfigError
 from solo.seeding import mix
-from sparse_ext.masks import MaskSet
+from sparse_ext.masks.mask_set import MaskSet
 from sparse_ext.tickets import store
 from sparse_ext.tickets.config import TicketConfig, plain
 from sparse_ext.tickets.extension import beginning

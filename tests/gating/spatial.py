@@ -5,9 +5,9 @@ import numpy as np
 from torch import nn
 
 from sparse_ext.gating.branches import BranchContext
-from sparse_ext.gating.config import build
+from sparse_ext.gating.config.sections import build
 from sparse_ext.gating.method import method_of
-from sparse_ext.gating.spatial.conv import gate_conv
+from sparse_ext.gating.methods.spatial.conv import gate_conv
 
 
 def gated_conv(name="cgnet", inputs=8, outputs=8, branch="a1", **section):

@@ -14,14 +14,14 @@ from solo.programs.knn import knn
 from solo.programs.linear import linear
 from solo.programs.pretrain import pretrain
 from solo.utils.views import encoding
-from sparse_ext.encoder import Encoder
 from sparse_ext.extension import register
-from sparse_ext.functional import ALWAYS, make_functional
-from sparse_ext.gating.config import build
+from sparse_ext.gating.config.sections import build
 from sparse_ext.gating.encoder import choose, gating_of, patch
-from sparse_ext.gating.spatial.cgnet import mask_similarity
-from sparse_ext.gating.spatial.paths import base_input, base_weight, diagonal, second_path
-from sparse_ext.layers import MaskedConv2d
+from sparse_ext.gating.methods.spatial.cgnet import mask_similarity
+from sparse_ext.gating.methods.spatial.paths import base_input, base_weight, diagonal, second_path
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.living_weights import ALWAYS, make_functional
+from sparse_ext.masks.masked_layers import MaskedConv2d
 from sparse_ext.report import write_report
 from sparse_ext.report.gating import Chosen
 from tests.gating.helpers import (

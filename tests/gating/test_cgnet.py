@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from solo.errors import ConfigError
 from solo.utils.lars import LARS
 from solo.utils.views import View, encoding
-from sparse_ext.gating.config import build
+from sparse_ext.gating.config.sections import build
 from sparse_ext.gating.encoder import gating_of, trace
-from sparse_ext.gating.spatial.conv import SmoothStep
-from sparse_ext.gating.spatial.paths import reduction
+from sparse_ext.gating.methods.spatial.conv import SmoothStep
+from sparse_ext.gating.methods.spatial.paths import reduction
 from tests.gating.helpers import Watch, gated_encoder, method, train
 from tests.gating.spatial import gated_conv, reference
 

@@ -10,11 +10,11 @@ from torchvision.models import resnet18
 
 from solo.errors import ConfigError
 from solo.utils.views import encoding
-from sparse_ext.gating.channel.blocks import GatedBlock
-from sparse_ext.gating.channel.gate import ChannelGate, gumbel_sigmoid
-from sparse_ext.gating.channel.losses import bound_loss, budget_loss
-from sparse_ext.gating.config import build
+from sparse_ext.gating.config.sections import build
 from sparse_ext.gating.encoder import choose, gating_of, patch, trace
+from sparse_ext.gating.methods.channel.blocks import GatedBlock
+from sparse_ext.gating.methods.channel.gate import ChannelGate, gumbel_sigmoid
+from sparse_ext.gating.methods.channel.losses import bound_loss, budget_loss
 from tests.gating.helpers import gated_encoder, plain_encoder
 
 pytestmark = pytest.mark.unit

@@ -12,7 +12,8 @@ import sparse_ext
 from solo.errors import ConfigError
 from sparse_ext.config import reading
 from sparse_ext.extension import register
-from sparse_ext.gating.config import VICRegDualConfig, VICRegGatingConfig, build
+from sparse_ext.gating.config.channel import VICRegDualConfig, VICRegGatingConfig
+from sparse_ext.gating.config.sections import build
 from tests.gating.helpers import method
 
 pytestmark = pytest.mark.unit

@@ -10,7 +10,7 @@ from solo.errors import ConfigError, DataError
 from solo.utils.views import encoding
 from sparse_ext.cost import count
 from sparse_ext.gating.encoder import gating_of, trace
-from sparse_ext.gating.spatial.maps import closed, feature_maps, load_images
+from sparse_ext.gating.methods.spatial.maps import closed, feature_maps, load_images
 from sparse_ext.report import write_report
 from sparse_ext.report.gating import branches
 from sparse_ext.report.runlog import RunLog

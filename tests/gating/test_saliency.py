@@ -9,11 +9,11 @@ from torch import nn
 from solo.errors import ConfigError
 from solo.utils.views import encoding
 from sparse_ext.gating.branches import BranchContext
-from sparse_ext.gating.config import build
+from sparse_ext.gating.config.sections import build
 from sparse_ext.gating.encoder import gating_of, patch
-from sparse_ext.gating.saliency.dgc import inactive_at, split_heads
-from sparse_ext.gating.saliency.fbs import density_at, suppress, winners
-from sparse_ext.gating.saliency.parts import keep_largest
+from sparse_ext.gating.methods.saliency.dgc import inactive_at, split_heads
+from sparse_ext.gating.methods.saliency.fbs import density_at, suppress, winners
+from sparse_ext.gating.methods.saliency.parts import keep_largest
 from tests.gating.helpers import assert_comes_back, assert_resumes, gated_encoder, train
 from tests.methods.helpers import tiny_loaders
 

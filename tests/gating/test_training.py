@@ -10,9 +10,9 @@ from lightning.pytorch import Callback
 from solo.errors import CheckpointError
 from solo.losses.vicreg import vicreg_loss_func
 from solo.monitoring.guards import EpochSeeder
-from sparse_ext.gating.channel.losses import bound_loss, budget_loss
 from sparse_ext.gating.encoder import gating_of
 from sparse_ext.gating.extension import GatingExtension
+from sparse_ext.gating.methods.channel.losses import bound_loss, budget_loss
 from tests.gating.helpers import KWARGS, method
 from tests.methods.helpers import tiny_batch, tiny_loaders, tiny_trainer
 
@@ -220,7 +220,7 @@ def test_channels_last_changes_nothing():
 
 def test_masks_and_gates_together():
     """Masks stay off the gates, and both reach what they were asked for."""
-    from sparse_ext.encoder import masked_layers
+    from sparse_ext.masks.masked_layers import masked_layers
 
     changes = {"sparse": {"name": "gmp", "final": 0.5, "update_period": 1, "debug": True}}
     model = method("vicreg", "vicreg_dual", **changes)

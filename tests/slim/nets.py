@@ -9,7 +9,8 @@ from torch import nn
 
 from solo.backbones import build_encoder
 from sparse_ext.config.sections import build
-from sparse_ext.encoder import masked_layers, patch
+from sparse_ext.masks.masked_layers import masked_layers
+from sparse_ext.masks.masking import patch
 
 SECTION = {"name": "gmp", "granularity": "filter", "final": 0.5}
 

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from sparse_ext.cost.accelerator.__main__ import main
-from sparse_ext.cost.accelerator.cycle_model import Layer, Machine, cycles, path, speed_up
 from torch import nn
 
 from sparse_ext.cost.accelerator import cycle_model
-from sparse_ext.encoder import masked_layers
+from sparse_ext.cost.accelerator.__main__ import main
+from sparse_ext.cost.accelerator.cycle_model import Layer, Machine, cycles, path, speed_up
+from sparse_ext.masks.masked_layers import masked_layers
 from tests.slim.nets import encoder, masked
 
 pytestmark = pytest.mark.unit

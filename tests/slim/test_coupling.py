@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from solo.errors import ConfigError
-from sparse_ext.channels import Channels
 from sparse_ext.config.sections import build
 from sparse_ext.coupling import CoupledUnits
-from sparse_ext.encoder import Encoder
+from sparse_ext.masks.channels.removal import shrink_
+from sparse_ext.masks.channels.tracing import Channels
+from sparse_ext.masks.encoder import Encoder
 from sparse_ext.registry import build_pruner, method_class
 from sparse_ext.schedules import Clock
-from sparse_ext.shrink import shrink_
 from tests.slim.nets import encoder, features, masked
 
 pytestmark = pytest.mark.unit

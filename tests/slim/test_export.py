@@ -10,7 +10,6 @@ from torch import nn
 
 from solo.backbones import features_dim
 from solo.errors import CheckpointError, ConfigError
-from sparse_ext.encoder import masked_layers
 from sparse_ext.export import (
     check_nm,
     load_csr,
@@ -21,6 +20,7 @@ from sparse_ext.export import (
     slim,
 )
 from sparse_ext.export.__main__ import main
+from sparse_ext.masks.masked_layers import masked_layers
 from tests.slim.nets import empty, encoder, features, masked
 
 pytestmark = pytest.mark.unit
@@ -159,7 +159,7 @@ def test_packed_half_round_trip_and_size(tmp_path):
     """Exact for values that are float16; ResNet-18 at 90% under 6 MB."""
     from torchvision.models import resnet18
 
-    from sparse_ext.patch import apply, masking
+    from sparse_ext.masks.patching import apply, masking
 
     model = resnet18()
     model.fc = nn.Identity()

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_ext.encoder import masked_layers
 from sparse_ext.export import (
     load_slim,
     slim,
 )
 from sparse_ext.export.__main__ import main
+from sparse_ext.masks.masked_layers import masked_layers
 from tests.slim.nets import encoder, features, masked
 from tests.slim.test_export import ARGS, nm_net, pruned, run_folder
 

@@ -50,9 +50,9 @@ def test_routes_and_their_table(benchmark, tmp_path, monkeypatch):
 
 def test_blocks_are_the_share_of_every_layer(benchmark):
     _, routes = benchmark
-    from sparse_ext.encoder import masked_layers
     from sparse_ext.kernels.layer import window_of
     from sparse_ext.kernels.plan import Plan
+    from sparse_ext.masks.masked_layers import masked_layers
 
     net = routes.pruned(routes.network("resnet18", 16), 0.8, "block8", "uniform")
     for layer in masked_layers(net).values():

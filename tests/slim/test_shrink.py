@@ -8,10 +8,9 @@ import torch
 import torchvision
 from torch import nn
 
-from sparse_ext.channels import Channels
-from sparse_ext.encoder import masked_layers
-from sparse_ext.layers import mask_module
-from sparse_ext.shrink import shrink_
+from sparse_ext.masks.channels.removal import shrink_
+from sparse_ext.masks.channels.tracing import Channels
+from sparse_ext.masks.masked_layers import mask_module, masked_layers
 from tests.slim.nets import empty, encoder, features, images, masked, shake
 
 pytestmark = pytest.mark.unit

@@ -11,7 +11,8 @@ from torch import nn
 from solo.utils.lars import LARS
 from sparse_ext import sparsify
 from sparse_ext.config.sections import build
-from sparse_ext.encoder import Encoder, patch, states_of
+from sparse_ext.masks.encoder import Encoder, states_of
+from sparse_ext.masks.masking import patch
 from tests.sparse.runs import FAST, OPTIMIZERS, fit
 from tests.sparse.toys import Toy, data, toy, trainer
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from solo.errors import CheckpointError, ConfigError
 from sparse_ext.cost import count, training_ratios
 from sparse_ext.cost.__main__ import main
-from sparse_ext.layers import mask_module
+from sparse_ext.masks.masked_layers import mask_module
 
 pytestmark = pytest.mark.unit
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from sparse_ext.allocation import budgets
 from sparse_ext.cost import count, memory, training_ratios
-from sparse_ext.layers import mask_module
+from sparse_ext.masks.masked_layers import mask_module
 
 pytestmark = pytest.mark.unit
 

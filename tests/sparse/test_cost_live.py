@@ -9,10 +9,9 @@ from torch import nn
 
 from sparse_ext import sparsify
 from sparse_ext.cost import count, memory
-from sparse_ext.cost.live import CostMeter
-from sparse_ext.cost.live import image_shape
+from sparse_ext.cost.live import CostMeter, image_shape
 from sparse_ext.diagnostics import all_dead_filters, dead_filters, oscillation
-from sparse_ext.layers import mask_module
+from sparse_ext.masks.masked_layers import mask_module
 from tests.sparse.toys import data, tiny_net, toy, trainer
 
 pytestmark = pytest.mark.unit
@@ -127,8 +126,8 @@ def test_counting_leaves_random_numbers_alone():
 
 @pytest.mark.parametrize("evaluation", [True, False])
 def test_training_through_two_branches_costs_their_mean(evaluation):
-    from sparse_ext.encoder import Encoder
-    from sparse_ext.functional import Branches, make_functional
+    from sparse_ext.masks.encoder import Encoder
+    from sparse_ext.masks.living_weights import Branches, make_functional
 
     net = nn.Sequential(nn.Conv2d(3, 4, 1), mask_module(nn.Conv2d(4, 8, 1)))
     net[1].mask.view(-1)[8:] = False  # a quarter is kept

@@ -8,8 +8,8 @@ from torch import nn
 
 from sparse_ext import sparsify
 from sparse_ext.config.sections import build
-from sparse_ext.encoder import patch
-from sparse_ext.functional import DualBatchNorm2d
+from sparse_ext.masks.dual_norms import DualBatchNorm2d
+from sparse_ext.masks.masking import patch
 from sparse_ext.probe import Probe
 from sparse_ext.scorers import hessian_gradient
 from tests.sparse.processes import launch

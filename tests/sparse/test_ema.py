@@ -10,7 +10,7 @@ from torch import nn
 
 from solo.utils.momentum import MomentumUpdater
 from sparse_ext.ema import MaskedEMA, masks_respected
-from sparse_ext.layers import mask_module
+from sparse_ext.masks.masked_layers import mask_module
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from solo.errors import CheckpointError
 from sparse_ext.export import load_packed, save_packed, strip
-from sparse_ext.masks import MaskSet
-from sparse_ext.patch import apply, masking
+from sparse_ext.masks.mask_set import MaskSet
+from sparse_ext.masks.patching import apply, masking
 
 pytestmark = pytest.mark.unit
 

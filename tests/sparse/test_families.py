@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from solo.backbones import build_encoder
 from sparse_ext.config.sections import build
 from sparse_ext.cost import count
-from sparse_ext.encoder import Encoder, patch, selection
 from sparse_ext.extension import register
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.masking import patch, selection
 
 pytestmark = pytest.mark.unit
 

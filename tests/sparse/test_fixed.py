@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from solo.methods.linear import LinearModel
 from sparse_ext.extension import register
-from sparse_ext.layers import mask_module
+from sparse_ext.masks.masked_layers import mask_module
 
 pytestmark = pytest.mark.unit
 

@@ -9,15 +9,10 @@ from solo.errors import ConfigError
 from solo.utils.views import encoding
 from sparse_ext import sparsify
 from sparse_ext.config.sections import build
-from sparse_ext.encoder import Encoder, patch
-from sparse_ext.functional import (
-    ALWAYS,
-    Branches,
-    DualBatchNorm1d,
-    branch,
-    make_dual,
-    make_functional,
-)
+from sparse_ext.masks.dual_norms import DualBatchNorm1d, make_dual
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.living_weights import ALWAYS, Branches, branch, make_functional
+from sparse_ext.masks.masking import patch
 from tests.sparse.toys import data, toy, trainer
 
 pytestmark = pytest.mark.unit

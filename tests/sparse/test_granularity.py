@@ -9,9 +9,9 @@ from torch import nn
 
 from solo.errors import ConfigError
 from sparse_ext.allocation.budgets import global_topk, keep_topk
-from sparse_ext.granularity import NM, Block, Element, Filter, parse
-from sparse_ext.masks import MaskSet
-from sparse_ext.select import select
+from sparse_ext.masks.granularity import NM, Block, Element, Filter, parse
+from sparse_ext.masks.mask_set import MaskSet
+from sparse_ext.masks.prunable import select
 from tests.sparse.shapes import macs_and_shapes
 
 pytestmark = pytest.mark.unit

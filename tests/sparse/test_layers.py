@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from solo.errors import ConfigError
-from sparse_ext.layers import Masked, MaskedConv2d, MaskedLinear, mask_module
+from sparse_ext.masks.masked_layers import Masked, MaskedConv2d, MaskedLinear, mask_module
 
 pytestmark = pytest.mark.unit
 

@@ -15,7 +15,7 @@ from sparse_ext.cost import count
 from sparse_ext.cost.__main__ import main as cost
 from sparse_ext.export import load_csr, load_packed, masked_weights, save_csr, save_packed, strip
 from sparse_ext.export.__main__ import main as export
-from sparse_ext.functional import evaluated
+from sparse_ext.masks.living_weights import evaluated
 from tests.methods.helpers import tiny_cfg, tiny_loaders, tiny_trainer
 from tests.sparse.living import method
 

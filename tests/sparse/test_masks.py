@@ -9,15 +9,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from solo.errors import CheckpointError, ConfigError
-from sparse_ext import patch
-from sparse_ext.masks import MaskSet, apply_new
+from sparse_ext.masks import patching
+from sparse_ext.masks.encoder import apply_new
+from sparse_ext.masks.mask_set import MaskSet
 
 pytestmark = pytest.mark.unit
 
 
 def masked_net():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(6, 5))
-    patch.apply([patch.masking(["1", "3"])], net)
+    patching.apply([patching.masking(["1", "3"])], net)
     return net
 
 

@@ -9,7 +9,7 @@ from solo.errors import CheckpointError, ConfigError
 from sparse_ext import sparsify
 from sparse_ext.allocation import budgets
 from sparse_ext.config.sections import build
-from sparse_ext.granularity import NM
+from sparse_ext.masks.granularity import NM
 from tests.sparse.toys import data, pruner_of, toy, trainer
 
 pytestmark = pytest.mark.unit

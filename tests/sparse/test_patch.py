@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from solo.errors import ConfigError
-from sparse_ext.layers import Masked, MaskedConv2d
-from sparse_ext.patch import PatchRule, apply, masking
+from sparse_ext.masks.masked_layers import Masked, MaskedConv2d
+from sparse_ext.masks.patching import PatchRule, apply, masking
 
 pytestmark = pytest.mark.unit
 

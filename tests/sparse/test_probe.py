@@ -11,7 +11,7 @@ from torch import nn
 from solo.errors import ConfigError
 from sparse_ext import scorers, sparsify
 from sparse_ext.config.sections import build
-from sparse_ext.encoder import patch
+from sparse_ext.masks.masking import patch
 from sparse_ext.probe import Probe
 from tests.sparse.toys import data, toy, trainer
 

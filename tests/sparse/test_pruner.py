@@ -11,8 +11,9 @@ from solo.errors import CheckpointError, ConfigError
 from sparse_ext import resume
 from sparse_ext.allocation import budgets as allocation
 from sparse_ext.config.sections import build
-from sparse_ext.encoder import Encoder, InvariantError, measured, patch, patch_named
 from sparse_ext.initial import draw
+from sparse_ext.masks.encoder import Encoder, InvariantError
+from sparse_ext.masks.masking import measured, patch, patch_named
 from sparse_ext.pruner import Pruner
 from sparse_ext.schedules import Clock, Ramp, default_period
 from tests.sparse.toys import pruner_of, tiny_net

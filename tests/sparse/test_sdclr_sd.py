@@ -10,9 +10,7 @@ from torch import nn
 from solo.backbones import build_encoder
 from solo.checkpoints.loading import load_encoder
 from sparse_ext import sparsify
-from sparse_ext.functional import (
-    DualBatchNorm1d,
-)
+from sparse_ext.masks.dual_norms import DualBatchNorm1d
 from tests.methods.helpers import tiny_batch, tiny_cfg, tiny_loaders, tiny_trainer
 from tests.sparse.living import method
 from tests.sparse.toys import data, toy, trainer

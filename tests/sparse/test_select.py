@@ -6,9 +6,9 @@ import torchvision
 from torch import nn
 
 from solo.errors import ConfigError
-from sparse_ext.granularity import parse
-from sparse_ext.patch import apply, masking
-from sparse_ext.select import prunable, select
+from sparse_ext.masks.granularity import parse
+from sparse_ext.masks.patching import apply, masking
+from sparse_ext.masks.prunable import prunable, select
 
 pytestmark = pytest.mark.unit
 

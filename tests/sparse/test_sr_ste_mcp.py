@@ -8,10 +8,8 @@ from solo.backbones import build_encoder
 from solo.checkpoints.loading import load_encoder
 from solo.utils.views import encoding
 from sparse_ext import sparsify
-from sparse_ext.functional import (
-    branch,
-)
-from sparse_ext.granularity import NM
+from sparse_ext.masks.granularity import NM
+from sparse_ext.masks.living_weights import branch
 from tests.methods.helpers import tiny_cfg, tiny_loaders, tiny_trainer
 from tests.sparse.living import method
 from tests.sparse.toys import Toy, data, toy, trainer

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from solo.utils.momentum import MomentumUpdater
-from sparse_ext.encoder import Encoder, patch
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.masking import patch
 from sparse_ext.registry import build_pruner, method_class
 from sparse_ext.schedules import Clock
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from scripts.experiments.tables import gather, programs, runs, write
 from scripts.experiments.tables.rows import rows, title
 from sparse_ext.extension import register
-from sparse_ext.gating.spatial.paths import reduction
+from sparse_ext.gating.methods.spatial.paths import reduction
 from tests.gating.helpers import gated_encoder
 from tests.tables.test_gather import write_metrics
 from tests.tables.test_rows import ROOT, composed

@@ -13,7 +13,7 @@ from scripts.experiments.tables.__main__ import main
 from scripts.experiments.tables.rows import Evaluation, rows, title
 from solo.backbones import build_encoder
 from solo.errors import ConfigError, DataError
-from sparse_ext.gating.config import build
+from sparse_ext.gating.config.sections import build
 from sparse_ext.gating.encoder import patch
 from tests.tables.test_gather import write_metrics
 from tests.tables.test_rows import ROOT, composed

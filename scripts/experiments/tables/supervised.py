@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Supervised training from scratch, dense or sparse: the upper rows of SyncCP's Table 8.
 
-    python -m scripts.experiments.tables.supervised --config-path DIR --config-name FILE [key=value ...]
+    python -m scripts.experiments.tables.supervised --config-path DIR
+        --config-name FILE [key=value ...]
 
 Takes a recipe of fine-tuning and leaves the pretrained encoder out; `+sparse=rigl` works as behind
 `main_pretrain.py`.

@@ -2,7 +2,8 @@
 """`data.format: resident`: all images stay in memory, views are made of whole batches at once.
 
 No worker processes, no decoding while training: epochs start at once, and the views come from
-`solo.data.views.batched` on the device that trains. Batches are `[indexes, [view, ...], targets]` and
+`solo.data.views.batched` on the device that trains. Batches are
+`[indexes, [view, ...], targets]` and
 come in the order of the ordinary loaders, so that methods cannot tell the difference.
 """
 

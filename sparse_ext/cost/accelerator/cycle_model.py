@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_ext.cost.per_layer import COUNTED
-from sparse_ext.encoder import masked_layers, unwrapped
-from sparse_ext.granularity import Block
+from sparse_ext.masks.granularity import Block
+from sparse_ext.masks.masked_layers import masked_layers, unwrapped
 from sparse_ext.schedules import cubic
 
 BLOCK = 8

@@ -11,8 +11,8 @@ from solo.checkpoints.loading import read_checkpoint, rebuild
 from solo.data.catalogue import input_size
 from solo.errors import CheckpointError
 from sparse_ext.cost.accelerator import cycle_model
-from sparse_ext.encoder import masked_layers
-from sparse_ext.granularity import Block
+from sparse_ext.masks.granularity import Block
+from sparse_ext.masks.masked_layers import masked_layers
 from sparse_ext.units import Units
 
 

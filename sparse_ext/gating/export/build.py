@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from solo.errors import ConfigError
 from sparse_ext.config.reading import to_dict
-from sparse_ext.gating.channel.blocks import GatedBlock
-from sparse_ext.gating.channel.gate import ChannelGate
-from sparse_ext.gating.channel.method import ChannelGating
 from sparse_ext.gating.encoder import gating_of
 from sparse_ext.gating.export.encoder import OpenEncoder
 from sparse_ext.gating.export.layers import ConvShape, OpenBlock, OpenConv, OpenGate
+from sparse_ext.gating.methods.channel.blocks import GatedBlock
+from sparse_ext.gating.methods.channel.gate import ChannelGate
+from sparse_ext.gating.methods.channel.method import ChannelGating
 
 
 @torch.no_grad()

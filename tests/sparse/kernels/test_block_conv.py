@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sparse_ext.granularity import Block
 from sparse_ext.kernels import Plan, block_conv2d, build
 from sparse_ext.kernels.plan import Window
+from sparse_ext.masks.granularity import Block
 
 pytestmark = pytest.mark.unit
 

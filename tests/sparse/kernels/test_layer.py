@@ -12,7 +12,6 @@ from torch import nn
 from solo.errors import ConfigError
 from sparse_ext.attach import attach
 from sparse_ext.config.sections import build as build_config
-from sparse_ext.granularity import Block
 from sparse_ext.kernels import (
     BlockConv2d,
     KernelBuildError,
@@ -22,7 +21,8 @@ from sparse_ext.kernels import (
     use_block_kernel,
     use_dense_kernel,
 )
-from sparse_ext.layers import MaskedConv2d, mask_module
+from sparse_ext.masks.granularity import Block
+from sparse_ext.masks.masked_layers import MaskedConv2d, mask_module
 from tests.sparse.toys import data, toy, trainer
 
 pytestmark = pytest.mark.unit

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_ext import constants
-from sparse_ext.channels import Channels, Space
-from sparse_ext.encoder import unwrapped
-from sparse_ext.widths import LIKE_WEIGHT, MARK, PER_CHANNEL, declare
+from sparse_ext.masks.channels import constant_values
+from sparse_ext.masks.channels.tracing import Channels, Space
+from sparse_ext.masks.channels.widths import LIKE_WEIGHT, MARK, PER_CHANNEL, declare
+from sparse_ext.masks.masked_layers import unwrapped
 
 FAINT = 0.01  # of a reader's largest constant: less cannot carry the others without rounding errors
 
@@ -130,7 +130,7 @@ def shrink_(
 
 
 def _cuts(channels: Channels, nets: Sequence[nn.Module], train: bool, multiple: int) -> list[Cut]:
-    values = [constants.inputs(channels, net, train) for net in nets]
+    values = [constant_values.inputs(channels, net, train) for net in nets]
     spaces = [space for space in channels.spaces if not space.fixed and space.consumers]
     cuts = []
     for space in spaces:
@@ -144,7 +144,7 @@ def _cuts(channels: Channels, nets: Sequence[nn.Module], train: bool, multiple: 
 
 
 def _reader(layer: Any, columns: int, values: Tensor, train: bool) -> Reader:
-    alive = constants.used(layer, train).any(0).cpu()
+    alive = constant_values.used(layer, train).any(0).cpu()
     return Reader(layer, columns, values, ~alive.view(-1, columns).any(1))
 
 
@@ -276,7 +276,7 @@ def obstacles(channels: Channels, net: nn.Module, multiple: int = 1) -> dict[str
         alive += f", or the width is to be a multiple of {multiple}"
     for name, space in channels.writes.items():
         layer: Any = net.get_submodule(name)
-        empty = int((~constants.used(layer, train=False).any(1)).sum())
+        empty = int((~constant_values.used(layer, train=False).any(1)).sum())
         if empty:
             why = space.fixed or alive
             found[name] = f"{empty} of {space.size} outputs are empty and stay: {why}"

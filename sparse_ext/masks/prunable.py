@@ -14,8 +14,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from solo.errors import ConfigError, did_you_mean
-from sparse_ext.granularity import Element, Granularity
-from sparse_ext.layers import MASKED_TYPES, Masked
+from sparse_ext.masks.granularity import Element, Granularity
+from sparse_ext.masks.masked_layers import MASKED_TYPES, Masked
 
 _HEADS = ("fc", "head", "heads", "classifier")
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

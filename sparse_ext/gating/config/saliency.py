@@ -7,7 +7,7 @@ import typing
 from dataclasses import dataclass
 
 from solo.errors import ConfigError
-from sparse_ext.gating.base_config import GatingConfig
+from sparse_ext.gating.config.base import GatingConfig
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from solo.errors import ConfigError, did_you_mean
-from sparse_ext import maskfile
-from sparse_ext.layers import Masked
+from sparse_ext.masks import files
+from sparse_ext.masks.masked_layers import Masked
 
 
 class MaskSet(Mapping[str, Tensor]):
@@ -134,12 +133,12 @@ class MaskSet(Mapping[str, Tensor]):
         digest = hashlib.blake2b(digest_size=8)
         for name, mask in self.items():
             digest.update(f"{name}{tuple(mask.shape)}".encode())
-            digest.update(maskfile.pack(mask).numpy().tobytes())
+            digest.update(files.pack(mask).numpy().tobytes())
         return int.from_bytes(digest.digest(), "little", signed=True)
 
     def save(self, path: str | Path) -> None:
         """Write the masks to a safetensors file, eight to a byte."""
-        maskfile.write(path, self, self.checksum())
+        files.write(path, self, self.checksum())
 
     @classmethod
     def load(cls, path: str | Path) -> MaskSet:
@@ -148,10 +147,10 @@ class MaskSet(Mapping[str, Tensor]):
         Raises:
             CheckpointError: if the file is missing, damaged or not a mask file.
         """
-        masks, checksum = maskfile.read(path)
+        masks, checksum = files.read(path)
         loaded = cls(masks)
         if loaded.checksum() != checksum:
-            raise maskfile.damaged(path, "its masks do not match its checksum")
+            raise files.damaged(path, "its masks do not match its checksum")
         return loaded
 
     def check_same_layers(self, other: Mapping[str, Tensor]) -> None:
@@ -167,56 +166,6 @@ class MaskSet(Mapping[str, Tensor]):
                     f"Layer '{name}': mask of shape {tuple(mask.shape)} against "
                     f"{tuple(other[name].shape)}; they belong to different architectures."
                 )
-
-
-class Change(NamedTuple):
-    """Where a mask update switched weights off (`dropped`) and on (`grown`)."""
-
-    dropped: Tensor
-    grown: Tensor
-
-
-@torch.no_grad()
-def apply_new(
-    weight: Tensor,
-    old: Tensor,
-    new: Tensor,
-    shadow: Tensor | None = None,
-    regrow: Literal["latent", "zero"] = "latent",
-    states: Iterable[Tensor] = (),
-) -> Change:
-    """Change a layer's mask from `old` to `new`, everything in place (section 0.5).
-
-    Dropped weights go to `shadow` and become zero. Grown weights start at their shadow value
-    ("latent") or at zero, and leave the shadow. Weights in both masks keep value and state.
-
-    Args:
-        weight: the stored weight, zero where `old` is 0.
-        old: the layer's mask buffer; holds `new` afterwards.
-        new: the mask to change to.
-        shadow: last values of pruned weights, or None if the method keeps none; grown weights
-            then start at zero whatever `regrow` says.
-        regrow: start value of grown weights.
-        states: optimizer state tensors of the weight's shape; zero at every change.
-
-    Raises:
-        ConfigError: for another value of `regrow`.
-    """
-    if regrow not in ("latent", "zero"):
-        raise ConfigError(f"regrow={regrow!r}. {did_you_mean(regrow, ('latent', 'zero'))}")
-    change = Change(old & ~new, new & ~old)
-    if shadow is not None and regrow == "latent":
-        start = torch.where(change.grown, shadow, weight)
-    else:
-        start = weight.masked_fill(change.grown, 0)
-    if shadow is not None:
-        shadow.copy_(torch.where(change.dropped, weight, shadow)).masked_fill_(change.grown, 0)
-    weight.copy_(start).masked_fill_(change.dropped, 0)
-    changed = change.dropped | change.grown
-    for state in states:
-        state.masked_fill_(changed, 0)
-    old.copy_(new)
-    return change
 
 
 def _total(counts: Iterable[Tensor]) -> int:

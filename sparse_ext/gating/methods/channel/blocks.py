@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from sparse_ext.gating.branches import Usage
-from sparse_ext.gating.channel.gate import ChannelGate
 from sparse_ext.gating.encoder import conv_macs
 from sparse_ext.gating.method import Gated
+from sparse_ext.gating.methods.channel.gate import ChannelGate
 
 
 class GatedBlock(Gated):

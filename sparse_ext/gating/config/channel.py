@@ -1,21 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The schema of the `gating:` section: frozen dataclasses, the only place with its defaults.
-
-`+gating=vicreg_dual gating.budget=0.3` works behind any YAML whose backbone is a ResNet.
-Importing this module does not import torch.
-"""
+"""The settings of gates that switch channels per image (see `sparse_ext.gating.config`)."""
 
 from __future__ import annotations
 
 import typing
 from dataclasses import dataclass
-from typing import Any
 
 from solo.errors import ConfigError
-from sparse_ext.config import reading
-from sparse_ext.gating.base_config import GatingConfig
-from sparse_ext.gating.saliency.config import DGCConfig, FBSConfig
-from sparse_ext.gating.spatial.config import CDGConfig, CGNetConfig
+from sparse_ext.gating.config.base import GatingConfig
 
 
 @dataclass(frozen=True)
@@ -96,23 +88,3 @@ class VICRegDualConfig(VICRegGatingConfig):
         if self.encoders == 1:
             return ""
         return "with two encoders it is open which one becomes sparse: set gating.encoders=1."
-
-
-METHODS: dict[str, type[GatingConfig]] = {
-    "vicreg_gating": VICRegGatingConfig,
-    "vicreg_dual": VICRegDualConfig,
-    "cgnet": CGNetConfig,
-    "cdg": CDGConfig,
-    "fbs": FBSConfig,
-    "dgc": DGCConfig,
-}
-
-
-def build(section: Any) -> GatingConfig:
-    """The checked configuration of a `gating:` section (see `sparse_ext.config.reading.build`)."""
-    return reading.build(section, "gating", METHODS)
-
-
-def store() -> None:
-    """Register every method as an entry of Hydra's group `gating`; twice changes nothing."""
-    reading.store("gating", METHODS)

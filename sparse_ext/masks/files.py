@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -94,28 +93,3 @@ def read_tensors(
 def damaged(path: str | Path, why: str) -> CheckpointError:
     """The error for a mask file that cannot be trusted."""
     return CheckpointError(f"{path}: the file is damaged ({why}); write it again.")
-
-
-def check_pattern(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> None:
-    """Check that the masks of an N:M run are N:M: no group is in between.
-
-    Args:
-        state: an encoder's, with masks.
-        checkpoint: the file it comes from; its sparse state names the pattern.
-
-    Raises:
-        CheckpointError: names the layer.
-    """
-    from sparse_ext.granularity import NM, parse
-
-    goal = (checkpoint.get("sparse_state") or {}).get("goal") or {}
-    pattern = parse(goal.get("granularity", "element"))
-    if not isinstance(pattern, NM):
-        return
-    masks = {key: mask for key, mask in state.items() if key.endswith(".mask")}
-    for key, mask in masks.items():
-        if mask.shape[1] % pattern.m or not pattern.fits(mask):
-            raise CheckpointError(
-                f"The mask of '{key.removesuffix('.mask')}' is not what a run with "
-                f"sparse.granularity={pattern} makes: masks were edited or come from another file."
-            )

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from solo.errors import ConfigError, did_you_mean
-from sparse_ext.layers import MASKED_TYPES, mask_module
+from sparse_ext.masks.masked_layers import MASKED_TYPES, mask_module
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PatchRule:
 
 
 def masking(names: Iterable[str]) -> PatchRule:
-    """The rule that gives a mask to the layers called `names` (see `sparse_ext.select`)."""
+    """The rule that gives a mask to the layers called `names` (see `sparse_ext.masks.prunable`)."""
     return PatchRule("masks", tuple(MASKED_TYPES), mask_module, tuple(names))
 
 

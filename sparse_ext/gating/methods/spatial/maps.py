@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from solo.errors import ConfigError, DataError, did_you_mean
 from sparse_ext.gating.encoder import Gating, choose, gating_of
-from sparse_ext.gating.spatial.conv import SpatialConv2d
+from sparse_ext.gating.methods.spatial.conv import SpatialConv2d
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_ext.channels import Channels, Step
-from sparse_ext.layers import Masked
+from sparse_ext.masks.channels.tracing import Channels, Step
+from sparse_ext.masks.masked_layers import Masked
 
 AGREE = 1e-6  # relative difference of the two modes' values that counts as none
 

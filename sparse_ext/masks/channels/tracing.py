@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from sparse_ext.layers import MaskedConv2d, MaskedLinear
+from sparse_ext.masks.masked_layers import MaskedConv2d, MaskedLinear
 
 LAYERS = (nn.Conv2d, nn.Linear, MaskedConv2d, MaskedLinear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)

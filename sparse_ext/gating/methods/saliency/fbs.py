@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_ext.functional import FUNCTIONAL_TYPES, Functional
 from sparse_ext.gating.branches import Usage
-from sparse_ext.gating.conv import GatedConv2d
+from sparse_ext.gating.config.saliency import FBSConfig
 from sparse_ext.gating.encoder import conv_macs
+from sparse_ext.gating.method import GatedConv2d
+from sparse_ext.gating.methods.saliency.parts import SaliencyConv2d, SaliencyMethod, keep_largest
 from sparse_ext.gating.residual import conv_norm_pairs, residual_blocks
-from sparse_ext.gating.saliency.config import FBSConfig
-from sparse_ext.gating.saliency.parts import SaliencyConv2d, SaliencyMethod, keep_largest
-from sparse_ext.layers import MASKED_TYPES, Masked
+from sparse_ext.masks.living_weights import FUNCTIONAL_TYPES, Functional
+from sparse_ext.masks.masked_layers import MASKED_TYPES, Masked
 
 
 class FBSConv2d(GatedConv2d):

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from solo.errors import ConfigError
 from solo.utils.views import View
 from sparse_ext.gating.branches import Pass
+from sparse_ext.gating.config.spatial import TILE
 from sparse_ext.gating.method import GatingMethod
+from sparse_ext.gating.methods.spatial.conv import SpatialConv2d, gate_conv
+from sparse_ext.gating.methods.spatial.paths import Pattern, diagonal
 from sparse_ext.gating.residual import conv_norm_pairs, residual_blocks
-from sparse_ext.gating.spatial.config import TILE
-from sparse_ext.gating.spatial.conv import SpatialConv2d, gate_conv
-from sparse_ext.gating.spatial.paths import Pattern, diagonal
-from sparse_ext.patch import PatchRule, apply
+from sparse_ext.masks.patching import PatchRule, apply
 
 
 class CGNet(GatingMethod):

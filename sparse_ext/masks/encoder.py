@@ -8,38 +8,24 @@ mask, I2 shadow * mask == 0, I3 optimizer state is zero where the mask is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from solo.errors import CheckpointError, ConfigError, SoloError, did_you_mean
-from sparse_ext import patch as patching
-from sparse_ext.config.sections import SparseConfig
-from sparse_ext.granularity import parse
-from sparse_ext.layers import MASKED_TYPES, Masked
-from sparse_ext.masks import MaskSet, apply_new
+from solo.errors import ConfigError, SoloError, did_you_mean
+from sparse_ext.masks import patching as patching
+from sparse_ext.masks.mask_set import MaskSet
+from sparse_ext.masks.masked_layers import masked_layers, unwrapped
 from sparse_ext.scorers import ema_gradient_
-from sparse_ext.select import Selection, select
-from sparse_ext.widths import MARK, resize_
 
 SIDE_BUFFERS = ("shadow", "score")
 
 
 class InvariantError(SoloError, RuntimeError):
     """Masks and weights contradict each other (`sparse.debug=true` looks for that every step)."""
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module behind `torch.compile`'s wrapper, whose names have no `_orig_mod.` in front."""
-    return getattr(module, "_orig_mod", module)
-
-
-def masked_layers(module: nn.Module) -> dict[str, Any]:
-    """Masked layers of a module by name."""
-    return {n: m for n, m in unwrapped(module).named_modules() if isinstance(m, Masked)}
 
 
 class Encoder:
@@ -169,108 +155,6 @@ def states_of(optimizer: Optimizer | None, weight: Tensor) -> list[Tensor]:
     return [s for s in state.values() if isinstance(s, Tensor) and s.shape == weight.shape]
 
 
-def patch(backbone: nn.Module, config: SparseConfig) -> nn.Module:
-    """Put masks (all ones) on the layers of `backbone` that `config` makes prunable.
-
-    Raises:
-        ConfigError: if it has masks already, or no layer is prunable.
-    """
-    if masked_layers(backbone):
-        raise ConfigError("This encoder has masks already: make it sparse once only.")
-    return _mask(backbone, selection(backbone, config).layers)
-
-
-def selection(backbone: nn.Module, config: SparseConfig) -> Selection:
-    """Which layers of an encoder `config` makes prunable, and why the others stay dense."""
-    granularity, obstacle = parse(config.granularity), config.obstacle
-    net = unwrapped(backbone)
-    return select(net, config.stem_dense, config.exclude, granularity, obstacle)
-
-
-def patch_named(backbone: nn.Module, names: Iterable[str]) -> nn.Module:
-    """Put masks on the layers called `names` that have none yet.
-
-    Raises:
-        CheckpointError: if the encoder has no such layer.
-    """
-    modules = dict(unwrapped(backbone).named_modules())
-    for name in names:
-        if type(modules.get(name)) not in (*MASKED_TYPES, *MASKED_TYPES.values()):
-            raise CheckpointError(
-                f"The checkpoint has a mask for '{name}', which is no convolution or linear layer "
-                f"of this {type(backbone).__name__}. It belongs to another architecture: set "
-                f"backbone.name and backbone.kwargs as in training. {did_you_mean(name, modules)}"
-            )
-    return _mask(backbone, [n for n in names if not isinstance(modules[n], Masked)])
-
-
-def measured(backbone: nn.Module) -> dict[str, float]:
-    """Sparsity of an encoder, from its masks; nothing for a dense one.
-
-    Returns:
-        `sparsity` over the prunable set, `backbone_sparsity` over the weights of all convolutions
-        and linear layers, `prunable_weights`, `kept_weights`.
-
-    Raises:
-        CheckpointError: if a weight under a zero of its mask is not zero.
-    """
-    if not masked_layers(backbone):
-        return {}
-    encoder = Encoder(backbone)
-    for name, layer in encoder.layers.items():
-        if layer.weight.detach()[~layer.mask].any():
-            raise CheckpointError(
-                f"The mask of '{name}' has no effect: weights under its zeros are not zero. "
-                f"Load weights and masks from the same checkpoint."
-            )
-    n, kept = encoder.masks.n, encoder.masks.nnz
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    layers = [m for m in unwrapped(backbone).modules() if isinstance(m, kinds)]
-    total = sum(m.weight.numel() for m in layers)
-    return {
-        "sparsity": 1 - kept / n,
-        "backbone_sparsity": (n - kept) / total,
-        "prunable_weights": n,
-        "kept_weights": kept,
-    }
-
-
-def _mask(backbone: nn.Module, names: Iterable[str]) -> nn.Module:
-    if names := list(names):
-        patching.apply([patching.masking(names)], unwrapped(backbone))
-    for layer in masked_layers(backbone).values():
-        if not any(hook is _adopt for hook in _pre_hooks(layer)):
-            layer.register_load_state_dict_pre_hook(_adopt)
-    net = unwrapped(backbone)
-    if not any(hook is _adopt_widths for hook in _pre_hooks(net)):
-        net.register_load_state_dict_pre_hook(_adopt_widths)
-    return backbone
-
-
-def _pre_hooks(layer: nn.Module) -> list[Callable]:
-    hooks = layer._load_state_dict_pre_hooks.values()
-    return [getattr(hook, "hook", hook) for hook in hooks]
-
-
-def _adopt(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: a weight without its mask is an error; missing side buffers are made."""
-    if prefix + "weight" in state and prefix + "mask" not in state:
-        raise CheckpointError(
-            f"These weights have no mask for '{prefix.rstrip('.')}', but this model is sparse. "
-            f"Load them into a dense model (leave out the sparse section), or start from a "
-            f"checkpoint of a sparse run."
-        )
-    for name in SIDE_BUFFERS:
-        if prefix + name in state:
-            _add_buffer(layer, name)
-
-
-def _adopt_widths(net: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading what slimming has left of an encoder: take over its widths."""
-    if prefix + MARK in state:
-        resize_(net, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-
-
 def _add_buffer(layer: Any, name: str) -> None:
     if not hasattr(layer, name):
         weight = layer.weight.detach()
@@ -279,3 +163,53 @@ def _add_buffer(layer: Any, name: str) -> None:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+class Change(NamedTuple):
+    """Where a mask update switched weights off (`dropped`) and on (`grown`)."""
+
+    dropped: Tensor
+    grown: Tensor
+
+
+@torch.no_grad()
+def apply_new(
+    weight: Tensor,
+    old: Tensor,
+    new: Tensor,
+    shadow: Tensor | None = None,
+    regrow: Literal["latent", "zero"] = "latent",
+    states: Iterable[Tensor] = (),
+) -> Change:
+    """Change a layer's mask from `old` to `new`, everything in place (section 0.5).
+
+    Dropped weights go to `shadow` and become zero. Grown weights start at their shadow value
+    ("latent") or at zero, and leave the shadow. Weights in both masks keep value and state.
+
+    Args:
+        weight: the stored weight, zero where `old` is 0.
+        old: the layer's mask buffer; holds `new` afterwards.
+        new: the mask to change to.
+        shadow: last values of pruned weights, or None if the method keeps none; grown weights
+            then start at zero whatever `regrow` says.
+        regrow: start value of grown weights.
+        states: optimizer state tensors of the weight's shape; zero at every change.
+
+    Raises:
+        ConfigError: for another value of `regrow`.
+    """
+    if regrow not in ("latent", "zero"):
+        raise ConfigError(f"regrow={regrow!r}. {did_you_mean(regrow, ('latent', 'zero'))}")
+    change = Change(old & ~new, new & ~old)
+    if shadow is not None and regrow == "latent":
+        start = torch.where(change.grown, shadow, weight)
+    else:
+        start = weight.masked_fill(change.grown, 0)
+    if shadow is not None:
+        shadow.copy_(torch.where(change.dropped, weight, shadow)).masked_fill_(change.grown, 0)
+    weight.copy_(start).masked_fill_(change.dropped, 0)
+    changed = change.dropped | change.grown
+    for state in states:
+        state.masked_fill_(changed, 0)
+    old.copy_(new)
+    return change

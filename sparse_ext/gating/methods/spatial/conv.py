@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from solo.errors import ConfigError
 from solo.utils.views import View, current_view
-from sparse_ext.functional import FUNCTIONAL_TYPES, Functional
 from sparse_ext.gating.branches import Usage
-from sparse_ext.gating.conv import GatedConv2d
+from sparse_ext.gating.config.spatial import TILE, CGNetConfig
 from sparse_ext.gating.encoder import conv_macs
-from sparse_ext.gating.spatial.config import TILE, CGNetConfig
-from sparse_ext.gating.spatial.paths import Pattern, base_input, base_weight
-from sparse_ext.layers import MASKED_TYPES, Masked
+from sparse_ext.gating.method import GatedConv2d
+from sparse_ext.gating.methods.spatial.paths import Pattern, base_input, base_weight
+from sparse_ext.masks.living_weights import FUNCTIONAL_TYPES, Functional
+from sparse_ext.masks.masked_layers import MASKED_TYPES, Masked
 
 EPS = 1e-5
 

@@ -8,8 +8,8 @@ one branch always computes, the other computes only where it pays. Evaluation ta
 from __future__ import annotations
 
 from solo.utils.views import View
-from sparse_ext.gating.spatial.cgnet import CGNet
-from sparse_ext.gating.spatial.paths import Pattern, diagonal, second_path
+from sparse_ext.gating.methods.spatial.cgnet import CGNet
+from sparse_ext.gating.methods.spatial.paths import Pattern, diagonal, second_path
 
 
 class CDG(CGNet):

@@ -9,6 +9,8 @@ positions, which regrowth needs; `weight * mask` in the forward pass would set i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -69,3 +71,13 @@ def mask_module(module: nn.Module) -> nn.Module:
     weight: Tensor = module.weight  # type: ignore[assignment]
     module.register_buffer("mask", torch.ones_like(weight.detach(), dtype=torch.bool))
     return module
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module behind `torch.compile`'s wrapper, whose names have no `_orig_mod.` in front."""
+    return getattr(module, "_orig_mod", module)
+
+
+def masked_layers(module: nn.Module) -> dict[str, Any]:
+    """Masked layers of a module by name."""
+    return {n: m for n, m in unwrapped(module).named_modules() if isinstance(m, Masked)}

@@ -17,11 +17,11 @@ from solo.errors import ConfigError
 from solo.utils import ranks
 from solo.utils.views import View
 from sparse_ext.gating.branches import Pass
-from sparse_ext.gating.channel.blocks import GATED, GatedBlock, gate_block
-from sparse_ext.gating.channel.losses import bound_loss, budget_loss
 from sparse_ext.gating.method import GatingMethod
+from sparse_ext.gating.methods.channel.blocks import GATED, GatedBlock, gate_block
+from sparse_ext.gating.methods.channel.losses import bound_loss, budget_loss
 from sparse_ext.gating.residual import residual_blocks
-from sparse_ext.patch import PatchRule, apply
+from sparse_ext.masks.patching import PatchRule, apply
 
 STEM = "conv1"
 

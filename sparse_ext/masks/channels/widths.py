@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError
-from sparse_ext.channels import LAYERS, NORMS
+from sparse_ext.masks.channels.tracing import LAYERS, NORMS
 
 MARK = "slim"  # a buffer of a slimmed network: its widths are those of its weights
 LIKE_WEIGHT = ("weight", "mask", "shadow", "score")

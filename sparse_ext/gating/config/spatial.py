@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 from solo.errors import ConfigError
 from sparse_ext.config import reading
-from sparse_ext.gating.base_config import GatingConfig
+from sparse_ext.gating.config.base import GatingConfig
 
 TILE = 8  # output channels that share a decision with `structured`: K = 8x1x1
 
