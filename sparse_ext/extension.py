@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor, nn
 
-    from sparse_ext.callback import PruningCallback
+    from sparse_ext.training.callback import PruningCallback
 
 TRAINING_ONLY = ("shadow", "score")
 
@@ -58,7 +58,7 @@ class SparseExtension(extensions.Extension):
         section = _section(cfg)
         if section is None:
             return []
-        from sparse_ext.attach import callback_of
+        from sparse_ext.training.attach import callback_of
 
         return [callback_of(module, schema.build(section), seed=cfg.get("seed"))]
 
@@ -94,8 +94,8 @@ class SparseExtension(extensions.Extension):
 
     def finetune_callbacks(self, backbone: nn.Module) -> list[Callback]:
         """Masks stay as they are while a sparse encoder is fine-tuned (SyncCP, Table 8)."""
-        from sparse_ext.fixed import FixedMasks
         from sparse_ext.masks.masked_layers import Masked
+        from sparse_ext.training.fixed_masks import FixedMasks
 
         return [FixedMasks()] if any(isinstance(m, Masked) for m in backbone.modules()) else []
 
@@ -167,7 +167,7 @@ def sparsify(
             encoder it updates that through `module.momentum_updater`, as the methods of solo do.
         config: a method's name, a mapping with `name`, or one of `sparse_ext.config`'s classes.
     """
-    from sparse_ext.attach import attach
+    from sparse_ext.training.attach import attach
 
     return attach(module, schema.build(config))
 

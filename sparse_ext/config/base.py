@@ -36,7 +36,7 @@ class SparseConfig:
         exclude: glob patterns of module names that stay dense.
         coupled: with `filter` or `block<size>`: prune whole channels (or that many neighbours) at
             once, from all layers that share them, so that they can be removed physically. Sparsity
-            then is the share of channel groups (see `sparse_ext.coupling`).
+            then is the share of channel groups (see `sparse_ext.pruning.coupled_units`).
         slim_at: when masks become final and training goes on with physically smaller encoders:
             an optimizer step, or a fraction of the run (below 1); after the ramp.
         kernel: how masked convolutions are computed: `dense`, or `block`, which skips pruned 8x8

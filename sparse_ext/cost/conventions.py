@@ -5,7 +5,8 @@ Per image and view a dense network pays its forward pass F three times: forward,
 activations, gradient of the weights; a momentum encoder pays its forward pass once. Papers count a
 sparse network in three ways, and even within one paper not the same for every row, so all three
 are reported. All three are linear in the densities, so the ratio of a run is the mean over its
-steps (`sparse_ext.cost.live`). Everything here is modelled, nothing is measured in seconds.
+steps (`sparse_ext.training.cost_meter`). Everything here is modelled, nothing is measured in
+seconds.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from solo.errors import ConfigError, SoloError, did_you_mean
 from sparse_ext.masks import patching as patching
 from sparse_ext.masks.mask_set import MaskSet
 from sparse_ext.masks.masked_layers import masked_layers, unwrapped
-from sparse_ext.scorers import ema_gradient_
+from sparse_ext.pruning.scores.scorers import ema_gradient_
 
 SIDE_BUFFERS = ("shadow", "score")
 

@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparse_ext.extension import register
 
     register()
-    from sparse_ext.report.compare import write_comparison
-    from sparse_ext.report.gating import Chosen
-    from sparse_ext.report.run import write_report
+    from sparse_ext.report.gating_panels import Chosen
+    from sparse_ext.report.one_run import write_report
+    from sparse_ext.report.several_runs import write_comparison
 
     try:
         if args.compare:

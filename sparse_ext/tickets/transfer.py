@@ -16,7 +16,7 @@ from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from solo.data.datasets.voc import VOCClassification
 from solo.errors import DataError
 from solo.utils.voc_svm import SVMResult, evaluate
-from sparse_ext.tickets.store import Level, RunFolder
+from sparse_ext.tickets.run_folder import Level, RunFolder
 
 
 def central_crops(resize: int = 256, size: int = 224) -> T.Compose:

@@ -23,7 +23,7 @@ from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.living_weights import ALWAYS, make_functional
 from sparse_ext.masks.masked_layers import MaskedConv2d
 from sparse_ext.report import write_report
-from sparse_ext.report.gating import Chosen
+from sparse_ext.report.gating_panels import Chosen
 from tests.gating.helpers import (
     Watch,
     assert_comes_back,

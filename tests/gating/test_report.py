@@ -12,7 +12,7 @@ from sparse_ext.cost import count
 from sparse_ext.gating.encoder import gating_of, trace
 from sparse_ext.gating.methods.spatial.maps import closed, feature_maps, load_images
 from sparse_ext.report import write_report
-from sparse_ext.report.gating import branches
+from sparse_ext.report.gating_panels import branches
 from sparse_ext.report.runlog import RunLog
 from tests.gating.helpers import gated_encoder
 from tests.sparse.test_report import figures, write_metrics

@@ -6,11 +6,11 @@ import torch
 
 from solo.errors import ConfigError
 from sparse_ext.config.sections import build
-from sparse_ext.coupling import CoupledUnits
 from sparse_ext.masks.channels.removal import shrink_
 from sparse_ext.masks.channels.tracing import Channels
 from sparse_ext.masks.encoder import Encoder
-from sparse_ext.registry import build_pruner, method_class
+from sparse_ext.pruning.coupled_units import CoupledUnits
+from sparse_ext.pruning.registry import build_pruner, method_class
 from sparse_ext.schedules import Clock
 from tests.slim.nets import encoder, features, masked
 

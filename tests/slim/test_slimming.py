@@ -13,7 +13,7 @@ from solo.errors import ConfigError
 from solo.utils.lars import LARS
 from solo.utils.momentum import MomentumUpdater
 from sparse_ext import sparsify
-from sparse_ext.slimming import Final
+from sparse_ext.training.slimming import Final
 from tests.sparse.test_resume import Forward, Recording, everything, same
 from tests.sparse.toys import data, trainer
 

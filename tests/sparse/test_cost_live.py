@@ -9,9 +9,9 @@ from torch import nn
 
 from sparse_ext import sparsify
 from sparse_ext.cost import count, memory
-from sparse_ext.cost.live import CostMeter, image_shape
-from sparse_ext.diagnostics import all_dead_filters, dead_filters, oscillation
 from sparse_ext.masks.masked_layers import mask_module
+from sparse_ext.training.cost_meter import CostMeter, image_shape
+from sparse_ext.training.mask_figures import all_dead_filters, dead_filters, oscillation
 from tests.sparse.toys import data, tiny_net, toy, trainer
 
 pytestmark = pytest.mark.unit

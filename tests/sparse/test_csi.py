@@ -8,7 +8,7 @@ import torch
 
 from sparse_ext.allocation.budgets import global_topk
 from sparse_ext.config.sections import CSIConfig
-from sparse_ext.csi import CSI, Comparison, compare
+from sparse_ext.pruning.methods.csi import CSI, Comparison, compare
 
 pytestmark = pytest.mark.unit
 

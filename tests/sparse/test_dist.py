@@ -8,7 +8,7 @@ from torch import distributed as dist
 
 from solo.utils.ranks import share, share_value
 from sparse_ext import sparsify
-from sparse_ext.distributed import MaskDriftError, check_equal
+from sparse_ext.training.mask_agreement import MaskDriftError, check_equal
 from tests.sparse.processes import launch
 from tests.sparse.toys import data, toy, trainer
 

@@ -10,8 +10,8 @@ from sparse_ext import sparsify
 from sparse_ext.config.sections import build
 from sparse_ext.masks.dual_norms import DualBatchNorm2d
 from sparse_ext.masks.masking import patch
-from sparse_ext.probe import Probe
-from sparse_ext.scorers import hessian_gradient
+from sparse_ext.pruning.scores.first_batch import Probe
+from sparse_ext.pruning.scores.scorers import hessian_gradient
 from tests.sparse.processes import launch
 from tests.sparse.test_methods import Views, units_on
 from tests.sparse.toys import data, toy, trainer

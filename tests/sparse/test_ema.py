@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from solo.utils.momentum import MomentumUpdater
-from sparse_ext.ema import MaskedEMA, masks_respected
 from sparse_ext.masks.masked_layers import mask_module
+from sparse_ext.training.momentum_encoder import MaskedEMA, masks_respected
 
 pytestmark = pytest.mark.unit
 

@@ -10,8 +10,8 @@ from solo.checkpoints.loading import load_encoder
 from solo.errors import CheckpointError
 from solo.methods import METHODS
 from sparse_ext import enable
-from sparse_ext.ema import MaskedEMA
 from sparse_ext.extension import SparseExtension
+from sparse_ext.training.momentum_encoder import MaskedEMA
 from tests.methods.helpers import tiny_cfg, tiny_loaders, tiny_trainer
 
 pytestmark = pytest.mark.unit

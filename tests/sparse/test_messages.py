@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from sparse_ext.config.sections import build
-from sparse_ext.messages import listen, log
+from sparse_ext.pruning.log import listen, log
 from sparse_ext.schedules import Clock
 from tests.sparse.toys import pruner_of
 

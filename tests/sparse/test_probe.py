@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from solo.errors import ConfigError
-from sparse_ext import scorers, sparsify
+from sparse_ext import sparsify
 from sparse_ext.config.sections import build
 from sparse_ext.masks.masking import patch
-from sparse_ext.probe import Probe
+from sparse_ext.pruning.scores import scorers
+from sparse_ext.pruning.scores.first_batch import Probe
 from tests.sparse.toys import data, toy, trainer
 
 pytestmark = pytest.mark.unit

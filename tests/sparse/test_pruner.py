@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from solo.errors import CheckpointError, ConfigError
-from sparse_ext import resume
 from sparse_ext.allocation import budgets as allocation
 from sparse_ext.config.sections import build
-from sparse_ext.initial import draw
 from sparse_ext.masks.encoder import Encoder, InvariantError
 from sparse_ext.masks.masking import measured, patch, patch_named
-from sparse_ext.pruner import Pruner
+from sparse_ext.pruning.pruner import Pruner
+from sparse_ext.pruning.scores.random_draws import draw
 from sparse_ext.schedules import Clock, Ramp, default_period
+from sparse_ext.training import resume
 from tests.sparse.toys import pruner_of, tiny_net
 
 pytestmark = pytest.mark.unit

@@ -10,9 +10,9 @@ from torch import nn
 from solo.errors import ConfigError
 from solo.utils.lars import LARS
 from sparse_ext import sparsify
-from sparse_ext.checks import UNSUPPORTED
 from sparse_ext.config.sections import METHODS
-from sparse_ext.fixed import FixedMasks
+from sparse_ext.training.fixed_masks import FixedMasks
+from sparse_ext.training.run_checks import UNSUPPORTED
 from tests.sparse.amp import ScaledFloat32
 from tests.sparse.test_methods import SHARED_ONLY, Budgets, Views, counting
 from tests.sparse.toys import data, toy, trainer

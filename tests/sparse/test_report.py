@@ -149,7 +149,7 @@ def test_cost_and_training_cost_come_from_the_checkpoint(tmp_path):
     from omegaconf import OmegaConf
 
     from solo.backbones import build_encoder
-    from sparse_ext.report.run import checkpoint_costs, training_cost
+    from sparse_ext.report.one_run import checkpoint_costs, training_cost
 
     sparse_run(tmp_path)
     args = json.loads((tmp_path / "args.json").read_text())

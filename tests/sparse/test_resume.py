@@ -6,7 +6,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from solo.errors import CheckpointError
-from sparse_ext import resume, sparsify
+from sparse_ext import sparsify
+from sparse_ext.training import resume
 from tests.sparse.toys import Toy, data, toy, trainer
 
 pytestmark = pytest.mark.unit

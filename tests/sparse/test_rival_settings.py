@@ -46,4 +46,4 @@ def test_every_method_has_its_page():
 
     for name, schema in METHODS.items():
         assert schema().name == name
-        assert import_module(f"sparse_ext.methods.{name}").__doc__
+        assert import_module(f"sparse_ext.pruning.methods.{name}").__doc__

@@ -11,8 +11,8 @@ import torch
 from sparse_ext import sparsify
 from sparse_ext.allocation import budgets
 from sparse_ext.config.sections import build
-from sparse_ext.constant import drop_fraction
 from sparse_ext.masks.encoder import states_of
+from sparse_ext.pruning.regrow import drop_fraction
 from sparse_ext.schedules import cubic
 from tests.sparse.toys import data, pruner_of, toy, trainer
 

@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from solo.errors import ConfigError
-from sparse_ext import samples, sparsify
+from sparse_ext import sparsify
 from sparse_ext.config.sections import build
+from sparse_ext.pruning.scores import balanced_batch
 from tests.sparse.toys import tiny_net, trainer
 
 pytestmark = pytest.mark.unit
@@ -31,15 +32,15 @@ def labelled(n=60, size=5, image=8):
 def test_every_class_in_rounds_and_nothing_twice():
     loader = labelled()
     before = torch.get_rng_state()
-    x, y = samples.balanced(loader, 4, CLASSES, SEED)
+    x, y = balanced_batch.balanced(loader, 4, CLASSES, SEED)
     assert y.tolist() == [0, 1, 2] * 4
     index = x[:, 0, 0, 0].long()
     assert len(set(index.tolist())) == 12
     assert torch.equal(loader.dataset.tensors[1][index], y)
     assert torch.equal(before, torch.get_rng_state())
-    again = samples.balanced(labelled(), 4, CLASSES, SEED)
+    again = balanced_batch.balanced(labelled(), 4, CLASSES, SEED)
     assert torch.equal(again[0], x)
-    assert not torch.equal(samples.balanced(loader, 4, CLASSES, SEED + 1)[0], x)
+    assert not torch.equal(balanced_batch.balanced(loader, 4, CLASSES, SEED + 1)[0], x)
 
 
 def test_batches_of_views_keep_their_shape():
@@ -50,7 +51,7 @@ def test_batches_of_views_keep_their_shape():
         torch.stack([y for _, y in items]),
         "note",
     )
-    indexes, (first, second), targets, note = samples.balanced(loader, 2, CLASSES, SEED)
+    indexes, (first, second), targets, note = balanced_batch.balanced(loader, 2, CLASSES, SEED)
     assert (len(indexes), targets.tolist(), note) == (6, [0, 1, 2] * 2, "note")
     assert torch.equal(first.flip(-1), second)
 
@@ -62,15 +63,15 @@ class Stream(IterableDataset):
 
 def test_data_that_cannot_be_drawn_from():
     with pytest.raises(ConfigError, match=r"per_class=11: of 3 classes, 1 have fewer.*class 1 "):
-        samples.balanced(labelled(), 11, CLASSES, SEED)
+        balanced_batch.balanced(labelled(), 11, CLASSES, SEED)
     with pytest.raises(ConfigError, match="no labels from 0 to 1, one for each output"):
-        samples.balanced(labelled(), 2, 2, SEED)
+        balanced_batch.balanced(labelled(), 2, 2, SEED)
     plain = DataLoader(TensorDataset(torch.randn(4, 3)))
     with pytest.raises(ConfigError, match="hold no labels"):
-        samples.balanced(plain, 1, CLASSES, SEED)
+        balanced_batch.balanced(plain, 1, CLASSES, SEED)
     for loader in (DataLoader(Stream()), [torch.zeros(1)]):
         with pytest.raises(ConfigError, match=r"samples_per_class draws samples by their index"):
-            samples.balanced(loader, 1, CLASSES, SEED)
+            balanced_batch.balanced(loader, 1, CLASSES, SEED)
 
 
 class Classifier(pl.LightningModule):
@@ -95,7 +96,7 @@ def test_grasp_with_labels_scores_the_drawn_samples():
     section = {"name": "grasp", "final": 0.7, "temperature": 200, "samples_per_class": 5}
     callback = sparsify(model, section | {"seed": SEED})
     trainer(epochs=1).fit(model, loader)
-    x, y = samples.balanced(loader, 5, CLASSES, SEED)
+    x, y = balanced_batch.balanced(loader, 5, CLASSES, SEED)
     weights = [plain.backbone[i].weight for i in (3, 5, 9)]
     total = sum(
         nn.functional.cross_entropy(plain.classifier(plain.backbone(x[p])) / 200, y[p]) / 3

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from solo.errors import ConfigError
-from sparse_ext import scorers
 from sparse_ext.allocation.budgets import keep_topk
+from sparse_ext.pruning.scores import random_draws, scorers
 
 pytestmark = pytest.mark.unit
 
@@ -113,10 +113,10 @@ def test_hessian_gradient_averages_over_batches():
 
 def test_random_depends_on_its_arguments_only():
     torch.manual_seed(1)
-    a = scorers.random((4, 5), 3, "layer1.0.conv1", "initial", 0)
+    a = random_draws.random((4, 5), 3, "layer1.0.conv1", "initial", 0)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    assert torch.equal(a, scorers.random((4, 5), 3, "layer1.0.conv1", "initial", 0))
+    assert torch.equal(a, random_draws.random((4, 5), 3, "layer1.0.conv1", "initial", 0))
     assert torch.equal(state, torch.get_rng_state())
     for other in (
         (4, "layer1.0.conv1", "initial", 0),
@@ -124,31 +124,31 @@ def test_random_depends_on_its_arguments_only():
         (3, "layer1.0.conv1", "regrow", 0),
         (3, "layer1.0.conv1", "initial", 1),
     ):
-        assert not torch.equal(a, scorers.random((4, 5), *other))
+        assert not torch.equal(a, random_draws.random((4, 5), *other))
 
 
 def test_random_masks_of_two_densities_are_nested():
-    score = scorers.random((64, 32, 3, 3), 0, "conv", "initial")
+    score = random_draws.random((64, 32, 3, 3), 0, "conv", "initial")
     assert score.unique().numel() == score.numel()
     sparse, dense = keep_topk(score, 1843), keep_topk(score, 9216)
     assert not (sparse & ~dense).any()
 
 
 def test_random_is_uniform():
-    score = scorers.random((100_000,), 0, "conv", "initial")
+    score = random_draws.random((100_000,), 0, "conv", "initial")
     share = score.histc(10, 0, 1) / score.numel()
     assert (share - 0.1).abs().max() < 0.005
 
 
 def test_hash64_is_stable_and_injective_in_its_parts():
-    assert scorers.hash64(0, "a", "b", 1) == scorers.hash64(0, "a", "b", 1)
-    assert scorers.hash64("a", "bc") != scorers.hash64("ab", "c")
-    assert scorers.hash64("1") != scorers.hash64(1)
-    values = [scorers.hash64(0, "conv", "x", t) for t in range(1000)]
+    assert random_draws.hash64(0, "a", "b", 1) == random_draws.hash64(0, "a", "b", 1)
+    assert random_draws.hash64("a", "bc") != random_draws.hash64("ab", "c")
+    assert random_draws.hash64("1") != random_draws.hash64(1)
+    values = [random_draws.hash64(0, "conv", "x", t) for t in range(1000)]
     assert len(set(values)) == 1000
     assert all(-(2**63) <= v < 2**63 for v in values)
     # Written down once: a change would silently redraw the masks of resumed runs.
-    assert scorers.hash64(5, "layer1.0.conv1", "initial", 0) == HASH_OF_ONE_LAYER
+    assert random_draws.hash64(5, "layer1.0.conv1", "initial", 0) == HASH_OF_ONE_LAYER
 
 
 HASH_OF_ONE_LAYER = 6427052271250434722

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_ext import resume
 from sparse_ext.config.sections import build
 from sparse_ext.schedules import Clock
+from sparse_ext.training import resume
 from tests.sparse.toys import pruner_of
 
 pytestmark = pytest.mark.unit

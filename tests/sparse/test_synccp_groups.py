@@ -9,7 +9,7 @@ import torch
 
 from sparse_ext.allocation import budgets
 from sparse_ext.config.sections import build
-from sparse_ext.csi import compare
+from sparse_ext.pruning.methods.csi import compare
 from sparse_ext.schedules import Clock
 from tests.sparse.test_synccp import RAMPING, started
 from tests.sparse.toys import pruner_of

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from solo.utils.momentum import MomentumUpdater
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.masking import patch
-from sparse_ext.registry import build_pruner, method_class
+from sparse_ext.pruning.registry import build_pruner, method_class
 from sparse_ext.schedules import Clock
 
 warnings.filterwarnings("ignore", module="lightning")

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from solo.errors import DataError
-from sparse_ext.tickets import randommasks, store
+from sparse_ext.tickets import run_folder
 from sparse_ext.tickets.config import RetrainConfig
 from sparse_ext.tickets.program import tickets
-from sparse_ext.tickets.retrain import masks_of
+from sparse_ext.tickets.sweeps import random_masks
+from sparse_ext.tickets.sweeps.retrain import masks_of
 from tests.tickets.tiny import Stop, config
 
 pytestmark = pytest.mark.unit
@@ -37,7 +38,7 @@ def test_starts(finished, cwd, monkeypatch, init):
         "random_reinit": ours / "initial.safetensors",
     }[init]
     masks = finished.level(2).masks()
-    for key, value in store.load_weights(source).items():
+    for key, value in run_folder.load_weights(source).items():
         name = key.removesuffix(".weight")
         assert torch.equal(seen[0][key], value * masks[name] if name in masks else value)
     assert all(torch.equal(seen[0][f"{n}.mask"], m) for n, m in masks.items())
@@ -46,7 +47,7 @@ def test_starts(finished, cwd, monkeypatch, init):
 def test_trains_labels_under_the_mask(finished, cwd):
     run = tickets(config(retrain=section(finished, init="random_reinit", levels=[]), **LABELS))
     assert [level.number for level in run.finished()] == [0, 1, 2]
-    state, masks = store.load_weights(run.level(2).final), finished.level(2).masks()
+    state, masks = run_folder.load_weights(run.level(2).final), finished.level(2).masks()
     assert all(not state[f"{n}.weight"][~m].any() for n, m in masks.items())
     assert run.level(2).masks().checksum() == masks.checksum()
     assert run.facts()["kind"] == "retrain"
@@ -65,9 +66,9 @@ def test_random_kinds(finished):
     for found in kinds.values():
         assert sum(int(m.sum()) for m in found.values()) == masks.nnz
         assert not all(torch.equal(found[n], masks[n]) for n in masks)
-    weights = store.load_weights(finished.level(0).final)
+    weights = run_folder.load_weights(finished.level(0).final)
     dense = {name: weights[f"{name}.weight"] for name in masks}
-    expected = randommasks.natural(masks, dense, 5, 2)
+    expected = random_masks.natural(masks, dense, 5, 2)
     assert all(torch.equal(kinds["natural"][n], expected[n]) for n in masks)
 
 

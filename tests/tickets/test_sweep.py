@@ -14,10 +14,11 @@ import torch
 
 from solo.checkpoints.loading import load_pretrained
 from solo.errors import CheckpointError, ConfigError, DataError, SoloError
-from sparse_ext.tickets import imp, store
+from sparse_ext.tickets import run_folder
 from sparse_ext.tickets.program import tickets
-from sparse_ext.tickets.store import Level, RunFolder
-from sparse_ext.tickets.sweep import rewind_step
+from sparse_ext.tickets.run_folder import Level, RunFolder
+from sparse_ext.tickets.sweeps import iterative_pruning
+from sparse_ext.tickets.sweeps.sweep import rewind_step
 from tests.tickets.tiny import BASE, Stop, config, sweep_section
 
 pytestmark = pytest.mark.unit
@@ -43,7 +44,7 @@ def started(level, monkeypatch, cfg=None):
         raise Stop
 
     monkeypatch.setattr("solo.programs.training.fit", stop)
-    (level.folder / store.DONE).unlink()
+    (level.folder / run_folder.DONE).unlink()
     with pytest.raises(Stop):
         tickets(cfg or config(sweep_section()))
     return built[0]
@@ -58,7 +59,7 @@ def test_levels_hold_what_they_should(finished):
     n = levels[0].done["n"]
     counts = [n]
     for _ in range(2):
-        counts.append(counts[-1] - imp.pruned_count(counts[-1], 0.2))
+        counts.append(counts[-1] - iterative_pruning.pruned_count(counts[-1], 0.2))
     assert [level.done["nnz"] for level in levels] == counts
     masks = [level.masks() for level in levels]
     assert masks[0].density == 1
@@ -66,14 +67,14 @@ def test_levels_hold_what_they_should(finished):
         assert all((before[name] | ~after[name]).all() for name in after)
     for level in levels:
         assert {"val_acc1", "val_rotation_acc", "val_loss"} <= set(level.done["metrics"])
-        state = store.load_weights(level.final)
+        state = run_folder.load_weights(level.final)
         assert all(not state[f"{n}.weight"][~m].any() for n, m in level.masks().items())
 
 
 def test_masks_prune_the_level_before_by_magnitude(finished):
     for number in (1, 2):
         before = finished.level(number - 1)
-        weights = store.load_weights(before.final)
+        weights = run_folder.load_weights(before.final)
         kept_before, kept = before.masks(), finished.level(number).masks()
         both = [(weights[f"{n}.weight"].abs(), kept_before[n], kept[n]) for n in kept]
         smallest = min(float(w[k].min()) for w, _, k in both if k.any())
@@ -84,7 +85,7 @@ def test_masks_prune_the_level_before_by_magnitude(finished):
 def test_rewind_point_is_the_dense_run_after_two_steps(finished, cwd):
     """The same run cut after one epoch of two steps has these weights, statistics included."""
     level = finished.level(0)
-    initial, rewind = store.load_weights(level.initial), store.load_weights(level.rewind)
+    initial, rewind = run_folder.load_weights(level.initial), run_folder.load_weights(level.rewind)
     assert not torch.equal(initial["conv1.weight"], rewind["conv1.weight"])
     assert int(initial["bn1.num_batches_tracked"]) == 0
     assert int(rewind["bn1.num_batches_tracked"]) == 2
@@ -97,7 +98,7 @@ def test_rewind_point_is_the_dense_run_after_two_steps(finished, cwd):
 
 def test_next_level_starts_from_the_rewound_encoder_and_a_fresh_head(finished, cwd, monkeypatch):
     run = copied(finished, cwd)
-    rewind, masks = store.load_weights(run.level(0).rewind), run.level(1).masks()
+    rewind, masks = run_folder.load_weights(run.level(0).rewind), run.level(1).masks()
     model = started(run.level(1), monkeypatch)
     state = model.backbone.state_dict()
     for key, value in rewind.items():
@@ -119,23 +120,23 @@ def test_complete_levels_are_skipped_and_more_can_follow(finished, cwd):
 def test_a_level_that_was_cut_off_is_trained_again_with_the_same_result(finished, cwd):
     run = copied(finished, cwd)
     level = run.level(1)
-    wanted = store.load_weights(level.final)
+    wanted = run_folder.load_weights(level.final)
     level.final.write_bytes(level.final.read_bytes()[:1000])
     shutil.rmtree(level.train)
     assert level.done is None
     tickets(config(sweep_section()))
-    assert all(torch.equal(v, wanted[k]) for k, v in store.load_weights(level.final).items())
+    assert all(torch.equal(v, wanted[k]) for k, v in run_folder.load_weights(level.final).items())
 
 
 def test_killed_between_training_and_record(finished, cwd):
     """The training is complete, nothing else is: its checkpoint and metrics are enough."""
     run = copied(finished, cwd)
     level = run.level(2)
-    wanted, record = store.load_weights(level.final), level.done
-    (level.folder / store.DONE).unlink()
+    wanted, record = run_folder.load_weights(level.final), level.done
+    (level.folder / run_folder.DONE).unlink()
     level.final.unlink()
     tickets(config(sweep_section()))
-    assert all(torch.equal(v, wanted[k]) for k, v in store.load_weights(level.final).items())
+    assert all(torch.equal(v, wanted[k]) for k, v in run_folder.load_weights(level.final).items())
     assert level.done["metrics"] == record["metrics"]
 
 
@@ -144,7 +145,7 @@ def test_a_level_goes_on_from_its_checkpoint(finished, cwd, monkeypatch):
     run = copied(finished, cwd)
     level = run.level(2)
     found = []
-    (level.folder / store.DONE).unlink()
+    (level.folder / run_folder.DONE).unlink()
 
     def stop(cfg, *_):
         from solo.programs.training import find_resume
@@ -163,7 +164,7 @@ def test_checkpoints_evaluate_by_themselves(finished):
     level = finished.level(2)
     encoder = load_pretrained(level.folder / level.done["run"])
     state = encoder.state_dict()
-    assert all(torch.equal(state[k], v) for k, v in store.load_weights(level.final).items())
+    assert all(torch.equal(state[k], v) for k, v in run_folder.load_weights(level.final).items())
 
 
 # -- other ways --------------------------------------------------------------------------------
@@ -173,12 +174,12 @@ def test_random_reinit_draws_anew_for_each_level(cwd, finished, monkeypatch):
     section = sweep_section(reset="random_reinit", levels=2, layers=["layer1.*"])
     run = tickets(config(section, max_epochs=1, tickets__rewind_samples=0))
     assert set(run.level(1).masks()) == {f"layer1.{i}.conv{j}" for i in (0, 1) for j in (1, 2)}
-    one, two = (store.load_weights(run.level(k).initial) for k in (1, 2))
-    first = store.load_weights(run.level(0).initial)
+    one, two = (run_folder.load_weights(run.level(k).initial) for k in (1, 2))
+    first = run_folder.load_weights(run.level(0).initial)
     assert not torch.equal(one["conv1.weight"], two["conv1.weight"])
     assert not torch.equal(one["conv1.weight"], first["conv1.weight"])
     assert not one["bn1.running_mean"].any()
-    rewind = store.load_weights(run.level(0).rewind)  # 0 samples: the initialisation itself
+    rewind = run_folder.load_weights(run.level(0).rewind)  # 0 samples: the initialisation itself
     assert all(torch.equal(rewind[k], v) for k, v in first.items())
 
 
@@ -205,9 +206,9 @@ def test_start_from_given_weights(cwd, finished):
     start = finished.level(0).final
     run = tickets(config(sweep_section(levels=1, start=str(start)), max_epochs=1, name="b",
                          tickets__rewind_samples=0))  # fmt: skip
-    wanted = store.load_weights(start)
+    wanted = run_folder.load_weights(start)
     assert all(
-        torch.equal(wanted[k], v) for k, v in store.load_weights(run.level(0).initial).items()
+        torch.equal(wanted[k], v) for k, v in run_folder.load_weights(run.level(0).initial).items()
     )
 
 
@@ -281,11 +282,11 @@ def test_wrong_folders_and_damage(finished, cwd):
     with pytest.raises(DataError, match=r"Did you mean '.*seed-5'"):
         RunFolder(finished.folder.parent).facts()
     run = copied(finished, cwd)
-    (run.folder / store.RUN).write_text("{")
+    (run.folder / run_folder.RUN).write_text("{")
     with pytest.raises(DataError, match="damaged"):
         run.facts()
     for broken in ("{", "[]", '{"files": {"mask.safetensors": 1}}', '{"files": 3}'):
-        (run.level(1).folder / store.DONE).write_text(broken)
+        (run.level(1).folder / run_folder.DONE).write_text(broken)
         assert run.level(1).done is None
     assert Level(cwd / "level_07").number == 7
 
@@ -324,10 +325,12 @@ def test_sweep_killed_in_level_two_ends_as_a_straight_one(tmp_path):
     assert RunFolder(killed).level(1).final.stat().st_mtime_ns == kept
     for number in range(3):
         one, other = (RunFolder(folder).level(number) for folder in (straight, killed))
-        weights = store.load_weights(other.final)
-        assert all(torch.equal(weights[k], v) for k, v in store.load_weights(one.final).items())
+        weights = run_folder.load_weights(other.final)
+        assert all(
+            torch.equal(weights[k], v) for k, v in run_folder.load_weights(one.final).items()
+        )
         assert other.done["metrics"] == one.done["metrics"]
         assert other.done["checksum"] == one.done["checksum"]
     # it went on rather than starting the level anew: one training run in its folder
     assert len(list(killed.glob("level_02/train/*/*"))) == 1
-    assert json.loads((killed / store.RUN).read_text())["kind"] == "tickets"
+    assert json.loads((killed / run_folder.RUN).read_text())["kind"] == "tickets"

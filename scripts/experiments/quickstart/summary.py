@@ -206,7 +206,7 @@ def _measured(settings: plan.Settings, name: str, path: Path) -> dict[str, Any]:
 
 def _training_cost(settings: plan.Settings) -> dict[str, float]:
     from sparse_ext.report import RunLog
-    from sparse_ext.report.run import training_cost
+    from sparse_ext.report.one_run import training_cost
 
     log = RunLog(plan.checkpoint(settings, "sparse").parent)
     return {key: round(ratio, 4) for key, ratio in training_cost(log).items()}

@@ -119,8 +119,8 @@ def write(
 
 def _page(title: str, figures: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> Page:
     from sparse_ext.report import Page
-    from sparse_ext.report.compare import comparison
     from sparse_ext.report.runlog import RunLog
+    from sparse_ext.report.several_runs import comparison
 
     keys = _present(figures)
     page = Page(title, " ".join(_labels(figures)))

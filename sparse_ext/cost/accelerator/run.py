@@ -13,7 +13,7 @@ from solo.errors import CheckpointError
 from sparse_ext.cost.accelerator import cycle_model
 from sparse_ext.masks.granularity import Block
 from sparse_ext.masks.masked_layers import masked_layers
-from sparse_ext.units import Units
+from sparse_ext.pruning.units import Units
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from solo.errors import ConfigError
-from sparse_ext.attach import attach
 from sparse_ext.config.sections import build as build_config
 from sparse_ext.kernels import (
     BlockConv2d,
@@ -23,6 +22,7 @@ from sparse_ext.kernels import (
 )
 from sparse_ext.masks.granularity import Block
 from sparse_ext.masks.masked_layers import MaskedConv2d, mask_module
+from sparse_ext.training.attach import attach
 from tests.sparse.toys import data, toy, trainer
 
 pytestmark = pytest.mark.unit
