@@ -19,7 +19,6 @@ from solo.errors import ConfigError, SoloError, did_you_mean
 from sparse_ext.masks import patching as patching
 from sparse_ext.masks.mask_set import MaskSet
 from sparse_ext.masks.masked_layers import masked_layers, unwrapped
-from sparse_ext.pruning.scores.scorers import ema_gradient_
 
 SIDE_BUFFERS = ("shadow", "score")
 
@@ -88,12 +87,6 @@ class Encoder:
         for layer in self.layers.values():
             if layer.weight.grad is not None:
                 switch_off_(layer.weight.grad, layer.mask)
-
-    def average_gradients(self, momentum: float, finite: Tensor) -> None:
-        """Move the scores towards |gradient| (see `scorers.ema_gradient_`)."""
-        graded = [m for m in self.layers.values() if m.weight.grad is not None]
-        scores, grads = [m.score for m in graded], [m.weight.grad for m in graded]
-        ema_gradient_(scores, grads, momentum, finite)
 
     @torch.no_grad()
     def project(self, optimizer: Optimizer | None = None) -> None:

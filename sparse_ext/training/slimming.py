@@ -7,9 +7,9 @@ the step is the same with and without them, because a channel only goes if every
 has masked it, or sees a constant in train mode: 0 exactly (batch norm's beta is not positive before
 a ReLU), or one that another channel can carry (`sparse_ext.masks.channels.removal`).
 Evaluation stays the same too, because train and eval mode must agree on the constant: the running
-statistics of an emptied channel approach (0, 0) at batch norm's momentum. Channels that do not qualify yet may the next
-time. Later steps differ where a rule looks at whole tensors (LARS, norms of clipped gradients), and
-where several constants have become one.
+statistics of an emptied channel approach (0, 0) at batch norm's momentum. Channels that do not
+qualify yet may the next time. Later steps differ where a rule looks at whole tensors (LARS, norms
+of clipped gradients), and where several constants have become one.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from solo.utils.ranks import mean_with_own_gradient
 from sparse_ext.gating.encoder import gating_of
 from tests.gating.helpers import method
 from tests.methods.helpers import tiny_loaders, tiny_trainer
-from tests.sparse.test_dist import launch
+from tests.training.test_dist import launch
 
 pytestmark = pytest.mark.dist
 

@@ -25,6 +25,7 @@ from sparse_ext.pruning.methods.csi import CSI, compare
 from sparse_ext.pruning.pruner import Pruner
 from sparse_ext.pruning.regrow import drop_and_regrow
 from sparse_ext.pruning.scores.random_draws import random_masks, random_members
+from sparse_ext.pruning.scores.scorers import ema_gradient_
 from sparse_ext.pruning.units import Kept
 from sparse_ext.schedules import Ramp, cosine_fraction
 
@@ -172,7 +173,9 @@ class SyncCP(Pruner):
     def observe(self, finite: Tensor) -> None:
         """score <- gamma * score + (1 - gamma) * |gradient| (Eq. 17)."""
         gamma = self.config.score_momentum if self.config.score == "ema" else 0.0
-        self.online.average_gradients(gamma, finite)
+        graded = [m for m in self.online.layers.values() if m.weight.grad is not None]
+        scores, grads = [m.score for m in graded], [m.weight.grad for m in graded]
+        ema_gradient_(scores, grads, gamma, finite)
 
     def regrow(self, encoder: Encoder, pruned: Kept) -> Kept:
         """Drop and regrow by the online encoder's averaged gradient; budgets stay as they are."""
