@@ -22,9 +22,10 @@ from solo.errors import CheckpointError, ConfigError
 from solo.methods.kwargs import check_kwargs
 from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
 from solo.methods.step import average, by_key, class_metrics, val_metrics
+from solo.monitoring.step_metrics import StepMetrics
 from solo.utils.metrics import weighted_mean
-from solo.utils.misc import get_world_size, omegaconf_select
-from solo.utils.step_metrics import StepMetrics
+from solo.utils.misc import omegaconf_select
+from solo.utils.ranks import get_world_size
 from solo.utils.views import encoding
 
 _METHOD_DEFAULTS = {

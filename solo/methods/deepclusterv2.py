@@ -17,7 +17,7 @@ from solo.methods.base import BaseMethod
 from solo.methods.heads import mlp
 from solo.methods.queues import LateBuffersMixin
 from solo.utils.kmeans import KMeans
-from solo.utils.misc import get_rank, get_world_size
+from solo.utils.ranks import get_rank, get_world_size
 
 
 class DeepClusterV2(LateBuffersMixin, BaseMethod):

@@ -15,7 +15,8 @@ from solo.errors import ConfigError
 from solo.losses.npid import npid_loss_func, npid_softmax_loss_func, update_bank
 from solo.methods.base import BaseMethod
 from solo.methods.queues import LateBuffersMixin
-from solo.utils.misc import concat_all_gather_no_grad, omegaconf_select
+from solo.utils.misc import omegaconf_select
+from solo.utils.ranks import concat_all_gather_no_grad
 
 
 class NPID(LateBuffersMixin, BaseMethod):

@@ -15,7 +15,7 @@ from solo.losses.swav import swav_loss_func
 from solo.methods.base import BaseMethod
 from solo.methods.heads import WeightNormLinear, mlp
 from solo.methods.queues import LateBuffersMixin
-from solo.utils.misc import get_world_size
+from solo.utils.ranks import get_world_size
 from solo.utils.sinkhorn_knopp import SinkhornKnopp
 
 
