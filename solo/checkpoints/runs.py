@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from solo import extensions
-from solo.checkpoints.files import existing_file, read_args, read_checkpoint
+from solo.checkpoints.files import PREFIXES, existing_file, read_args, read_checkpoint
 from solo.checkpoints.loading import LoadReport, load_encoder
 from solo.errors import CheckpointError
 
@@ -60,6 +60,12 @@ class Run:
 
         sections = extensions.sections()
         return OmegaConf.create({k: v for k, v in self.args.items() if k not in sections})
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """`online`, and `momentum` where the method has such an encoder."""
+        found = any(key.startswith(PREFIXES["momentum"]) for key in self.checkpoint["state_dict"])
+        return ("online", "momentum") if found else ("online",)
 
     def load_into(self, backbone: nn.Module, encoder: str = "online") -> LoadReport:
         """Load one of the run's encoders into a plain one; see `load_encoder`.

@@ -49,9 +49,7 @@ def load(checkpoint: str, size: int | None = None) -> Run:
             f"{checkpoint} holds no sparse run, so there is no schedule to follow. Give a .ckpt "
             f"of a run with +sparse=..."
         )
-    nets = [backbone]
-    if any(key.startswith("momentum_backbone.") for key in content["state_dict"]):
-        nets.append(run.encoder("momentum").backbone)
+    nets = [backbone, *(run.encoder(name).backbone for name in run.encoders[1:])]
     now = [cycle_model.kept_blocks(net) for net in nets]
     layers = cycle_model.measure(backbone, size or input_size(args))
     shapes = {name: tuple(layer.weight.shape) for name, layer in masked_layers(backbone).items()}
