@@ -44,6 +44,8 @@ setup(
         "omegaconf>=2.3",
         "einops>=0.8",
         "safetensors>=0.4",
+        "filelock>=3.12",
+        "jinja2>=3.1",
         "scikit-learn>=1.4",
         "matplotlib>=3.8",
         "wandb>=0.17",

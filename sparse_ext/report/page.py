@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from solo.utils.whole_files import write_text
 from sparse_ext.report.plots import data_uri
 
 if TYPE_CHECKING:
@@ -101,12 +101,7 @@ class Page:
 
     def write(self, path: str | Path) -> Path:
         """Write the document; a file that was there is replaced at once or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.html(), encoding="utf-8")
-        os.replace(partial, path)
-        return path
+        return write_text(path, self.html())
 
     def _card(self, title: str, content: str, caption: str, wide: bool) -> None:
         note = f"<p>{escape(caption)}</p>" if caption else ""
