@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from solo import extensions
+from solo.compat import call_instead, plain_call
 from solo.data.views.batched.compiled import CompiledOrPlain
 
 # Random numbers of the uncompiled encoder, so that dropout and random masks are the same.
@@ -29,7 +30,7 @@ class CompiledEncoder(CompiledOrPlain):
     """
 
     def __init__(self, encoder: nn.Module, what: str, frozen: bool = False):
-        super().__init__(encoder._call_impl, what)
+        super().__init__(plain_call(encoder), what)
         self.encoder, self.frozen = encoder, frozen
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -59,5 +60,4 @@ def compile_encoders(module: nn.Module, frozen: bool = False) -> None:
     for name, what in (("backbone", "encoder"), ("momentum_backbone", "momentum encoder")):
         encoder = getattr(module, name, None)
         if encoder is not None:
-            # what nn.Module.compile sets, too
-            encoder._compiled_call_impl = CompiledEncoder(encoder, what, frozen)
+            call_instead(encoder, CompiledEncoder(encoder, what, frozen))
