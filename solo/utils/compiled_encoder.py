@@ -12,6 +12,7 @@ from torch import nn
 from solo import extensions
 from solo.compat import call_instead, plain_call
 from solo.data.views.batched.compiled import CompiledOrPlain
+from solo.utils.encoders import NAMES, encoders_of
 
 # Random numbers of the uncompiled encoder, so that dropout and random masks are the same.
 OPTIONS = {"fallback_random": True}
@@ -57,7 +58,5 @@ def compile_encoders(module: nn.Module, frozen: bool = False) -> None:
         module: a method, or a linear classifier on its encoder.
         frozen: see `CompiledEncoder`.
     """
-    for name, what in (("backbone", "encoder"), ("momentum_backbone", "momentum encoder")):
-        encoder = getattr(module, name, None)
-        if encoder is not None:
-            call_instead(encoder, CompiledEncoder(encoder, what, frozen))
+    for name, encoder in encoders_of(module).items():
+        call_instead(encoder, CompiledEncoder(encoder, NAMES[name], frozen))

@@ -54,7 +54,7 @@ class Gating:
 
 def gating_of(backbone: nn.Module | None) -> Gating | None:
     """The gating of an encoder; None if it has no gates."""
-    return getattr(unwrapped(backbone), "gating", None)
+    return None if backbone is None else getattr(unwrapped(backbone), "gating", None)
 
 
 def patch(

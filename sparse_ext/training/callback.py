@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from solo.errors import CheckpointError
 from solo.monitoring.profiling import MASKS, section
 from solo.utils import ranks
+from solo.utils.encoders import encoders_of
 from sparse_ext.compat import put_first, unwrapped
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.encoder import Encoder
@@ -185,8 +186,7 @@ class PruningCallback(Callback):
             self.pruner, report = self._slimming(self.running, trainer.optimizers[0])
             self.meter.looked = self.meter.looked and not report.removed
         if not self.meter.looked:
-            found = (getattr(pl_module, n, None) for n in ("backbone", "momentum_backbone"))
-            self.meter.look([unwrapped(e) for e in found if e is not None], batch)
+            self.meter.look([unwrapped(e) for e in encoders_of(pl_module).values()], batch)
         if self._unseen:
             self._unseen = False
             self.running.look(Probe(pl_module, trainer, batch))

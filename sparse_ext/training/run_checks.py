@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from solo.errors import CheckpointError, ConfigError
+from solo.utils.encoders import encoders_of as both
 from sparse_ext.compat import keep_from_ddp, unscales_by_itself
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.encoder import Encoder
@@ -23,8 +24,7 @@ UNSUPPORTED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XL
 
 def encoders_of(module: LightningModule) -> list[Encoder]:
     """The masked encoders of a module, online first."""
-    found = (getattr(module, name, None) for name in ("backbone", "momentum_backbone"))
-    return [Encoder(backbone) for backbone in found if backbone is not None]
+    return [Encoder(backbone) for backbone in both(module).values()]
 
 
 def ignore_in_ddp(module: LightningModule) -> None:
