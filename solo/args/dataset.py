@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD, SUPPORTED_DATASETS
+from solo.errors import ConfigError
+from solo.registry import import_plugins
 
 # Legacy augmentation arguments: one value per pipeline. name -> (type, default).
 _AUGMENTATIONS = {
@@ -88,6 +90,22 @@ def evaluation_args(parser: ArgumentParser) -> None:
         help="branch of a gated encoder, such as gated or dense; default: as trained",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--imports",
+        type=plugin,
+        nargs="+",
+        default=[],
+        help="modules of your own that register methods, encoders or data sets; write it first",
+    )
+
+
+def plugin(name: str) -> str:
+    """`name` of a module, which is imported; a usage error if that fails."""
+    try:
+        import_plugins(name)
+    except ConfigError as error:
+        raise ArgumentTypeError(str(error)) from error
+    return name
 
 
 def check_paths(parser: ArgumentParser, args) -> None:

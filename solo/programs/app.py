@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 
 from solo import extensions
 from solo.errors import ConfigError, SoloError, did_you_mean
+from solo.registry import import_plugins
 
 EXIT_CODE = 2
 _OURS = "SOLO_SET_HYDRA_FULL_ERROR"  # tells programs that we start that the user did not set it
@@ -54,7 +55,12 @@ def hydra_program(task: Callable[[], Any], schema: type) -> None:
     if _wants_help(sys.argv):
         print(f"{inspect.getmodule(inspect.unwrap(task)).__doc__}\n{describe_keys(schema)}")
         return
-    run_program(lambda: (_prepare_arguments(sys.argv, Path(file).parent), task()), schema)
+
+    def program() -> None:
+        _import_plugins(sys.argv, _prepare_arguments(sys.argv, Path(file).parent))
+        task()
+
+    run_program(program, schema)
 
 
 def _wants_help(argv: list[str]) -> bool:
@@ -80,15 +86,18 @@ def describe_keys(schema: type, path: str = "") -> str:
     return "\n".join(lines)
 
 
-def _prepare_arguments(argv: list[str], program_dir: Path) -> None:
+def _prepare_arguments(argv: list[str], program_dir: Path) -> Path | None:
     """Accept --config-path relative to the program's file (Hydra's rule) or to the cwd, in place.
+
+    Returns:
+        the configuration's file, where that is known before Hydra looks for it.
 
     Raises:
         ConfigError: no configuration is named, or its folder or file does not exist.
     """
     name = _option(argv, "--config-name", "-cn")
     if name is None and {"--hydra-help", "--version", "--info", "-i"} & set(argv[1:]):
-        return
+        return None
     if name is None:
         raise ConfigError(
             "no configuration: add --config-path FOLDER --config-name FILE.yaml, for example "
@@ -96,7 +105,7 @@ def _prepare_arguments(argv: list[str], program_dir: Path) -> None:
         )
     folder = _option(argv, "--config-path", "-cp") or _option(argv, "--config-dir", "-cd")
     if folder is None or folder[1].startswith("pkg://"):
-        return
+        return None
     index, value = folder
     folders = [p for p in (program_dir / value, Path.cwd() / value) if p.is_dir()]
     if not folders:
@@ -108,6 +117,32 @@ def _prepare_arguments(argv: list[str], program_dir: Path) -> None:
         hint = did_you_mean(file.removesuffix(".yaml"), names)
         raise ConfigError(f"--config-name: there is no '{file}' in {value}. {hint}")
     argv[index] = argv[index].replace(value, str(found.resolve()))
+    return found / file
+
+
+def _import_plugins(argv: list[str], config: Path | None) -> None:
+    """Import what `imports` names, in the YAML or as an argument, and installed extensions.
+
+    Before Hydra reads the configuration, because what they register may be one of its groups.
+
+    Raises:
+        ConfigError: see `solo.registry.import_plugins`.
+    """
+    import yaml
+
+    extensions.registered()
+    text = config.read_text(encoding="utf-8", errors="replace") if config else ""
+    written = [text] if "imports" in text else []
+    for arg in argv[1:]:
+        key, _, value = arg.lstrip("+").partition("=")
+        written += [f"imports: {value}"] if key == "imports" else []
+    for line in reversed(written):  # an argument wins over the file
+        try:
+            found = yaml.safe_load(line)
+        except yaml.YAMLError:
+            continue  # Hydra names the place
+        if isinstance(found, dict) and "imports" in found:
+            return import_plugins(found["imports"])
 
 
 def _option(argv: list[str], *names: str) -> tuple[int, str] | None:
