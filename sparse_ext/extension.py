@@ -75,6 +75,7 @@ class SparseExtension(extensions.Extension):
             CheckpointError: if `state` masks a layer that this encoder does not have, or its masks
                 are not of the N:M pattern that its run was given.
         """
+        from sparse_ext.compat import unwrapped
         from sparse_ext.masks.channels.widths import MARK, resize_
         from sparse_ext.masks.living_weights import evaluated_masked
         from sparse_ext.masks.masking import check_pattern, patch_named
@@ -83,7 +84,7 @@ class SparseExtension(extensions.Extension):
         masked = [key.removesuffix(".mask") for key in state if key.endswith(".mask")]
         backbone = patch_named(backbone, [name for name in masked if alive.get(name, True)])
         if MARK in state:
-            resize_(getattr(backbone, "_orig_mod", backbone), state)
+            resize_(unwrapped(backbone), state)
         check_pattern(state, checkpoint)
         return backbone
 

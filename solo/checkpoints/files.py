@@ -13,6 +13,7 @@ from torch import Tensor
 
 from solo.checkpoints import restricted_pickle
 from solo.errors import CheckpointError, did_you_mean
+from solo.files.whole import whole_file
 
 Encoder = Literal["online", "momentum"]
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
@@ -49,6 +50,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         f"{path}: there are no weights in this file. "
         "Expected a Lightning checkpoint with a 'state_dict', or a dictionary of tensors."
     )
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    """Write a safetensors file; it appears at once and complete, or not at all.
+
+    Raises:
+        OutputError: the disk refuses it.
+    """
+    from safetensors.torch import save_file
+
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata)
+    return Path(path)
 
 
 def existing_file(path: Path) -> Path:

@@ -18,17 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--input_size", type=_side, help="image side; by default the dataset's")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
-    from solo.errors import SoloError
+    from solo.programs.app import exit_code
     from sparse_ext.extension import register
 
     register()
 
-    try:
-        print(_answer(args))
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(_answer(args)))
 
 
 def _answer(args: argparse.Namespace) -> str:

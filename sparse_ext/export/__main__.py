@@ -42,17 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pattern", default="2:4", help="nm: N:M")
     parser.add_argument("--input_size", type=int, help="image side; by default the dataset's")
     args = parser.parse_args(argv)
-    from solo.errors import SoloError
+    from solo.programs.app import exit_code
     from sparse_ext.extension import register
 
     register()
 
-    try:
-        print(_slim(args) if args.format == "slim" else _write(args))
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(_slim(args) if args.format == "slim" else _write(args)))
 
 
 def _slim(args: argparse.Namespace) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solo.checkpoints.files import write_tensors
 from solo.errors import CheckpointError, ConfigError
-from sparse_ext.masks import files as maskfile
+from solo.files.whole import write_json
 from sparse_ext.masks.channels.removal import Report, shrink_
 from sparse_ext.masks.channels.tracing import Channels
 from sparse_ext.masks.encoder import SIDE_BUFFERS
@@ -79,7 +80,7 @@ def slim(
     about = {"source": source.name, "encoder": encoder, "sparse": json.dumps(run.get("sparse"))}
     save_slim(backbone, path, about | {"widths": json.dumps(report.widths)})
     kept = {key: value for key, value in run.items() if key != "sparse"}
-    (folder / "args.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    write_json(folder / "args.json", kept)
     macs = macs, count(backbone, size).macs_dense  # type: ignore[assignment]
     return Slim(path, report, difference(full, backbone, size), macs, size)  # type: ignore[arg-type]
 
@@ -92,7 +93,7 @@ def save_slim(net: nn.Module, path: str | Path, about: dict[str, str] | None = N
         if name in SIDE_BUFFERS or (name == "mask" and bool(tensor.all())):
             continue
         state[key] = tensor.detach().cpu().contiguous().clone()
-    maskfile.write_atomically(path, state, {"format": FORMAT, **(about or {})})
+    write_tensors(path, state, {"format": FORMAT, **(about or {})})
 
 
 def load_slim(path: str | Path) -> nn.Module:

@@ -29,17 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--eval_encoder", choices=("online", "momentum"), default="online")
     args = parser.parse_args(argv)
-    from solo.errors import SoloError
+    from solo.programs.app import exit_code
     from sparse_ext.extension import register
 
     register()
 
-    try:
-        _export(args.run, args.output, args.eval_encoder)
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _export(args.run, args.output, args.eval_encoder))
 
 
 def _export(run: Path, output: Path, which: str) -> None:

@@ -268,7 +268,7 @@ def test_another_configuration_in_the_same_folder(finished, cwd):
 
 def test_a_second_program_in_the_same_folder(finished, cwd):
     run = copied(finished, cwd)
-    with run.alone(), pytest.raises(SoloError, match="Another program is at work"):
+    with run.alone(), pytest.raises(SoloError, match="is at work in"):
         tickets(config(sweep_section()))
 
 
