@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_ext.compat import is_dispatched
 from sparse_ext.kernels.element import choice
 from sparse_ext.kernels.element.function import element_conv2d, products
 from sparse_ext.kernels.element.lanes import TYPES, laid_out
@@ -70,6 +71,8 @@ class ElementLayer(nn.Module):
 
     def _takes(self, x: Tensor) -> bool:
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.jit.is_scripting():
+            return False
+        if is_dispatched() or type(x) not in (Tensor, nn.Parameter):
             return False
         weight: Tensor = self.weight  # type: ignore[assignment]
         if x.device.type != "cpu" or weight.device.type != "cpu" or not x.numel():

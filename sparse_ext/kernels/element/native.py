@@ -19,8 +19,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
-from sparse_ext.kernels.build import KernelBuildError, cache_folder, locked
+from sparse_ext.kernels.build import KernelBuildError, cache_folder
 
 SOURCES = Path(__file__).with_name("cpp")
 SHIPPED = Path(__file__).with_name("libraries")
@@ -82,7 +83,7 @@ def located(name: str) -> Path:
     built = folder / f"element-{name}-{key}.so"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f"element-{key}.lock"):
+        with FileLock(folder / f"element-{key}.lock"):
             if not built.exists():
                 compile_to(built, name)
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from solo.errors import ConfigError, did_you_mean
+from sparse_ext.compat import unwrapped
 from sparse_ext.kernels.element import blocks, choice
 from sparse_ext.kernels.element.layers import (
     ElementConv2d,
@@ -17,7 +18,7 @@ from sparse_ext.kernels.element.layers import (
 )
 from sparse_ext.kernels.element.norm import LaneBatchNorm2d
 from sparse_ext.kernels.layer import obstacle
-from sparse_ext.masks.masked_layers import MaskedConv2d, MaskedLinear, unwrapped
+from sparse_ext.masks.masked_layers import MaskedConv2d, MaskedLinear
 
 KERNELS = ("auto", "element")
 _SWAPPED: dict[type, type] = {
