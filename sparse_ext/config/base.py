@@ -39,8 +39,11 @@ class SparseConfig:
             then is the share of channel groups (see `sparse_ext.pruning.coupled_units`).
         slim_at: when masks become final and training goes on with physically smaller encoders:
             an optimizer step, or a fraction of the run (below 1); after the ramp.
-        kernel: how masked convolutions are computed: `dense`, or `block`, which skips pruned 8x8
-            blocks wherever a layer has lost 75% of them (on the CPU, see `sparse_ext.kernels`).
+        kernel: how masked layers are computed on the CPU (see `sparse_ext.kernels`): `element`
+            multiplies by kept weights only, one by one, `block` skips pruned 8x8 blocks wherever a
+            layer has lost 75% of them, `dense` multiplies by zeros, and `auto` takes for every
+            layer whichever of `element` and `dense` is faster here, by measurement. On other
+            devices all but `block` mean `dense`.
         seed: of random masks; None = the run's seed.
         debug: check the storage invariants after every step (slow).
     """
@@ -60,7 +63,7 @@ class SparseConfig:
     exclude: tuple[str, ...] = ()
     coupled: bool = False
     slim_at: float | None = None
-    kernel: str = "dense"
+    kernel: str = "auto"
     seed: int | None = None
     debug: bool = False
 
@@ -122,20 +125,21 @@ class SparseConfig:
             )
 
     def _check_kernel(self) -> None:
-        """The block kernel skips blocks of 8x8, of layers that keep their class."""
-        require_choice("kernel", self.kernel, ("dense", "block"))
-        if self.kernel == "dense":
+        """Kernels are for layers that keep their shape; `block` skips blocks of 8x8."""
+        require_choice("kernel", self.kernel, ("auto", "element", "block", "dense"))
+        if self.kernel in ("auto", "dense"):
             return
         spelling = read_granularity(self.granularity)
-        if spelling.kind != "block" or spelling.size % 8:
+        blocks = spelling.kind == "block" and not spelling.size % 8
+        if self.kernel == "block" and not blocks:
             raise ConfigError(
                 f"sparse.kernel=block skips pruned blocks of 8x8, and "
                 f"sparse.granularity={self.granularity} makes none: set sparse.granularity=block8."
             )
         if self.slim_at is not None:
             raise ConfigError(
-                f"sparse.kernel=block and sparse.slim_at={self.slim_at} do not go together: choose "
-                f"between skipping blocks and removing channels."
+                f"sparse.kernel={self.kernel} and sparse.slim_at={self.slim_at} do not go together: "
+                f"choose between skipping weights and removing channels."
             )
 
     def _check_sparsity(self, key: str, value: float | None) -> None:

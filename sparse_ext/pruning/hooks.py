@@ -76,6 +76,11 @@ class Hooks:
         """Whether `observe` is to see the gradients of the step under way."""
         return self.scores_gradients
 
+    @property
+    def gradient_share(self) -> float:
+        """About which share of steps wants gradients of pruned weights."""
+        return 0.0
+
     def look(self, probe: Any) -> None:
         """Look at the first batch before `start`, if `needs_data`.
 

@@ -10,10 +10,12 @@ the cache folder, so that the next run decides alike.
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +29,10 @@ from sparse_ext.kernels.element import function, native
 from sparse_ext.kernels.element.lanes import from_lanes, to_lanes
 from sparse_ext.kernels.element.plan import Plan
 from sparse_ext.kernels.plan import Window
-from sparse_ext.pruning.log import log
 
+log = logging.getLogger("sparse_ext")
 ROUNDS = 3
+WORTHWHILE = 20_000_000  # multiplications of a call; below, dense is as fast and nobody waits
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,12 @@ def bounds() -> Bounds:
         file = f"element-{name}-{native._key(name)}-{torch.__version__}.json"
         _bounds = Bounds(cache_folder() / file)
     return _bounds
+
+
+def is_large(weight: Sequence[int], x: Sequence[int], window: Window) -> bool:
+    """Whether a layer has so much to compute that it matters how."""
+    size = window.output_size(x[2:], (weight[2], weight[3])) if len(weight) == 4 else x[2:]
+    return math.prod(weight) * x[0] * math.prod(size) >= WORTHWHILE
 
 
 def pays(case: Case, density: float) -> bool:

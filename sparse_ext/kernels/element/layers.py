@@ -83,7 +83,10 @@ class ElementLayer(nn.Module):
             return False
         if x.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
             return False  # torch would say that the types differ
-        return self._shapes_fit(x) and choice.ready()
+        if not self._shapes_fit(x):
+            return False
+        small = self.kernel == "auto" and not choice.is_large(weight.shape, x.shape, self._window())
+        return not small and choice.ready()
 
     def _window(self) -> Window:
         raise NotImplementedError

@@ -166,13 +166,20 @@ class SyncCP(Pruner):
         return self.units.largest_per_layer(values, sparsity, "uniform", eligible)
 
     def wants_gradients(self) -> bool:
-        """Every step's, or those of updates only."""
-        fires = self.ramp is None and self.t == self.fires_at
-        return self.config.score == "ema" or fires or self.due()
+        """Every k-th step's, or those of updates only."""
+        if self.config.score == "ema":
+            return self.t % self.config.score_every == 0
+        return (self.ramp is None and self.t == self.fires_at) or self.due()
+
+    @property
+    def gradient_share(self) -> float:
+        """One of `score_every`."""
+        return 1 / self.config.score_every if self.config.score == "ema" else 0.0
 
     def observe(self, finite: Tensor) -> None:
         """score <- gamma * score + (1 - gamma) * |gradient| (Eq. 17)."""
-        gamma = self.config.score_momentum if self.config.score == "ema" else 0.0
+        averaged = self.config.score == "ema"
+        gamma = self.config.score_momentum**self.config.score_every if averaged else 0.0
         graded = [m for m in self.online.layers.values() if m.weight.grad is not None]
         scores, grads = [m.score for m in graded], [m.weight.grad for m in graded]
         ema_gradient_(scores, grads, gamma, finite)
