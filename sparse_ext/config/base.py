@@ -138,8 +138,8 @@ class SparseConfig:
             )
         if self.slim_at is not None:
             raise ConfigError(
-                f"sparse.kernel={self.kernel} and sparse.slim_at={self.slim_at} do not go together: "
-                f"choose between skipping weights and removing channels."
+                f"sparse.kernel={self.kernel} and sparse.slim_at={self.slim_at} do not go "
+                f"together: choose between skipping weights and removing channels."
             )
 
     def _check_sparsity(self, key: str, value: float | None) -> None:

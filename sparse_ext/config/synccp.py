@@ -142,8 +142,8 @@ class SyncCPConfig(SparseConfig):
             raise ConfigError(f"sparse.score_every={self.score_every} must be at least 1 step.")
         if self.score_every > 1 and self.score != "ema":
             raise ConfigError(
-                f"sparse.score_every={self.score_every} has no effect on sparse.score={self.score}, "
-                f"which looks at the steps of updates only. Leave it out."
+                f"sparse.score_every={self.score_every} has no effect on "
+                f"sparse.score={self.score}, which looks at update steps only. Leave it out."
             )
         for key in ("score_momentum", "drop_start", "drop_end"):
             if not 0 <= getattr(self, key) < 1:

@@ -25,7 +25,7 @@ class _Block:
             return False
         if any(isinstance(m, nn.BatchNorm2d) and type(m) is not LaneBatchNorm2d for m in modules):
             return False
-        modules += [m for m in _children(self.downsample)]  # type: ignore[attr-defined]
+        modules += _children(self.downsample)  # type: ignore[attr-defined]
         return not any(_watched(m) for m in (*modules, self.relu))  # type: ignore[attr-defined]
 
     def _shortcut(self, x: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ def ready() -> bool:
     """
     if _state["failed"]:
         return False
-    if native.library.cache_info().currsize or _state["builder"] is None and native.is_built():
+    if native.library.cache_info().currsize or (_state["builder"] is None and native.is_built()):
         return _loaded()
     builder = _state["builder"]
     if builder is None:

@@ -38,7 +38,7 @@ def in_lanes(x: Tensor) -> bool:
     """Whether x is stored that way; with one image that is the contiguous format."""
     if x.dim() != 4 or x.dtype not in TYPES:
         return False
-    n, c, h, w = x.shape
+    n, _, h, w = x.shape
     wanted = (1, h * w * n, w * n, n)
     ends = zip(x.shape, x.stride(), wanted, strict=True)
     return all(size == 1 or step == ideal for size, step, ideal in ends)
@@ -98,4 +98,6 @@ class _Relaid(torch.autograd.Function):
 
 def laid_out(x: Tensor) -> Tensor:
     """x in channels_last if it lies in lanes, as torch's own convolutions want it."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return x
     return _Relaid.apply(x, False) if stays(x) else x

@@ -194,5 +194,3 @@ def _dense(weight: Tensor) -> bool:
 
 def _pair(values: Any) -> tuple[int, int]:
     return int(values[0]), int(values[1])
-
-

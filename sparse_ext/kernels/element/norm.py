@@ -26,8 +26,9 @@ class LaneBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not computable(self, input):
             return super().forward(input)
-        out = norm(input, self, relu=self.rectifies)
-        if self.rectifies:
+        rectifies = self.rectifies and not self._forward_hooks  # a hook is to see its own output
+        out = norm(input, self, relu=rectifies)
+        if rectifies:
             out._rectified = out._version  # type: ignore[attr-defined]
         return out
 
@@ -138,7 +139,11 @@ class _BatchNorm(torch.autograd.Function):
             *_sides(x), to_x.data_ptr(), _ptr(to_rest), sums[0].data_ptr(), sums[1].data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
-        return to_x, to_rest, sums[0], sums[1], None, None
+        to_weight, to_bias = (
+            total if wanted else None
+            for total, wanted in zip(sums, ctx.needs_input_grad[2:4], strict=True)
+        )
+        return to_x, to_rest, to_weight, to_bias, None, None
 
 
 def _lanes(x: Tensor | None) -> Tensor | None:

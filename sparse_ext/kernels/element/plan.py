@@ -19,10 +19,14 @@ from sparse_ext.kernels.element.tiles import Cut, Extent, Machine, cut
 from sparse_ext.kernels.plan import Window
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = "forward", "input gradient", "weight gradient"
+# fmt: off
 _GEOMETRY = (
-    "images first lanes groups sc sh sw ssy ssx tc th tw tsy tsx min_y max_y min_x max_x phases "
-    "rows cols flat cb ncb ob nob strips coltiles threads"
-).split()
+    "images", "first", "lanes", "groups",
+    "sc", "sh", "sw", "ssy", "ssx", "tc", "th", "tw", "tsy", "tsx",
+    "min_y", "max_y", "min_x", "max_x", "phases",
+    "rows", "cols", "flat", "cb", "ncb", "ob", "nob", "strips", "coltiles", "threads",
+)
+# fmt: on
 
 
 class Geometry(ctypes.Structure):

@@ -148,9 +148,7 @@ def _best_block(
     return best
 
 
-def _cycles(
-    kept: float, count: int, blocks: int, rate: float, m: Machine, dots: bool
-) -> float:
+def _cycles(kept: float, count: int, blocks: int, rate: float, m: Machine, dots: bool) -> float:
     """Of one target in all blocks of the source; `kept` weights in each."""
     if dots:
         return blocks * (kept * (count * 0.6 * rate + 4.0) + 14 + count * 0.7)
