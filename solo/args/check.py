@@ -34,6 +34,8 @@ LEAST: dict[str, float] = {
     "optimizer.classifier_lr": 0,
     "optimizer.weight_decay": 0,
     "optimizer.layer_decay": 0,
+    "optimizer.final_weight_decay": 0,
+    "optimizer.patch_embed_lr": 0,
     "scheduler.warmup_epochs": 0,
     "checkpoint.frequency": 1,
     "auto_umap.frequency": 1,

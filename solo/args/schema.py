@@ -80,7 +80,12 @@ class LinearData(Data):
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`optimizer`; `lr` is the value in effect after parsing, `lr_as_written` the user's."""
+    """`optimizer`; `lr` is the value in effect after parsing, `lr_as_written` the user's.
+
+    `layer_decay` multiplies the rate of an encoder's layer once for every layer above it (0: off),
+    `patch_embed_lr` that of a ViT's patch embedding; where `final_weight_decay` is given, the decay
+    goes there on a cosine over the run.
+    """
 
     name: str
     batch_size: int
@@ -90,6 +95,8 @@ class Optimizer:
     exclude_bias_n_norm_wd: bool = False
     kwargs: dict = field(default_factory=dict)
     layer_decay: float = 0.0
+    final_weight_decay: float | None = None
+    patch_embed_lr: float | None = None
     lr_as_written: float | None = None
     classifier_lr_as_written: float | None = None
 
@@ -108,11 +115,12 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class Momentum:
-    """`momentum`: the EMA encoder of momentum methods."""
+    """`momentum`: the EMA encoder of momentum methods; `schedule` null is a cosine."""
 
     base_tau: float = 0.99
     final_tau: float = 1.0
     classifier: bool = False
+    schedule: Literal["cosine", "linear"] | None = None
 
 
 @dataclass(frozen=True)
