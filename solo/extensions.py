@@ -12,6 +12,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,6 +56,26 @@ class Extension:
             checkpoint: everything else in the checkpoint file.
         """
         return backbone
+
+    def initial_state(
+        self, backbone: nn.Module, state: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """`state`, an encoder's weights from another run, as `backbone` is to start training from.
+
+        Args:
+            backbone: built and patched for the new run; may be changed in place to fit.
+            state: by the encoder's own names.
+        """
+        return state
+
+    def unpack(self, path: Path, metadata: Mapping[str, str]) -> Mapping[str, Tensor] | None:
+        """The plain weights in a safetensors file that this extension wrote, None for any other.
+
+        Args:
+            path: the file.
+            metadata: its own.
+        """
+        return None
 
     def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """`state`, an encoder's weights as training stores them, as evaluation is to see them."""

@@ -9,6 +9,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo import extensions
@@ -87,6 +88,24 @@ class SparseExtension(extensions.Extension):
             resize_(unwrapped(backbone), state)
         check_pattern(state, checkpoint)
         return backbone
+
+    def initial_state(
+        self, backbone: nn.Module, state: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Masks go on where this run has masked layers, and become plain zeros elsewhere.
+
+        A slimmed encoder gives `backbone` its widths.
+        """
+        from sparse_ext.masks.living_weights import evaluated
+        from sparse_ext.masks.masking import initial_state
+
+        return initial_state(backbone, evaluated(state), self.training_state(state))
+
+    def unpack(self, path: Path, metadata: Mapping[str, str]) -> Mapping[str, Tensor] | None:
+        """Packed files, with their masks."""
+        from sparse_ext.export import packed
+
+        return packed.load_packed(path) if metadata.get("format") == packed.FORMAT else None
 
     def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Where weights live on under their masks: those that evaluation prunes become zero."""

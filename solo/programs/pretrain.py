@@ -70,6 +70,10 @@ def build_model(cfg: DictConfig) -> LightningModule:
             f"{cfg.data.num_large_crops} (those with the crop_size of the first entry)"
         )
     model = METHODS[cfg.method](cfg)
+    if cfg.get("init_from"):
+        from solo.checkpoints.init_from import init_method
+
+        print(init_method(model, cfg.init_from, cfg.get("init_allow_missing") or ()))
     make_contiguous(model)
     if not OmegaConf.select(cfg, "performance.disable_channel_last", default=False):
         model = model.to(memory_format=torch.channels_last)
