@@ -25,7 +25,7 @@ from sparse_ext.config.pruned_once import (
     RandomConfig,
     SNIPConfig,
 )
-from sparse_ext.config.reading import fill
+from sparse_ext.config.reading import check_settings, fill
 from sparse_ext.config.rigl import RigLConfig, RigLITOPConfig
 from sparse_ext.config.synccp import CSIConfig, SyncCPConfig
 
@@ -100,15 +100,7 @@ def register_method(name: str, config: type[SparseConfig], pruner: Any) -> None:
     Raises:
         ConfigError: `config` is not such a class, or there is another method of that name.
     """
-    if not (isinstance(config, type) and issubclass(config, SparseConfig)):
-        raise ConfigError(
-            f"register_method('{name}'): its settings must be a subclass of SparseConfig."
-        )
-    if config.name != name or not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise ConfigError(
-            f"register_method('{name}'): {config.__name__} must be a @dataclass(frozen=True) with "
-            f'the field `name: str = "{name}"`.'
-        )
+    check_settings(name, config, SparseConfig)
     METHODS.register(name, config)
     PRUNERS.register(name, pruner)
     _store(name, config)

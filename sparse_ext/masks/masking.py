@@ -131,7 +131,10 @@ def check_pattern(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) ->
         CheckpointError: names the layer.
     """
     goal = (checkpoint.get("sparse_state") or {}).get("goal") or {}
-    pattern = parse(goal.get("granularity", "element"))
+    text = goal.get("granularity", "element")
+    if ":" not in str(text):  # of another kind, perhaps one that only its own package knows
+        return
+    pattern = parse(text)
     if not isinstance(pattern, NM):
         return
     masks = {key: mask for key, mask in state.items() if key.endswith(".mask")}

@@ -102,8 +102,8 @@ class Pruner:
     random_survivors: bool = False
     #: layer budgets of masks by score; `global` compares all layers
     allocation: str = "global"
-    #: share of the past in the running mean of |gradient|, where `growth` is `mean`
-    history: float = 0.0
+    #: share of the past in the running mean of |gradient|; None = only that of the last update
+    history: float | None = None
     #: latest step at which the ramp starts, where only training decides when
     fires_at: int | None = None
 
@@ -313,7 +313,7 @@ class Pruner:
 
     def wants_gradients(self) -> bool:
         """Whether `observe` is to see the gradients of the step under way."""
-        if self.growth == "mean" and self.history:
+        if self.growth == "mean" and self.history is not None:
             return True
         return (self.growth is not None or self.scorer.needs != "weight") and self.due()
 
@@ -328,7 +328,7 @@ class Pruner:
         if self.growth == "mean":
             graded = [layer for layer in layers.values() if layer.weight.grad is not None]
             grads = [layer.weight.grad for layer in graded]
-            scorers.ema_gradient_([m.score for m in graded], grads, self.history, finite)
+            scorers.ema_gradient_([m.score for m in graded], grads, self.history or 0.0, finite)
         if (self.growth == "step" or self.scorer.needs != "weight") and self.due():
             self.gradient = {
                 name: torch.zeros_like(layer.weight)
@@ -360,6 +360,8 @@ class Pruner:
             self._start_from_present_masks()
             return
         for encoder, sparsity in zip(self.encoders, self.begins, strict=True):
+            if not sparsity:
+                continue  # all is kept, and perhaps there are no scores yet
             members = self._survivors(encoder)
             if self.random_survivors and self.units.granularity.keeps:
                 members = random_members(encoder.masks.shapes, self.seed)

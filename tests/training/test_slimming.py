@@ -213,7 +213,7 @@ def test_masks_are_final_and_channels_with_fresh_statistics_go_later():
     _, callback, watch, _ = run({**SECTION, "slim_at": 20, "update_period": 4}, 80, slow)
     widths = sorted(set(watch.widths), reverse=True)
     assert len(widths) > 2
-    assert callback.pruner.slimmed_at > 20
+    assert callback.pruner.slimmed.at > 20
 
 
 def test_nothing_to_slim_is_said(caplog):

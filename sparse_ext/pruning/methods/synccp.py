@@ -48,7 +48,7 @@ class SyncCP(Pruner):
         self.regrow_init = config.regrow_init
         self.random_start = config.initial_allocation
         self.allocation = "global" if config.scope == "global" else "uniform"
-        self.history = config.score_momentum if config.growth == "ema" else 0.0
+        self.history = config.score_momentum if config.growth == "ema" else None
         self.csi = CSI(config.csi, self.clock.epochs, final, shared=self.momentum is None)
         self.previous: dict[str, Tensor] = {}
         self.oscillation: dict[str, float] = {}
