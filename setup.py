@@ -43,6 +43,8 @@ setup(
         "hydra-core>=1.3",
         "omegaconf>=2.3",
         "safetensors>=0.4",
+        "filelock>=3.12",
+        "jinja2>=3.1",
         "scikit-learn>=1.4",
         "matplotlib>=3.8",
         "wandb>=0.17",

@@ -10,6 +10,7 @@ import errno
 import inspect
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
@@ -30,23 +31,43 @@ _MACHINE_REFUSES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.
 _COMPOSE = ("hydra.errors", "hydra.core", "omegaconf.errors", "yaml.")
 
 
-def run_program(task: Callable[[], Any], schema: type | None = None) -> None:
-    """Run `task()`; print a mistake of the user's as one message and exit with code 2.
+def exit_code(task: Callable[[], Any], schema: type | None = None) -> int:
+    """Run `task()`; print a mistake of the user's as one message.
 
     Args:
-        task: the program; for Hydra programs the function that `hydra.main` made.
+        task: the program; for Hydra programs the function that `hydra.main` made. It may return
+            an exit code of its own.
         schema: dataclass of the program's keys, for the nearest name of a key that Hydra refuses.
 
-    A user who wants the whole traceback sets HYDRA_FULL_ERROR=1.
+    Returns:
+        0, the task's own code, or 2 after a message. A user who wants the whole traceback sets
+        HYDRA_FULL_ERROR=1.
     """
     try:
-        task()
+        result = task()
     except Exception as error:
         message = str(error) if isinstance(error, SoloError) else explain(error, schema)
         if message is None or TRACEBACK_WANTED:
             raise
         print(f"error: {message}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_CODE)
+        return EXIT_CODE
+    return result if isinstance(result, int) else 0
+
+
+def run_program(task: Callable[[], Any], schema: type | None = None) -> None:
+    """`exit_code`, which ends the process unless it is 0."""
+    if code := exit_code(task, schema):
+        sys.exit(code)
+
+
+def long_program(task: Callable[[], Any]) -> int:
+    """`exit_code` of a program that starts others: SIGTERM ends them, Ctrl-C gives code 130."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return exit_code(task)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
+        return 130
 
 
 def hydra_program(task: Callable[[], Any], schema: type) -> None:

@@ -17,16 +17,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the file and say what is in it; 0, or 2 after a message for a mistake of the user's."""
     plugins = argparse.ArgumentParser(add_help=False)
     plugins.add_argument("--imports", action="append", default=[], help="module to import first")
-    from solo.errors import SoloError
+    from solo.programs.app import exit_code
     from sparse_ext.export.formats import FORMATS
     from sparse_ext.extension import register
 
     register()
-    try:
-        import_plugins(plugins.parse_known_args(argv)[0].imports)
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    wanted = plugins.parse_known_args(argv)[0].imports
+    if code := exit_code(lambda: import_plugins(wanted)):
+        return code
     named = {"slim": SLIM, **{name: each.what for name, each in FORMATS.items()}}
     parser = argparse.ArgumentParser(
         prog="python3 -m sparse_ext.export",
@@ -50,12 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pattern", default="2:4", help="nm: N:M")
     parser.add_argument("--input_size", type=int, help="image side; by default the dataset's")
     args = parser.parse_args(argv)
-    try:
-        print(_slim(args) if args.format == "slim" else _write(args))
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(_slim(args) if args.format == "slim" else _write(args)))
 
 
 def _slim(args: argparse.Namespace) -> str:
@@ -81,12 +74,12 @@ def _slim(args: argparse.Namespace) -> str:
 
 
 def _write(args: argparse.Namespace) -> str:
-    from solo.checkpoints.loading import rebuild
+    from solo.checkpoints.runs import load_run, weights_file
     from solo.data.catalogue import input_size
     from sparse_ext.export.formats import FORMATS, Request
 
-    backbone, run = rebuild(args.checkpoint, args.encoder)
-    source, chosen = Path(args.checkpoint), FORMATS[args.format]
+    backbone, run = load_run(args.checkpoint, args.encoder)
+    source, chosen = weights_file(args.checkpoint), FORMATS[args.format]
     path = Path(args.out or source.with_name(f"{source.stem}-{args.format}.{chosen.suffix}"))
     size = args.input_size or input_size(run)
     lines = chosen(Request(source, backbone, path, size, args.half, args.pattern))

@@ -66,9 +66,9 @@ def test_a_method_trains_from_the_command_line(tmp_path):
     assert kept == round(0.1 * total)
     section = json.loads((checkpoint.parent / "args.json").read_text())["sparse"]
     assert (section["name"], section["drop_fraction"]) == ("set", 0.2)
-    from solo.checkpoints.loading import rebuild
+    from solo.checkpoints.runs import load_run
 
-    encoder, _ = rebuild(checkpoint)
+    encoder, _ = load_run(checkpoint)
     weights = [m.weight for m in encoder.modules() if hasattr(m, "mask")]
     assert sum(int((w != 0).sum()) for w in weights) <= sum(int(m.sum()) for m in masks)
 
