@@ -9,7 +9,6 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo import extensions
@@ -102,12 +101,6 @@ class SparseExtension(extensions.Extension):
 
         return initial_state(backbone, evaluated(state), self.training_state(state))
 
-    def unpack(self, path: Path, metadata: Mapping[str, str]) -> Mapping[str, Tensor] | None:
-        """Packed files, with their masks."""
-        from sparse_ext.export import packed
-
-        return packed.load_packed(path) if metadata.get("format") == packed.FORMAT else None
-
     def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Where weights live on under their masks: those that evaluation prunes become zero."""
         from sparse_ext.masks.living_weights import evaluated
@@ -187,6 +180,10 @@ def register() -> None:
     extensions.register(SparseExtension())
     gating.store()
     schema.store()
+    extensions.WEIGHT_FORMATS.register(
+        "sparse_ext.packed/1", "sparse_ext.export.packed:load_packed"
+    )
+    extensions.WEIGHT_FORMATS.register("sparse_ext.csr/1", "sparse_ext.export.csr:load_dense")
 
 
 def enable(cfg: DictConfig) -> DictConfig:
