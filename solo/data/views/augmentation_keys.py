@@ -15,7 +15,7 @@ from solo.errors import ConfigError, did_you_mean
 
 STRENGTHS = ("brightness", "contrast", "saturation", "hue")
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "rrc": ("enabled", "crop_min_scale", "crop_max_scale"),
+    "rrc": ("enabled", "crop_min_scale", "crop_max_scale", "fallback"),
     "color_jitter": ("prob", *STRENGTHS),
     "grayscale": ("prob",),
     "gaussian_blur": ("prob",),
@@ -24,6 +24,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "horizontal_flip": ("prob",),
     "rotation": ("prob", "degrees"),
 }
+FALLBACKS = ("center", "random")  # where a crop lies when none of its tries fits the image
 PLAIN_KEYS = ("crop_size", "num_crops", "mean", "std", "padding")
 
 
@@ -88,9 +89,13 @@ def _section(section: Any, name: str, keys: tuple[str, ...], where: str) -> dict
 
 
 def _checked_rrc(section: dict[str, Any], where: str) -> dict[str, Any]:
-    rrc = {"enabled": False, "crop_min_scale": 0.08, "crop_max_scale": 1.0, **section}
+    defaults = {"enabled": False, "crop_min_scale": 0.08, "crop_max_scale": 1.0}
+    rrc = {**defaults, "fallback": FALLBACKS[0], **section}
     if not isinstance(rrc["enabled"], bool):
         raise ConfigError(f"{where}.enabled must be True or False, got {rrc['enabled']!r}.")
+    if rrc["fallback"] not in FALLBACKS:
+        hint = did_you_mean(str(rrc["fallback"]), FALLBACKS)
+        raise ConfigError(f"{where}.fallback: '{rrc['fallback']}' is unknown. {hint}")
     low = _number(rrc["crop_min_scale"], f"{where}.crop_min_scale", 0.0, 1.0)
     high = _number(rrc["crop_max_scale"], f"{where}.crop_max_scale", 0.0, 1.0)
     if not 0 < low <= high:

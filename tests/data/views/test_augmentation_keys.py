@@ -180,3 +180,11 @@ def test_padded_crops_and_small_rotations():
         checked_augmentation({**entry, "rrc": {"enabled": True}})
     with pytest.raises(ConfigError, match=r"rotation\.degrees must be a number"):
         checked_augmentation({**entry, "rotation": {"prob": 0.5}})
+
+
+def test_place_of_the_fallback():
+    entry = {"crop_size": 32, "rrc": {"enabled": True}}
+    assert checked_augmentation(entry)["rrc"]["fallback"] == "center"
+    entry["rrc"]["fallback"] = "randon"
+    with pytest.raises(ConfigError, match=r"rrc\.fallback: 'randon' is unknown.*'random'"):
+        checked_augmentation(entry)
