@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from solo.errors import SoloError
-from solo.utils.whole_files import write_json
+from solo.files.whole import write_json
 
 
 class JobError(SoloError, RuntimeError):

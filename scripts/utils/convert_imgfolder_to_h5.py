@@ -29,7 +29,7 @@ def convert_imgfolder_to_h5(folder_path: str | Path, h5_path: str | Path) -> Non
 
     from solo.data.datasets.folders import image_folder
     from solo.errors import DataError
-    from solo.utils.whole_files import whole_file
+    from solo.files.whole import whole_file
 
     target = Path(h5_path)
     if target.exists():

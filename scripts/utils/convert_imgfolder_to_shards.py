@@ -45,7 +45,7 @@ def convert_imgfolder_to_shards(
 
     from solo.data.shards.index import LIST, read_shards
     from solo.errors import DataError
-    from solo.utils.whole_files import write_json
+    from solo.files.whole import write_json
 
     images, classes = _images(folder_path, no_labels)
     random.Random(SEED).shuffle(images)
@@ -81,7 +81,7 @@ def _images(folder: str | Path, no_labels: bool) -> tuple[list[tuple[str, int]],
 
 def _write_shard(path: Path, images: Iterable[tuple[str, int]], first: int) -> None:
     """The shard appears under its name only once it is complete."""
-    from solo.utils.whole_files import whole_file
+    from solo.files.whole import whole_file
 
     with (
         whole_file(path) as partial,

@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from solo.errors import CheckpointError
+from solo.files.whole import whole_file
 from solo.programs.app import exit_code
-from solo.utils.whole_files import whole_file
 
 # in this order: torchvision's names on the left, Detectron2's on the right
 _RENAMES = (

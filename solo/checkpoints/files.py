@@ -13,7 +13,7 @@ from torch import Tensor
 
 from solo.checkpoints import restricted_pickle
 from solo.errors import CheckpointError, did_you_mean
-from solo.utils.whole_files import whole_file
+from solo.files.whole import whole_file
 
 Encoder = Literal["online", "momentum"]
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")

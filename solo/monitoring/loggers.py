@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from solo.errors import ConfigError
+from solo.files.whole import whole_file
 from solo.monitoring.profiling import LOGGING, section
-from solo.utils.whole_files import whole_file
 
 FILE = "metrics.csv"
 

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.profilers import Profiler
 from torch import nn
 
-from solo.utils.whole_files import write_json
+from solo.files.whole import write_json
 
 FILE = "profile.json"
 WARM_UP = 2  # steps that are not counted: compilation, the choice of algorithms, the first fetch

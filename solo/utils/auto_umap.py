@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from solo.args.check import fill
 from solo.args.schema import AutoUMAP as AutoUMAPKeys
 from solo.errors import ConfigError
+from solo.files.whole import whole_file
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.ranks import concat_all_gather_no_grad
-from solo.utils.whole_files import whole_file
 
 
 class AutoUMAP(Callback):

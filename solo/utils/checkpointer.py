@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo.args.check import fill
 from solo.args.schema import Checkpoint as CheckpointKeys
+from solo.files.whole import SUFFIX, remove_partial, write_json
 from solo.monitoring.loggers import last_checkpoint
-from solo.utils.whole_files import SUFFIX, remove_partial, write_json
 
 
 class Checkpointer(Callback):

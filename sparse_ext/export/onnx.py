@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from solo.errors import CheckpointError, ConfigError
-from solo.utils.whole_files import whole_file
+from solo.files.whole import whole_file
 from sparse_ext.export.slim import difference
 
 OPSET = 17

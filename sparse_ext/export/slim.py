@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from solo.checkpoints.files import write_tensors
 from solo.errors import CheckpointError, ConfigError
-from solo.utils.whole_files import write_json
+from solo.files.whole import write_json
 from sparse_ext.masks.channels.removal import Report, shrink_
 from sparse_ext.masks.channels.tracing import Channels
 from sparse_ext.masks.encoder import SIDE_BUFFERS

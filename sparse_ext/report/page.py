@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solo.utils.whole_files import write_text
+from solo.files.whole import write_text
 from sparse_ext.report.plots import data_uri
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from solo.errors import DataError, did_you_mean
-from solo.utils.whole_files import whole_file
+from solo.files.whole import whole_file
 from sparse_ext.tickets.run_folder import RUN, RunFolder
 
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from solo.checkpoints.files import write_tensors
 from solo.errors import CheckpointError, ConfigError, DataError
-from solo.utils.folder_lock import FolderLock
-from solo.utils.whole_files import write_json
+from solo.files.lock import FolderLock
+from solo.files.whole import write_json
 from sparse_ext.masks import files as maskfile
 from sparse_ext.masks.mask_set import MaskSet
 

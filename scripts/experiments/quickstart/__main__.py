@@ -14,8 +14,8 @@ from scripts.experiments import programs
 from scripts.experiments.jobs import Runner
 from scripts.experiments.progress import Display
 from scripts.experiments.quickstart import plan
+from solo.files.lock import FolderLock
 from solo.programs.app import long_program
-from solo.utils.folder_lock import FolderLock
 
 OWN = ("dense", "sparse", "random", "linear-*", "logs", "done", "*.safetensors")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from scripts.experiments.quickstart.plan import KNN, LINEAR, PRETRAIN, ROOT
 from solo.data.datasets.digits import SIZE
-from solo.utils.whole_files import whole_file, write_json
+from solo.files.whole import whole_file, write_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.experiments.jobs import Job
 from scripts.experiments.quickstart import plan
 from solo.errors import DataError
-from solo.utils.whole_files import write_json
+from solo.files.whole import write_json
 
 if TYPE_CHECKING:
     from sparse_ext.report.page import Page

@@ -21,8 +21,8 @@ from scripts.experiments.tables import images, programs
 from scripts.experiments.tables.rows import SCALES, Row, find, rows, title
 from scripts.experiments.tables.runs import Options, require_source
 from solo.errors import ConfigError
+from solo.files.lock import FolderLock
 from solo.programs.app import long_program
-from solo.utils.folder_lock import FolderLock
 
 
 def main(argv: Sequence[str] | None = None) -> int:

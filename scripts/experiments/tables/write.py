@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solo.utils.whole_files import whole_file, write_json, write_text
+from solo.files.whole import whole_file, write_json, write_text
 
 if TYPE_CHECKING:
     from sparse_ext.report.page import Page

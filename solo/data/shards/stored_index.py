@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from solo.utils.whole_files import write_text
+from solo.files.whole import write_text
 
 
 def fingerprint(kind: str, files: Iterable[str | Path]) -> str:

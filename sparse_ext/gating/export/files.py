@@ -10,7 +10,7 @@ import torch
 
 from solo.checkpoints.files import write_tensors
 from solo.errors import CheckpointError
-from solo.utils.whole_files import write_json
+from solo.files.whole import write_json
 from sparse_ext.gating.export.encoder import OpenEncoder, from_description
 from sparse_ext.masks import files as maskfile
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from solo.errors import BusyError, OutputError
-from solo.utils.whole_files import refusal, write_json
+from solo.files.whole import refusal, write_json
 
 LOCK, RECORD = ".lock", ".owner.json"
 HEARTBEAT = 5.0  # seconds between two signs of life

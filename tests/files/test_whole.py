@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from solo.errors import OutputError
-from solo.utils import whole_files
-from solo.utils.whole_files import whole_file, write_json, write_text
+from solo.files import whole
+from solo.files.whole import whole_file, write_json, write_text
 
 
 def test_the_file_appears_at_the_end_of_the_block(tmp_path):
@@ -63,7 +63,7 @@ from safetensors.torch import save_file
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 from solo.errors import OutputError
-from solo.utils.whole_files import whole_file
+from solo.files.whole import whole_file
 big = {"a": torch.zeros(1 << 18)}
 for write in (torch.save, save_file):
     try:
@@ -86,12 +86,12 @@ def test_disks_that_refuse_torch_and_safetensors_are_recognised(tmp_path):
 
 
 def test_other_errors_are_no_refusals():
-    assert whole_files.refusal(RuntimeError("shapes differ")) is None
+    assert whole.refusal(RuntimeError("shapes differ")) is None
 
 
 def test_what_a_killed_program_has_left_is_removed(tmp_path):
     (tmp_path / "a.ckpt.123.partial").write_text("")
     (tmp_path / "b.partial").mkdir()
     (tmp_path / "c.ckpt").write_text("")
-    whole_files.remove_partial(tmp_path)
+    whole.remove_partial(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["c.ckpt"]

@@ -12,12 +12,12 @@ import time
 import pytest
 
 from solo.errors import BusyError
-from solo.utils import folder_lock
-from solo.utils.folder_lock import FolderLock, Holder
+from solo.files import lock as lock_module
+from solo.files.lock import FolderLock, Holder
 
 HOLD = """
 import sys, time
-from solo.utils.folder_lock import FolderLock
+from solo.files.lock import FolderLock
 with FolderLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -38,8 +38,8 @@ def other(tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(folder_lock, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(folder_lock, "PATIENCE", 0.5)
+    monkeypatch.setattr(lock_module, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(lock_module, "PATIENCE", 0.5)
 
 
 def test_the_second_is_told_who_holds_the_folder(tmp_path, other):
@@ -67,7 +67,7 @@ def test_nothing_is_left_in_the_record(tmp_path):
 
 
 def record_of_another_machine(folder):
-    path = folder / folder_lock.RECORD
+    path = folder / lock_module.RECORD
     holder = Holder(os.getpid(), "elsewhere", "2026-01-01 00:00:00")
     path.write_text(json.dumps(holder._asdict()))
     return path
@@ -102,7 +102,7 @@ def test_a_live_holder_on_another_machine_is_respected(tmp_path, quick):
 
 def test_the_holder_gives_signs_of_life(tmp_path, quick):
     with FolderLock(tmp_path):
-        path = tmp_path / folder_lock.RECORD
+        path = tmp_path / lock_module.RECORD
         os.utime(path, (1, 1))
         end = time.monotonic() + 5
         while path.stat().st_mtime == 1 and time.monotonic() < end:
@@ -111,6 +111,6 @@ def test_the_holder_gives_signs_of_life(tmp_path, quick):
 
 
 def test_a_damaged_record_holds_nobody_up(tmp_path):
-    (tmp_path / folder_lock.RECORD).write_text("{")
+    (tmp_path / lock_module.RECORD).write_text("{")
     with FolderLock(tmp_path):
         pass
