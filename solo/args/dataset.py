@@ -7,6 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
+from solo import extensions
 from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD, SUPPORTED_DATASETS
 from solo.errors import ConfigError
 from solo.registry import import_plugins
@@ -85,10 +86,8 @@ def evaluation_args(parser: ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=at_least(int, 1), default=16)
     parser.add_argument("--num_workers", type=at_least(int, 0), default=10)
     parser.add_argument("--eval_encoder", choices=["online", "momentum"], default="online")
-    parser.add_argument(
-        "--gating_eval",
-        help="branch of a gated encoder, such as gated or dense; default: as trained",
-    )
+    for extension in extensions.registered():
+        extension.evaluation_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
         "--imports",

@@ -66,13 +66,4 @@ def plain_state(checkpoint: Mapping[str, Any], encoder: Encoder = "online") -> d
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
     training = _training_keys(state)
     found = extensions.evaluated(state)
-    return _fold_masks({key: value for key, value in found.items() if key not in training})
-
-
-def _fold_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    masks = {k for k in state if k.endswith(".mask") and k[: -len("mask")] + "weight" in state}
-    folded = {key: value for key, value in state.items() if key not in masks}
-    for key in masks:
-        weight = key[: -len("mask")] + "weight"
-        folded[weight] = folded[weight].masked_fill(~state[key].bool(), 0)
-    return folded
+    return extensions.folded({key: value for key, value in found.items() if key not in training})

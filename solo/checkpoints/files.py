@@ -68,7 +68,9 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
 def existing_file(path: Path) -> Path:
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
-        hint = f"Name the file, such as '{inside[-1]}'." if inside else "No checkpoint is in it."
+        hint = (
+            f"Name the file, such as '{inside[-1]}'." if inside else "There is no .ckpt file in it."
+        )
         raise CheckpointError(f"{path} is a folder, not a checkpoint. {hint}")
     if not path.exists():
         folder = next(p for p in path.absolute().parents if p.exists())

@@ -27,14 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(args: argparse.Namespace) -> str:
-    from solo.checkpoints.loading import rebuild
+    from solo.checkpoints import load_run
     from solo.data.catalogue import input_size
     from sparse_ext.cost.memory import memory
     from sparse_ext.cost.of_checkpoint import granularity, training_cost
     from sparse_ext.cost.per_layer import count
     from sparse_ext.cost.text import describe
 
-    backbone, run = rebuild(args.checkpoint, args.encoder)
+    backbone, run = load_run(args.checkpoint, args.encoder)
     table = count(backbone, args.input_size or input_size(run))
     size, training = memory(table, granularity(run)), training_cost(args.checkpoint)
     if not args.json:

@@ -73,11 +73,11 @@ def _slim(args: argparse.Namespace) -> str:
 
 
 def _write(args: argparse.Namespace) -> str:
-    from solo.checkpoints.loading import rebuild
+    from solo.checkpoints.runs import load_run, weights_file
     from solo.data.catalogue import input_size
 
-    backbone, run = rebuild(args.checkpoint, args.encoder)
-    source = Path(args.checkpoint)
+    backbone, run = load_run(args.checkpoint, args.encoder)
+    source = weights_file(args.checkpoint)
     suffix = _SUFFIX.get(args.format, "safetensors")
     path = Path(args.out or source.with_name(f"{source.stem}-{args.format}.{suffix}"))
     size, lines = args.input_size or input_size(run), []

@@ -54,6 +54,16 @@ def patch_named(backbone: nn.Module, names: Iterable[str]) -> nn.Module:
     return _mask(backbone, [n for n in names if not isinstance(modules[n], Masked)])
 
 
+def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's weights with zeros under the zeros of its masks, and without the masks."""
+    masks = {k for k in state if k.endswith(".mask") and k[: -len("mask")] + "weight" in state}
+    found = {key: value for key, value in state.items() if key not in masks}
+    for key in masks:
+        weight = key[: -len("mask")] + "weight"
+        found[weight] = found[weight].masked_fill(~state[key].bool(), 0)
+    return found
+
+
 def measured(backbone: nn.Module) -> dict[str, float]:
     """Sparsity of an encoder, from its masks; nothing for a dense one.
 

@@ -169,15 +169,15 @@ def _knn_acc1(log: Path) -> float:
 
 def _measured(settings: plan.Settings, name: str, path: Path) -> dict[str, Any]:
     """Sparsity and cost of a checkpoint, and the size of its encoder as a file of its own."""
+    from solo.checkpoints import load_run
     from solo.checkpoints.exporting import export_encoder
-    from solo.checkpoints.loading import rebuild
     from solo.data.catalogue import input_size
     from sparse_ext.cost import count
     from sparse_ext.export import save_packed
 
     tables = {}
     for encoder in ("online", "momentum"):
-        backbone, args = rebuild(path, encoder)
+        backbone, args = load_run(path, encoder)
         tables[encoder] = count(backbone, input_size(args))
         if encoder == "online":
             file = settings.folder / f"encoder-{name}.safetensors"

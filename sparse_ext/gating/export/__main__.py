@@ -38,14 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(run: Path, output: Path, which: str) -> None:
-    from solo.checkpoints.loading import rebuild
+    from solo.checkpoints.runs import load_run, weights_file
     from solo.data.catalogue import input_size
     from solo.errors import CheckpointError
-    from solo.monitoring.loggers import last_checkpoint
     from sparse_ext.gating.export import export_gated, save_gated
 
-    path = (last_checkpoint(run) if run.is_dir() else run) or run
-    backbone, args = rebuild(path, which)
+    path = weights_file(run)
+    backbone, args = load_run(path, which)
     size = input_size(args)
     facts = {"dataset": args["data"]["dataset"], "image_size": size, "source": path.name}
     encoder = export_gated(backbone.eval(), facts)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from solo.checkpoints.loading import load_pretrained
+from solo.checkpoints import load_pretrained
 from solo.errors import CheckpointError, ConfigError, DataError, SoloError
 from sparse_ext.tickets import run_folder
 from sparse_ext.tickets.program import tickets
