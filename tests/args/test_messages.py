@@ -118,7 +118,7 @@ def told(task):
         try:
             task()
         except ConfigError as error:
-            return str(error)
+            return str(error).split("Valid names: ")[0]
     return ""
 
 
