@@ -59,6 +59,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
             the optimizer gets them. A mapping of extra keys for the parameter group stands for a
             head that the method applies itself.
         HEADS_ON_SMALL_CROPS: whether small crops go through the heads, too.
+        LARGE_CROPS: the number of large crops that the method is made for; None for any.
 
     Raises:
         ConfigError: for a key that is missing, unknown or of the wrong type.
@@ -68,6 +69,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
     IGNORED_KWARGS: frozenset[str] | set[str] = frozenset()
     HEADS: Mapping[str, Head | Mapping[str, Any]] = {}
     HEADS_ON_SMALL_CROPS = False
+    LARGE_CROPS: int | None = 2
 
     _BACKBONES = BACKBONES
     _ACCEPTED_SCHEDULERS = ("warmup_cosine", "warmup_step", "step", "none")

@@ -64,6 +64,18 @@ def require_choice(key: str, value: str, choices: tuple, extra: tuple = ()) -> N
         raise ConfigError(f"Unknown {key}={value!r}. {did_you_mean(value, choices + extra)}")
 
 
+def check_settings(name: str, config: Any, base: type) -> None:
+    """Raise ConfigError unless `config` can hold the settings of a method called `name`."""
+    if not (isinstance(config, type) and issubclass(config, base)):
+        raise ConfigError(f"The settings of '{name}' must be a subclass of {base.__name__}.")
+    frozen = getattr(config, "__dataclass_params__").frozen  # noqa: B009
+    if getattr(config, "name", None) != name or not frozen:
+        raise ConfigError(
+            f"{config.__name__}, the settings of '{name}', must be a @dataclass(frozen=True) with "
+            f'the field `name: str = "{name}"`.'
+        )
+
+
 def plain(section: Any) -> Any:
     """A section as plain data, interpolations resolved; anything else as it is."""
     from omegaconf import OmegaConf
