@@ -15,13 +15,16 @@ from torch import Tensor
 
 from solo.errors import ConfigError, did_you_mean
 from sparse_ext.allocation import keep_topk
+from sparse_ext.config.base import ALLOCATIONS
 from sparse_ext.masks.granularity import NM, Granularity
 from sparse_ext.prune.scores import lamp
-from sparse_ext.pruning.units import RULES, Units
+from sparse_ext.pruning.units import Units
 
-#: rules by which layers get their budgets; `global` ranks the scores of all layers together, `lamp`
-#: those of LAMP, whatever decides within a layer
-ALLOCATIONS = ("global", "lamp", *RULES)
+
+def rules() -> tuple[str, ...]:
+    """How layers may get their budgets: by ranking the scores of all layers together (`global`),
+    by ranking those of LAMP whatever decides within a layer (`lamp`), or by a density rule."""
+    return ("global", "lamp", *ALLOCATIONS)
 
 
 def unit_share(granularity: Granularity, sparsity: float) -> float:
@@ -106,17 +109,17 @@ def layer_budgets(
         units: of the prunable layers.
         weights: by layer.
         share: of the units that go.
-        rule: one of `ALLOCATIONS`.
+        rule: one of `rules()`.
         scores: per weight and layer, comparable between layers; needed for `global` alone.
 
     Raises:
         ConfigError: an unknown rule, or `global` for scores of single layers.
     """
-    if rule not in ALLOCATIONS:
-        raise ConfigError(f"--allocation {rule} is unknown. {did_you_mean(rule, ALLOCATIONS)}")
+    if rule not in rules():
+        raise ConfigError(f"--allocation {rule} is unknown. {did_you_mean(rule, rules())}")
     if share >= 1:
         return dict.fromkeys(units.sizes, 0)
-    if rule in RULES:
+    if rule in ALLOCATIONS:
         return units.allocate(rule, share)
     if rule == "lamp":
         scores = {name: lamp(weight) for name, weight in weights.items()}

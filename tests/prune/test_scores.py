@@ -122,7 +122,7 @@ def test_units_of_lowest_cost_go(text):
         assert survivors.sum() == score.numel() / 2
 
 
-@pytest.mark.parametrize("rule", budgets.ALLOCATIONS)
+@pytest.mark.parametrize("rule", budgets.rules())
 def test_budgets_add_up(rule):
     weights = {"a": torch.randn(8, 8, 3, 3), "b": torch.randn(16, 8, 1, 1)}
     units = Units("element", {name: tuple(w.shape) for name, w in weights.items()})
