@@ -6,6 +6,8 @@ A larger score is kept. Matrices are those of `sparse_ext.prune.layer_inputs.mat
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -68,7 +70,7 @@ def two_views(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def taylor(
-    encoder: nn.Module, layers: dict[str, nn.Module], batches: list[Tensor], seed: int = 0
+    encoder: nn.Module, layers: dict[str, Any], batches: list[Tensor], seed: int = 0
 ) -> dict[str, Tensor]:
     """(w g)^2, the squared first-order change of a loss when a weight goes (Molchanov et al.,
     2019, Eq. 8), with the gradient g of a loss that needs no labels: NT-Xent (SimCLR, Eq. 1,
