@@ -13,6 +13,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from solo.errors import ConfigError, did_you_mean
+from solo.values import accepts, check_number
 
 
 def build(section: Any, path: str, methods: Mapping[str, type]) -> Any:
@@ -117,12 +118,13 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         if all(type(item) is typing.get_args(kind)[0] for item in items):
             return tuple(items)
     else:
-        kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         if kind is str and value is False:
             return "off"
-        if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if type(value) in kinds:
+        if accepts(value, kind):
+            kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+            value = float(value) if float in kinds and isinstance(value, int) else value
+            if isinstance(value, float):
+                check_number(value, f"{key}={value}", {})
             return value
     expected = kind.__name__ if isinstance(kind, type) else str(kind)
     raise ConfigError(f"{key}={value!r} has the wrong type: expected {expected}.")
