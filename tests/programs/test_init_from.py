@@ -14,7 +14,8 @@ from tests.programs.tiny import PRETRAIN, config
 def still(**overrides):
     """A run whose encoder cannot move: its weights afterwards are those it started from."""
     optimizer = {**PRETRAIN["optimizer"], "lr": 0.0}
-    return config({**PRETRAIN, "optimizer": optimizer, "name": "still"}, **overrides)
+    fixed = {"optimizer": optimizer, "scheduler": {"name": "none"}, "name": "still"}
+    return config({**PRETRAIN, **fixed}, **overrides)
 
 
 def weights(folder):
