@@ -35,17 +35,17 @@ def test_a_sparse_run_starts_from_a_dense_one_and_a_dense_one_from_a_sparse_one(
     pretrain(still(init_from=str(pretrained[0]), sparse={"name": "random", "final": 0.5}))
     run = "trained_models/mocov2plus/0"
     before, after = weights(pretrained[0]), load_run(run)[0]
-    layer = after.layer2[0].conv1
+    layer = after.layer4[1].conv2
     assert not layer.mask.all()
-    assert torch.equal(layer.weight, before["layer2.0.conv1.weight"] * layer.mask)
+    assert torch.equal(layer.weight, before["layer4.1.conv2.weight"] * layer.mask)
     pretrain(still(init_from=run, name="dense"))
     again = load_run("trained_models/mocov2plus/1")[0]
-    assert not hasattr(again.layer2[0].conv1, "mask")
-    assert torch.equal(again.layer2[0].conv1.weight, layer.weight)
+    assert not hasattr(again.layer4[1].conv2, "mask")
+    assert torch.equal(again.layer4[1].conv2.weight, layer.weight)
     save_packed(after.state_dict(), "packed.safetensors")
     pretrain(still(init_from="packed.safetensors", name="packed"))
     packed = load_run("trained_models/mocov2plus/2")[0]
-    assert torch.equal(packed.layer2[0].conv1.weight, layer.weight)
+    assert torch.equal(packed.layer4[1].conv2.weight, layer.weight)
 
 
 def test_frozen_modules_thaw(pretrained, cwd):
