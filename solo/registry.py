@@ -48,6 +48,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
     def __init__(self, what: str, entries: Mapping[str, T | str] | None = None) -> None:
         self.what = what
         self._entries: dict[str, T | str] = dict(entries or {})
+        self._imported: dict[str, T] = {}  # by place; entries stay as they were registered
 
     def register(self, name: str, entry: T | str, *, replace: bool = False) -> T | str:
         """Add an entry and return it; the same entry again changes nothing.
