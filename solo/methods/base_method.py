@@ -18,6 +18,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo import extensions
+from solo.args import schema
+from solo.args.check import defaults_of
 from solo.backbones import BACKBONES, build_encoder, features_dim
 from solo.errors import ConfigError
 from solo.methods.heads import Head, apply_heads, has_batch_norm
@@ -32,12 +34,10 @@ from solo.utils.ranks import get_world_size
 from solo.utils.views import encoding
 
 _METHOD_DEFAULTS = {
-    "backbone.kwargs": {},
+    **defaults_of(schema.Backbone, "backbone"),
     **DEFAULTS,
-    "knn_eval.enabled": False,
-    "knn_eval.k": 20,
-    "knn_eval.distance_func": "euclidean",
-    "method_kwargs": {},
+    **defaults_of(schema.KnnEval, "knn_eval"),
+    **defaults_of(schema.Pretrain, "", "method_kwargs"),
 }
 _METHOD_REQUIRED = (
     "method",
