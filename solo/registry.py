@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class UnknownNameError(ConfigError, KeyError):
-    """Nothing is registered under that name."""
+    """Raised for a name under which nothing is registered; it names the nearest."""
 
     def __str__(self) -> str:
         """The message as it is; a KeyError would quote it."""

@@ -38,7 +38,7 @@ class ReadError(DataError):
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The image at `path` as RGB.
+    """Read the image at `path` and convert it to RGB.
 
     Raises:
         ReadError: the file is missing, truncated or not an image.
