@@ -2,8 +2,8 @@
 """Reading one image, with an error that names the file and survives worker processes.
 
 Two readers give the same pixels: `read_image` a PIL image, `read_pixels` a tensor, which for JPEGs
-takes a third less time. Both turn an image as its EXIF orientation says where `exif` is `apply`, and
-take it as it is stored where it is `ignore`, which is what Pillow and torchvision do by default.
+takes a third less time. Both turn an image as its EXIF orientation says where `exif` is `apply`,
+and take it as it is stored where it is `ignore`, as Pillow and torchvision do by default.
 """
 
 from __future__ import annotations
