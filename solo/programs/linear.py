@@ -172,12 +172,11 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
 
 def _exif(cfg: DictConfig) -> str:
     """`data.exif` as it is asked for, else as the encoder was trained."""
-    from solo.checkpoints.runs import weights_file
     from solo.programs.evaluation import trained_exif
 
     asked, path = cfg.data.get("exif"), select(cfg, "pretrained_feature_extractor")
     if asked is None and path is not None:
-        return trained_exif(weights_file(path))
+        return trained_exif(path)
     return asked or "ignore"
 
 
