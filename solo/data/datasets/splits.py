@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from solo.errors import ConfigError, DataError, did_you_mean
+from solo.files.whole import write_json
 
 FILE = "split.json"
 SEED = 42  # solo-learn's; the same images whatever the run's own seed is
