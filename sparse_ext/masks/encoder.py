@@ -136,17 +136,21 @@ class Encoder:
             raise InvariantError(f"{self.masks.nnz} weights are kept instead of {kept}.")
 
 
-def switch_off_(tensor: Tensor, mask: Tensor) -> None:
-    """Finite entries become zero where the mask is, in place.
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-    A product with the mask's bytes is vectorised on the CPU and takes a fifth of the time of
-    `masked_fill_`, a half of that of a product with the bool mask.
+
+def switch_off_(tensor: Tensor, mask: Tensor) -> None:
+    """Entries become +0.0 where the mask is 0, in place, whatever they were.
+
+    Bits and mask are combined as integers: a product would leave -0.0 of negative entries and NaN
+    of NaN, and `masked_fill_` takes several times as long on the CPU.
     """
-    tensor.mul_(mask.view(torch.int8))
+    bits = tensor.view(_INTEGERS[tensor.element_size()])
+    bits.bitwise_and_(mask.view(torch.int8).neg())  # a mask's 1 is -1, all bits set
 
 
 def masked(tensor: Tensor, mask: Tensor) -> Tensor:
-    """As `switch_off_`, as a new tensor."""
+    """The product with a mask, which has a gradient."""
     return tensor * mask.view(torch.int8)
 
 
