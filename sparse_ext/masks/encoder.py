@@ -136,6 +136,23 @@ class Encoder:
             raise InvariantError(f"{self.masks.nnz} weights are kept instead of {kept}.")
 
 
+def check_stored(encoders: Iterable[Encoder]) -> None:
+    """At the end of a run: nothing else than the optimizer has written to the weights.
+
+    Raises:
+        InvariantError: weights under a mask are not zero; names what does such things.
+    """
+    for encoder in encoders:
+        try:
+            encoder.check()
+        except InvariantError as error:
+            raise InvariantError(
+                f"{error} Its mask was in force after the last optimizer step, so something else "
+                f"has written to the weights since: averaging of weights (EMA, SWA), a callback, "
+                f"or a hook of the module. Its checkpoints may hold such weights, too."
+            ) from error
+
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

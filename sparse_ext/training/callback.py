@@ -26,7 +26,7 @@ from solo.utils import ranks
 from solo.utils.encoders import encoders_of
 from sparse_ext.compat import put_first, unwrapped
 from sparse_ext.config.sections import SparseConfig
-from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.encoder import Encoder, InvariantError, check_stored
 from sparse_ext.masks.masking import selection
 from sparse_ext.pruning.log import log
 from sparse_ext.pruning.pruner import Pruner
@@ -67,6 +67,7 @@ class PruningCallback(Callback):
         self._graded = False
         self._slimming: slimming.Slimming | None = None
         self._unseen = False  # the initial masks wait for the first batch
+        self._logged: tuple[int, list[float]] = (-1, [])  # step and sparsity of the last epoch end
         self._updated = False  # figures of a mask update wait for the end of the batch
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,6 +88,7 @@ class PruningCallback(Callback):
         if stage != "fit":
             return
         run_checks.check_strategy(trainer, pl_module)
+        run_checks.check_callbacks(trainer)
         self._encoders = run_checks.encoders_of(pl_module)
         self._restored = None
         self.meter = CostMeter()
@@ -219,6 +221,7 @@ class PruningCallback(Callback):
 
     def _figures(self) -> dict[str, float]:
         sparsities = self.running.weight_sparsities()
+        self._logged = self.running.t, sparsities
         figures = {"online_sparsity": sparsities[0]}
         if len(sparsities) > 1:
             figures |= {"momentum_sparsity": sparsities[1], "gap": sparsities[0] - sparsities[1]}
@@ -256,9 +259,24 @@ class PruningCallback(Callback):
         self._restored = checkpoint[STATE_KEY]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so if the run never got where it should; leave the optimizer as it was."""
-        self.running.report_end()
+        """Say so if the run never got where it should; leave the optimizer as it was.
+
+        A run that was finished before it was started again has nothing to say.
+
+        Raises:
+            InvariantError: something has written to weights under the masks.
+        """
         self._detach()
+        if self.pruner is None:
+            return
+        self.pruner.report_end()
+        check_stored(self._encoders)
+        step, logged = self._logged
+        if step == self.pruner.t and logged != self.pruner.weight_sparsities():
+            raise InvariantError(
+                f"The masks have sparsities of {self.pruner.weight_sparsities()}, but {logged} "
+                f"were logged after the last step: something else has changed the masks."
+            )
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
