@@ -37,6 +37,7 @@ from sparse_ext.training import mask_agreement, resume, run_checks, slimming
 from sparse_ext.training.cost_meter import CostMeter
 from sparse_ext.training.mask_figures import all_dead_filters, dead_filters, oscillation
 from sparse_ext.training.momentum_encoder import install
+from sparse_ext.training.teachers import Follower
 
 STATE_KEY = "sparse_state"
 
@@ -66,6 +67,7 @@ class PruningCallback(Callback):
         self._loading: Any = None
         self._graded = False
         self._slimming: slimming.Slimming | None = None
+        self._follower: Follower | None = None  # of momentum encoders updated in training steps
         self._unseen = False  # the initial masks wait for the first batch
         self._logged: tuple[int, list[float]] = (-1, [])  # step and sparsity of the last epoch end
         self._updated = False  # figures of a mask update wait for the end of the batch
@@ -105,7 +107,7 @@ class PruningCallback(Callback):
         if needs.mean_gradient:
             self._encoders[0].add_buffer("score")
         if not shared and needs.stored_zeros:
-            install(pl_module, self.config.ema_mode)
+            self._follower = install(pl_module, self.config.ema_mode)
         if self.config.kernel == "block":
             kernels.equip(trainer, pl_module)
         run_checks.ignore_in_ddp(pl_module)
@@ -141,10 +143,15 @@ class PruningCallback(Callback):
             "%s, granularity %s: update period %d steps, sparsity now %s.\n%s",
             *(self.config.name, self.config.granularity, self.pruner.period),
             [encoder.masks.sparsity for encoder in self._encoders],
-            selection(pl_module.backbone, self.config).describe(),  # type: ignore[arg-type]
+            selection(next(iter(encoders_of(pl_module).values())), self.config).describe(),
         )
 
     # -- one optimizer step -----------------------------------------------------------------
+
+    def on_before_backward(self, *_: Any) -> None:
+        """The training step may have averaged the momentum encoder."""
+        if self._follower is not None:
+            self._follower.follow()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -162,6 +169,8 @@ class PruningCallback(Callback):
         if self._graded:
             with section(MASKS):
                 self._mask(optimizer)
+                if self._follower is not None:
+                    self._follower.remember()
 
     def _mask(self, optimizer: Optimizer) -> None:
         pruner = self.running
@@ -293,6 +302,8 @@ class PruningCallback(Callback):
         """Masks are in place: pruned weights are zero, and every rank has the same."""
         for encoder in self._encoders:
             encoder.project(optimizer)
+        if self._follower is not None:
+            self._follower.remember()
         self._agree("Masks at the start")
 
     def _agree(self, what: str) -> None:
