@@ -33,6 +33,7 @@ from solo.data.datasets.folders import (
     require_format,
     take_fraction,
 )
+from solo.data.datasets.images import readers
 from solo.data.datasets.splits import Split
 from solo.data.datasets.voc import VOCClassification
 from solo.data.loading import make_loader, seeded
@@ -119,6 +120,7 @@ def prepare_datasets(
     download: bool = True,
     data_fraction: float = -1.0,
     split: Split | None = None,
+    exif: str = "ignore",
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
 
@@ -133,13 +135,14 @@ def prepare_datasets(
         download: fetch cifar and stl10 when they are missing.
         data_fraction: part of the training images to keep, between 0 and 1; -1 keeps all.
         split: that part as an earlier run has drawn it; None draws.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
         DataError: the data is missing or unreadable, or `split` is a part of other data.
     """
-    train = _split(dataset, True, T_train, train_data_path, data_format, download)
-    val = _split(dataset, False, T_val, val_data_path, data_format, download)
+    train = _split(dataset, True, T_train, train_data_path, data_format, download, exif)
+    val = _split(dataset, False, T_val, val_data_path, data_format, download, exif)
     return take_fraction(train, data_fraction, split=split), val
 
 
@@ -150,13 +153,15 @@ def _split(
     path: str | Path | None,
     data_format: str | None,
     download: bool,
+    exif: str,
 ) -> Dataset:
     """One split of a dataset; see `prepare_datasets`."""
     require_dataset(dataset)
     key = TRAIN_KEY if train else VAL_KEY
     path = default_data_path() if path is None else Path(path)
+    loader, decode = readers(exif)
     if is_cifar_in_folders(dataset, path):
-        return image_folder(path, transform, key, seeded(ImageFolder))
+        return image_folder(path, transform, key, seeded(ImageFolder), loader)
     if dataset in CIFAR_CLASSES:
         cls = seeded(CIFAR10 if dataset == "cifar10" else CIFAR100)
         kwargs = {"train": train, "transform": transform}
@@ -167,17 +172,18 @@ def _split(
     if dataset == "digits":
         return seeded(DigitsDataset)(train=train, transform=transform)
     if dataset == "voc07":
-        return seeded(VOCClassification)(path, "trainval" if train else "test", transform)
+        return seeded(VOCClassification)(path, "trainval" if train else "test", transform, loader)
     if require_format(data_format) == "h5":
         from solo.data.h5_dataset import H5Dataset
 
-        return seeded(H5Dataset)(dataset, path, transform, key=key)
+        return seeded(H5Dataset)(dataset, path, transform, key=key, decode=decode)
     if data_format == "webdataset":
         from solo.data.shards.dataset import ShardDataset
 
         classes = N_CLASSES_PER_DATASET.get(dataset)
-        return seeded(ShardDataset)(path, transform, key, labels="needed", num_classes=classes)
-    return image_folder(path, transform, key, seeded(ImageFolder))
+        options = {"labels": "needed", "num_classes": classes}
+        return seeded(ShardDataset)(path, transform, key, decode, **options)
+    return image_folder(path, transform, key, seeded(ImageFolder), loader)
 
 
 def prepare_dataloaders(
@@ -207,6 +213,7 @@ def prepare_data(
     auto_augment: bool = False,
     image_size: int | None = None,
     split: Split | None = None,
+    exif: str = "ignore",
 ) -> tuple[DataLoader, DataLoader]:
     """Transforms, datasets and loaders in one call.
 
@@ -224,7 +231,7 @@ def prepare_data(
         T_train = _auto_augment()
     train, val = prepare_datasets(
         dataset, T_train, T_val, train_data_path, val_data_path, data_format, download,
-        data_fraction, split,
+        data_fraction, split, exif,
     )  # fmt: skip
     _check_classes(train, val)
     return prepare_dataloaders(train, val, batch_size, num_workers)
@@ -237,6 +244,7 @@ def prepare_val_data(
     batch_size: int = 64,
     num_workers: int = 4,
     download: bool = True,
+    exif: str = "ignore",
 ) -> DataLoader:
     """The validation loader alone, for runs that need no labelled training set.
 
@@ -244,7 +252,7 @@ def prepare_val_data(
         DataError: the data is missing or unreadable.
     """
     _, T_val = prepare_transforms(dataset)
-    val = _split(dataset, False, T_val, val_data_path, data_format, download)
+    val = _split(dataset, False, T_val, val_data_path, data_format, download, exif)
     return prepare_val_dataloader(val, batch_size, num_workers)
 
 

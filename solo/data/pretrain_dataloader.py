@@ -36,7 +36,7 @@ from solo.data.datasets.folders import (
     require_format,
     take_fraction,
 )
-from solo.data.datasets.images import decode_image, decode_pixels, read_image, read_pixels
+from solo.data.datasets.images import read_image, readers
 from solo.data.datasets.voc import VOCClassification
 from solo.data.loading import make_loader, picklable_state, seeded
 from solo.data.views.augmentation_keys import STRENGTHS, checked_augmentation
@@ -131,7 +131,7 @@ class Solarization:
 
 
 class Equalization:
-    """Equalise the histogram of each channel."""
+    """Equalise the histogram of each channel of a PIL image."""
 
     def __call__(self, img: Image.Image) -> Image.Image:
         return ImageOps.equalize(img)
@@ -249,6 +249,7 @@ def prepare_datasets(
     data_fraction: float = -1.0,
     fraction_of: str = "images",
     pixels: bool = False,
+    exif: str = "ignore",
 ) -> Dataset:
     """The training set of a dataset, items `(index, transform(image), target)`.
 
@@ -266,6 +267,7 @@ def prepare_datasets(
         fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
         pixels: files reach the transform as (3, H, W) uint8 tensors, which is faster, not as PIL
             images.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
@@ -273,7 +275,7 @@ def prepare_datasets(
     """
     require_dataset(dataset)
     path = default_data_path() if train_data_path is None else Path(train_data_path)
-    loader = read_pixels if pixels else read_image
+    loader, decode = readers(exif, pixels)
     if is_cifar_in_folders(dataset, path):
         built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder), loader)
     elif dataset in CIFAR_CLASSES:
@@ -288,20 +290,18 @@ def prepare_datasets(
     elif dataset == "digits":
         built = dataset_with_index(DigitsDataset)(train=True, transform=transform)
     elif dataset == "voc07":
-        built = dataset_with_index(VOCClassification)(path, "trainval", transform)
+        built = dataset_with_index(VOCClassification)(path, "trainval", transform, loader)
     elif require_format(data_format) == "h5":
         from solo.data.h5_dataset import H5Dataset
 
-        built = dataset_with_index(H5Dataset)(
-            dataset, path, transform, decode=decode_pixels if pixels else decode_image
-        )
+        built = dataset_with_index(H5Dataset)(dataset, path, transform, decode=decode)
     elif data_format == "webdataset":
         from solo.data.shards.dataset import ShardDataset
 
         built = dataset_with_index(ShardDataset)(
             path,
             transform,
-            decode=decode_pixels if pixels else decode_image,
+            decode=decode,
             labels="ignored" if no_labels else "wanted",
             num_classes=N_CLASSES_PER_DATASET.get(dataset),
         )
