@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from solo import extensions
 from solo.checkpoints.runs import open_run
+from solo.data.catalogue import info_of
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
 
@@ -146,7 +147,7 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
     )
 
     _, transform = prepare_transforms(args.dataset)
-    if args.dataset == "custom":
+    if info_of(args.dataset).mean is None:
         _set_statistics(transform, args.mean, args.std)
     sizes: dict[str, Any] = {"batch_size": args.batch_size, "num_workers": args.num_workers}
     if args.no_labels:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nvidia.dali import fn, types
 
-from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD, PRETRAIN_STATS
+from solo.data.catalogue import pretrain_statistics
 from solo.data.views.augmentation_keys import STRENGTHS, checked_augmentation
 from solo.errors import ConfigError
 
@@ -250,6 +250,5 @@ def build_transform_pipeline_dali(dataset: str, cfg: Mapping[str, Any], dali_dev
         steps.append(RandomGaussianBlur(prob=prob, device=dali_device))
     if prob := entry["solarization"]["prob"]:
         steps.append(RandomSolarize(prob=prob))
-    own = (entry.get("mean", IMAGENET_MEAN), entry.get("std", IMAGENET_STD))
-    mean, std = PRETRAIN_STATS.get(dataset, own)
+    mean, std = pretrain_statistics(dataset, entry)
     return AugWrapper(steps, entry["horizontal_flip"]["prob"], mean, std, dali_device)

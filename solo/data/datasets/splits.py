@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from solo.errors import ConfigError, DataError, did_you_mean
+from solo.files.whole import write_json
 
 FILE = "split.json"
 SEED = 42  # solo-learn's; the same images whatever the run's own seed is
