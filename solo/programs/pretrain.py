@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from solo.programs.training import Data
 
-# Methods that are trained with another number of large crops than two.
-_ANY_NUMBER_OF_CROPS = ("wmse", "mae", "rotnet", "npid", "supervised", "s4l", "multilabel")
-
 
 def pretrain(cfg: DictConfig) -> Trainer:
     """Run `main_pretrain.py` on a composed configuration.
@@ -44,7 +41,9 @@ def pretrain(cfg: DictConfig) -> Trainer:
     model = build_model(cfg)
     data = build_data(cfg)
     try:
-        return fit(cfg, model, data, Path(cfg.checkpoint.dir) / cfg.method, _umap(cfg))
+        return fit(
+            cfg, model, data, Path(cfg.checkpoint.dir) / cfg.method, [*_umap(cfg), *_frozen(cfg)]
+        )
     except ReadError as error:
         hint = "With data.skip_unreadable=True broken training files are counted and left out."
         raise ReadError(f"{error} {hint}") from error
@@ -65,12 +64,17 @@ def build_model(cfg: DictConfig) -> LightningModule:
     names = [name for name in METHODS if name not in ("base", "linear")]
     if cfg.method not in names:
         raise ConfigError(f"'method={cfg.method}' is unknown. {did_you_mean(cfg.method, names)}")
-    if cfg.data.num_large_crops != 2 and cfg.method not in _ANY_NUMBER_OF_CROPS:
+    wanted = METHODS[cfg.method].LARGE_CROPS
+    if wanted not in (None, cfg.data.num_large_crops):
         raise ConfigError(
-            f"{cfg.method} needs 2 large crops, but 'augmentations' makes "
+            f"{cfg.method} needs {wanted} large crops, but 'augmentations' makes "
             f"{cfg.data.num_large_crops} (those with the crop_size of the first entry)"
         )
     model = METHODS[cfg.method](cfg)
+    if cfg.get("init_from"):
+        from solo.checkpoints.init_from import init_method
+
+        print(init_method(model, cfg.init_from, cfg.get("init_allow_missing") or ()))
     make_contiguous(model)
     if not OmegaConf.select(cfg, "performance.disable_channel_last", default=False):
         model = model.to(memory_format=torch.channels_last)
@@ -201,6 +205,15 @@ def _dali(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
     )
     module.val_dataloader = lambda: [] if val is None else val
     return module
+
+
+def _frozen(cfg: DictConfig) -> list:
+    freeze = cfg.get("freeze")
+    if not freeze or not freeze.modules or freeze.epochs < 1:
+        return []
+    from solo.programs.freeze import FrozenModules
+
+    return [FrozenModules(freeze.modules, freeze.epochs)]
 
 
 def _umap(cfg: DictConfig) -> list:
