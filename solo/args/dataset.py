@@ -57,6 +57,11 @@ def dataset_args(parser: ArgumentParser) -> None:
         default="image_folder",
     )
     parser.add_argument("--data_fraction", type=float, default=-1.0)
+    parser.add_argument(
+        "--data_exif",
+        choices=["ignore", "apply"],
+        help="turn images as their EXIF orientation says; default: as the encoder was trained",
+    )
 
 
 def augmentations_args(parser: ArgumentParser) -> None:

@@ -53,6 +53,7 @@ class Data:
     augment: Literal["workers", "device"] = "workers"
     resident_size: int | None = number(None, least=1)
     skip_unreadable: bool = False
+    exif: Literal["ignore", "apply"] = "ignore"
     no_labels: bool = False
     fraction: float = number(-1, most=1)
     fraction_of: Literal["images", "classes"] = "images"
@@ -73,9 +74,11 @@ class LinearAugmentations:
 
 @dataclass(frozen=True)
 class LinearData(Data):
-    """`data` of a linear evaluation or a fine-tuning; `image_size` None = the data set's own."""
+    """`data` of a linear evaluation or a fine-tuning; `image_size` None = the data set's own,
+    `exif` None = as the encoder was trained."""
 
     format: Literal["image_folder", "dali", "h5", "webdataset"] = "image_folder"
+    exif: Literal["ignore", "apply"] | None = None  # type: ignore[assignment]
     image_size: int | None = None
     augmentations: LinearAugmentations = field(default_factory=LinearAugmentations)
 

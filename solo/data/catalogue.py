@@ -37,6 +37,7 @@ class Wanted:
         path: what the user gave as `data.train_path` or `data.val_path`; `datasets` inside the
             package where that is null.
         transform: to apply to each PIL image; None leaves it as it is.
+        loader: reads a file as an image, as the configuration asks (`data.exif`).
         no_labels: only images without labels are wanted, where the data set has such a part.
         download: files that are missing may be fetched.
     """
@@ -44,6 +45,7 @@ class Wanted:
     split: Literal["pretrain", "train", "val"]
     path: Path
     transform: Callable[[Any], Any] | None = None
+    loader: Callable[[Any], Any] | None = None
     no_labels: bool = False
     download: bool = True
 

@@ -32,6 +32,7 @@ from solo.data.datasets.folders import (
     require_format,
     take_fraction,
 )
+from solo.data.datasets.images import readers
 from solo.data.datasets.splits import Split
 from solo.data.loading import make_loader, seeded, with_seeds
 from solo.errors import DataError
@@ -84,6 +85,7 @@ def prepare_datasets(
     download: bool = True,
     data_fraction: float = -1.0,
     split: Split | None = None,
+    exif: str = "ignore",
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
 
@@ -98,13 +100,14 @@ def prepare_datasets(
         download: fetch files that are missing, where the data set can.
         data_fraction: part of the training images to keep, between 0 and 1; -1 keeps all.
         split: that part as an earlier run has drawn it; None draws.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
         DataError: the data is missing or unreadable, or `split` is a part of other data.
     """
-    train = _split(dataset, True, T_train, train_data_path, data_format, download)
-    val = _split(dataset, False, T_val, val_data_path, data_format, download)
+    train = _split(dataset, True, T_train, train_data_path, data_format, download, exif)
+    val = _split(dataset, False, T_val, val_data_path, data_format, download, exif)
     return take_fraction(train, data_fraction, split=split), val
 
 
@@ -115,27 +118,28 @@ def _split(
     path: str | Path | None,
     data_format: str | None,
     download: bool,
+    exif: str,
 ) -> Dataset:
     """One split of a dataset; see `prepare_datasets`."""
     info = info_of(dataset)
     path = default_data_path() if path is None else Path(path)
-    wanted = Wanted("train" if train else "val", path, transform, download=download)
+    loader, decode = readers(exif)
+    wanted = Wanted("train" if train else "val", path, transform, loader, download=download)
     if in_folders(info, path):
-        return image_folder(path, transform, wanted.key, seeded(ImageFolder))
+        return image_folder(path, transform, wanted.key, seeded(ImageFolder), loader)
     if info.build is not None:
         return with_seeds(info.made(wanted))
     key = wanted.key
     if require_format(data_format) == "h5":
         from solo.data.h5_dataset import H5Dataset
 
-        return seeded(H5Dataset)(dataset, path, transform, key=key)
+        return seeded(H5Dataset)(dataset, path, transform, key=key, decode=decode)
     if data_format == "webdataset":
         from solo.data.shards.dataset import ShardDataset
 
-        return seeded(ShardDataset)(
-            path, transform, key, labels="needed", num_classes=info.num_classes
-        )
-    return image_folder(path, transform, key, seeded(ImageFolder))
+        options = {"labels": "needed", "num_classes": info.num_classes}
+        return seeded(ShardDataset)(path, transform, key, decode, **options)
+    return image_folder(path, transform, key, seeded(ImageFolder), loader)
 
 
 def prepare_dataloaders(
@@ -165,6 +169,7 @@ def prepare_data(
     auto_augment: bool = False,
     image_size: int | None = None,
     split: Split | None = None,
+    exif: str = "ignore",
 ) -> tuple[DataLoader, DataLoader]:
     """Transforms, datasets and loaders in one call.
 
@@ -182,7 +187,7 @@ def prepare_data(
         T_train = _auto_augment()
     train, val = prepare_datasets(
         dataset, T_train, T_val, train_data_path, val_data_path, data_format, download,
-        data_fraction, split,
+        data_fraction, split, exif,
     )  # fmt: skip
     _check_classes(train, val)
     return prepare_dataloaders(train, val, batch_size, num_workers)
@@ -195,6 +200,7 @@ def prepare_val_data(
     batch_size: int = 64,
     num_workers: int = 4,
     download: bool = True,
+    exif: str = "ignore",
 ) -> DataLoader:
     """The validation loader alone, for runs that need no labelled training set.
 
@@ -202,7 +208,7 @@ def prepare_val_data(
         DataError: the data is missing or unreadable.
     """
     _, T_val = prepare_transforms(dataset)
-    val = _split(dataset, False, T_val, val_data_path, data_format, download)
+    val = _split(dataset, False, T_val, val_data_path, data_format, download, exif)
     return prepare_val_dataloader(val, batch_size, num_workers)
 
 

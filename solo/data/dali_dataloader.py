@@ -33,6 +33,7 @@ from solo.data.dali.pipelines import (
     PretrainPipelineBuilder,
     require_device,
 )
+from solo.data.datasets.images import require_exif
 from solo.data.datasets.splits import Split
 from solo.data.temp_dali_fix import TempDALIGenericIterator
 from solo.errors import ConfigError, did_you_mean
@@ -122,7 +123,9 @@ class Wrapper(TempDALIGenericIterator):
 class _DALIDataModule(pl.LightningDataModule):
     """Ranks, devices and the making of iterators, shared by both data modules."""
 
-    def __init__(self, dataset: str, batch_size: int, num_workers: int, dali_device: str):
+    def __init__(
+        self, dataset: str, batch_size: int, num_workers: int, dali_device: str, exif: str
+    ):
         super().__init__()
         names = formats_of("dali")
         if dataset not in names:
@@ -133,6 +136,7 @@ class _DALIDataModule(pl.LightningDataModule):
         require_device(dali_device)
         self.dataset, self.dali_device = dataset, dali_device
         self.batch_size, self.num_workers = batch_size, max(1, num_workers)
+        self.exif = require_exif(exif)
 
     def setup(self, stage: str | None = None) -> None:
         """Learn the ranks from the trainer.
@@ -158,6 +162,7 @@ class _DALIDataModule(pl.LightningDataModule):
             "shard_id": self.shard_id,
             "num_shards": self.num_shards,
             "num_threads": self.num_workers,
+            "exif": self.exif,
             "seed": mix(run_seed, self.trainer.current_epoch) & 0xFFFFFF,
         }
 
@@ -200,6 +205,7 @@ class PretrainDALIDataModule(_DALIDataModule):
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
         dali_device: "gpu" or "cpu".
         encode_indexes_into_labels: see above.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Raises:
         ConfigError: another dataset or device.
@@ -218,8 +224,9 @@ class PretrainDALIDataModule(_DALIDataModule):
         data_fraction: float = -1.0,
         dali_device: str = "gpu",
         encode_indexes_into_labels: bool = False,
+        exif: str = "ignore",
     ):
-        super().__init__(dataset, batch_size, num_workers, dali_device)
+        super().__init__(dataset, batch_size, num_workers, dali_device, exif)
         self.train_data_path, self.transforms = Path(train_data_path), transforms
         self.num_large_crops, self.num_small_crops = num_large_crops, num_small_crops
         self.no_labels, self.data_fraction = no_labels, data_fraction
@@ -283,6 +290,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
         data_fraction: part of the training images to keep, between 0 and 1; -1 keeps all.
         dali_device: "gpu" or "cpu".
         split: the part as an earlier run has drawn it; None draws.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Raises:
         ConfigError: another dataset or device.
@@ -298,8 +306,9 @@ class ClassificationDALIDataModule(_DALIDataModule):
         data_fraction: float = -1.0,
         dali_device: str = "gpu",
         split: Split | None = None,
+        exif: str = "ignore",
     ):
-        super().__init__(dataset, batch_size, num_workers, dali_device)
+        super().__init__(dataset, batch_size, num_workers, dali_device, exif)
         self.train_data_path, self.val_data_path = Path(train_data_path), Path(val_data_path)
         self.data_fraction, self.split = data_fraction, split
         custom = info_of(dataset).any_images

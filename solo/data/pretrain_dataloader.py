@@ -29,7 +29,7 @@ from solo.data.datasets.folders import (
     require_format,
     take_fraction,
 )
-from solo.data.datasets.images import decode_image, decode_pixels, read_image, read_pixels
+from solo.data.datasets.images import read_image, readers
 from solo.data.loading import as_instance, make_loader, picklable_state, seeded
 from solo.data.views.augmentation_keys import STRENGTHS, checked_augmentation
 from solo.data.views.tensor_crops import RandomFallbackCrop
@@ -244,6 +244,7 @@ def prepare_datasets(
     data_fraction: float = -1.0,
     fraction_of: str = "images",
     pixels: bool = False,
+    exif: str = "ignore",
 ) -> Dataset:
     """The training set of a dataset, items `(index, transform(image), target)`.
 
@@ -260,6 +261,7 @@ def prepare_datasets(
         fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
         pixels: files reach the transform as (3, H, W) uint8 tensors, which is faster, not as PIL
             images.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
@@ -267,8 +269,8 @@ def prepare_datasets(
     """
     info = info_of(dataset)
     path = default_data_path() if train_data_path is None else Path(train_data_path)
-    wanted = Wanted("pretrain", path, transform, bool(no_labels), download)
-    loader = read_pixels if pixels else read_image
+    loader, decode = readers(exif, pixels)
+    wanted = Wanted("pretrain", path, transform, loader, bool(no_labels), download)
     if in_folders(info, path):
         built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder), loader)
     elif info.build is not None:
@@ -276,16 +278,14 @@ def prepare_datasets(
     elif require_format(data_format) == "h5":
         from solo.data.h5_dataset import H5Dataset
 
-        built = dataset_with_index(H5Dataset)(
-            dataset, path, transform, decode=decode_pixels if pixels else decode_image
-        )
+        built = dataset_with_index(H5Dataset)(dataset, path, transform, decode=decode)
     elif data_format == "webdataset":
         from solo.data.shards.dataset import ShardDataset
 
         built = dataset_with_index(ShardDataset)(
             path,
             transform,
-            decode=decode_pixels if pixels else decode_image,
+            decode=decode,
             labels="ignored" if no_labels else "wanted",
             num_classes=info.num_classes,
         )

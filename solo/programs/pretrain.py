@@ -135,6 +135,7 @@ def _which_images(cfg: DictConfig) -> dict[str, Any]:
         "no_labels": cfg.data.no_labels,
         "data_fraction": cfg.data.fraction,
         "fraction_of": cfg.data.get("fraction_of", "images"),
+        "exif": cfg.data.get("exif", "ignore"),
     }
 
 
@@ -174,6 +175,7 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         data_format=stored_format(data.format, data.val_path),
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
+        exif=data.get("exif", "ignore"),
     )
 
 
@@ -202,6 +204,7 @@ def _dali(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
         data_fraction=cfg.data.fraction,
         dali_device=cfg.dali.device,
         encode_indexes_into_labels=cfg.dali.encode_indexes_into_labels,
+        exif=cfg.data.get("exif", "ignore"),
     )
     module.val_dataloader = lambda: [] if val is None else val
     return module

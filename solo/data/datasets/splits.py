@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections import Counter
 from collections.abc import Sequence
