@@ -19,7 +19,7 @@ from solo.registry import import_plugins
 
 
 def required(cfg: DictConfig, key: str):
-    """The value at the dotted `key`.
+    """The value at the dotted `key` of a configuration, which must be there.
 
     Raises:
         ConfigError: when it is missing, null or `???`.

@@ -284,7 +284,7 @@ def pretrain_statistics(
 
 
 def require_dataset(dataset: str) -> str:
-    """`dataset` itself if it is supported.
+    """Return `dataset` if it is the name of a supported data set.
 
     Raises:
         ConfigError: it is not; the message has the nearest name.

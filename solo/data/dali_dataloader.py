@@ -100,7 +100,7 @@ class PretrainWrapper(TempDALIGenericIterator):
 
 
 class Wrapper(TempDALIGenericIterator):
-    """Iterator over `(images, targets)`.
+    """Iterator of a DALI pipeline over batches `(images, targets)`.
 
     Args:
         dataset_size: images of the whole dataset.
@@ -187,7 +187,7 @@ class _DALIDataModule(pl.LightningDataModule):
 
 
 class PretrainDALIDataModule(_DALIDataModule):
-    """Pretraining batches `[indexes, [view, ...], targets]`.
+    """Data module whose training batches `[indexes, [view, ...], targets]` come from DALI.
 
     The indexes are always the positions of the files in the sorted dataset: the same file has the
     same index on every rank and in every epoch. Hence `encode_indexes_into_labels` changes nothing
@@ -316,7 +316,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg):
-        """Fill in `dali.device`; return `cfg`.
+        """Fill in the default of `dali.device` in place and return `cfg`.
 
         Raises:
             ConfigError: the device is neither gpu nor cpu.

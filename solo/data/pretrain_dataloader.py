@@ -126,7 +126,7 @@ class Solarization:
 
 
 class Equalization:
-    """Equalise the histogram of each channel."""
+    """Equalise the histogram of each channel of a PIL image."""
 
     def __call__(self, img: Image.Image) -> Image.Image:
         return ImageOps.equalize(img)

@@ -47,7 +47,7 @@ class MultiLabel(LabelsMixin, BaseMethod):
         return cfg
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """The loss of the one view."""
+        """Compute the multi-label loss of the one view of a batch."""
         _, (X,), targets = batch
         with encoding(0, "online"):
             loss = multilabel_loss_func(self(X)["logits"], targets)

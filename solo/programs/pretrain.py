@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def pretrain(cfg: DictConfig) -> Trainer:
-    """Run `main_pretrain.py` on a composed configuration.
+    """Run pretraining, as `main_pretrain.py` does, on a composed configuration.
 
     Raises:
         SoloError: a mistake in the configuration, the data or a checkpoint.

@@ -105,7 +105,7 @@ class AutoResumer:
         return cfg
 
     def find_checkpoint(self, cfg: DictConfig) -> tuple[Path | None, str | None]:
-        """The newest matching checkpoint.
+        """Find the newest checkpoint of an unfinished run with the same configuration.
 
         Args:
             cfg: parsed configuration of the run that starts.

@@ -14,7 +14,7 @@ from torch import distributed as dist
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Number of processes that train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -52,7 +52,7 @@ def share(tensors: Iterable[Tensor]) -> None:
 
 
 def share_value(value: float) -> float:
-    """Rank 0's number."""
+    """Give every process the number that rank 0 has."""
     if world_size() == 1:
         return value
     buffer = torch.tensor([value], dtype=torch.float64, device=device())
@@ -73,7 +73,7 @@ def mean_with_own_gradient(value: Tensor) -> Tensor:
 
 
 def distributed() -> bool:
-    """Whether a process group is running."""
+    """Whether a process group of torch.distributed is initialised."""
     return dist.is_available() and dist.is_initialized()
 
 

@@ -29,7 +29,7 @@ class InvariantError(SoloError, RuntimeError):
 
 
 class Encoder:
-    """The masked layers of one encoder.
+    """The masked layers of one encoder and the buffers beside their weights.
 
     Args:
         module: an encoder that `patch` has been through (compiled or not).
@@ -47,12 +47,12 @@ class Encoder:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of weights per layer."""
+        """Number of weights of each masked layer."""
         return {name: layer.weight.numel() for name, layer in self.layers.items()}
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The stored weights, zero where pruned."""
+        """The stored weights by layer, zero where they are pruned."""
         return {name: layer.weight.detach() for name, layer in self.layers.items()}
 
     @property
@@ -62,7 +62,7 @@ class Encoder:
 
     @property
     def scores(self) -> dict[str, Tensor]:
-        """Running mean of |gradient| per layer."""
+        """The running mean of |gradient| of each layer."""
         return {name: layer.score for name, layer in self.layers.items()}
 
     def add_buffer(self, name: str) -> None:
@@ -79,7 +79,7 @@ class Encoder:
                     setattr(layer, name, buffer.to(_wide(layer.weight.dtype)))
 
     def buffers(self) -> list[Tensor]:
-        """Masks and side buffers."""
+        """The masks and side buffers of all layers."""
         return [b for m in self.layers.values() for b in m.buffers(recurse=False)]
 
     @torch.no_grad()
@@ -146,7 +146,7 @@ def switch_off_(tensor: Tensor, mask: Tensor) -> None:
 
 
 def masked(tensor: Tensor, mask: Tensor) -> Tensor:
-    """As `switch_off_`, as a new tensor."""
+    """A copy of `tensor` with zeros where the mask is 0, as `switch_off_` does in place."""
     return tensor * mask.view(torch.int8)
 
 

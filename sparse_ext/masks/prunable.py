@@ -22,7 +22,7 @@ _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 class Selection(NamedTuple):
-    """What to prune.
+    """Which layers of an encoder are pruned, and why the others are not.
 
     Attributes:
         layers: prunable modules by fully qualified name, in module order. They make up N.

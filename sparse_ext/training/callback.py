@@ -75,7 +75,7 @@ class PruningCallback(Callback):
 
     @property
     def running(self) -> Pruner:
-        """The pruner, during training."""
+        """The pruner at work, which exists during training only."""
         if self.pruner is None:
             raise RuntimeError("PruningCallback: training has not started.")
         return self.pruner
@@ -247,7 +247,7 @@ class PruningCallback(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember the state until training starts."""
+        """Keep the sparse state of a checkpoint until training starts."""
         if STATE_KEY not in checkpoint:
             raise CheckpointError(
                 "This checkpoint holds no state of a sparse run, so training cannot go on from it "
@@ -263,7 +263,7 @@ class PruningCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the optimizer as it was."""
+        """Take the hooks off the optimizer when a run ends with an error."""
         self._detach()
 
     def _detach(self) -> None:

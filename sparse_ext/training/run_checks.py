@@ -82,7 +82,7 @@ def check_encoders(encoders: list[Encoder], config: SparseConfig) -> None:
 
 
 def only_optimizer(trainer: Trainer) -> Optimizer:
-    """The run's optimizer.
+    """The one optimizer that the run must have.
 
     Raises:
         ConfigError: for several, or one that scales gradients by itself.
