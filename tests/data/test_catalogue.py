@@ -85,7 +85,7 @@ def test_a_record_says_what_evaluation_shows(registry):
 
 
 def test_mistakes(registry):
-    with pytest.raises(ConfigError, match="'cifar1O' is not supported.*Did you mean 'cifar10'"):
+    with pytest.raises(ConfigError, match=r"'cifar1O' is not supported.*Did you mean 'cifar10'"):
         info_of("cifar1O")
     with pytest.raises(ConfigError, match="give both mean and std"):
         DatasetInfo("half", mean=(0.5,))

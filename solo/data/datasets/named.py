@@ -32,7 +32,7 @@ def cifar100(wanted: Wanted) -> Dataset:
 
 
 def stl10(wanted: Wanted) -> Dataset:
-    """STL-10; pretraining takes the unlabelled images, with the labelled ones unless `no_labels`."""
+    """STL-10; pretraining takes all training images, with `no_labels` the unlabelled ones."""
     split = {"train": "train", "val": "test"}.get(wanted.split, "train+unlabeled")
     if wanted.split == "pretrain" and wanted.no_labels:
         split = "unlabeled"
