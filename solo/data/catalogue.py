@@ -57,7 +57,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """One data set.
+    """Everything that is known of one data set, under the name that users write.
 
     Attributes:
         name: what users write as `data.dataset`.
