@@ -17,8 +17,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch import distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from solo.compat import set_trainer, single_process
 from solo.errors import ConfigError
