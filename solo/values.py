@@ -93,7 +93,7 @@ def accepts(value: Any, hint: Any) -> bool:
 
 
 def wanted(hint: Any) -> str:
-    """`hint` in words."""
+    """A type hint in the words of a message to the user."""
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(wanted(option) for option in get_args(hint))
     if get_origin(hint) is Literal:

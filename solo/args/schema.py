@@ -101,7 +101,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Scheduler:
-    """`scheduler`."""
+    """`scheduler`: how the learning rate changes during the run."""
 
     name: str
     lr_decay_steps: Any = None
@@ -157,7 +157,7 @@ class AutoUMAP:
 
 @dataclass(frozen=True)
 class Dali:
-    """`dali`."""
+    """`dali`: where NVIDIA DALI decodes and augments, and how it carries indexes."""
 
     device: Literal["gpu", "cpu"] = "gpu"
     encode_indexes_into_labels: bool = False
@@ -165,7 +165,7 @@ class Dali:
 
 @dataclass(frozen=True)
 class Wandb:
-    """`wandb`."""
+    """`wandb`: whether and where Weights & Biases logs the run."""
 
     enabled: bool = False
     entity: str | None = None
@@ -175,14 +175,14 @@ class Wandb:
 
 @dataclass(frozen=True)
 class TensorBoard:
-    """`tensorboard`: event files beside metrics.csv."""
+    """`tensorboard`: whether event files are written beside metrics.csv."""
 
     enabled: bool = False
 
 
 @dataclass(frozen=True)
 class KnnEval:
-    """`knn_eval`: the online k-nearest-neighbour classifier."""
+    """`knn_eval`: the online k-nearest-neighbour classifier and its settings."""
 
     enabled: bool = False
     k: int = number(20, least=1)
@@ -191,7 +191,7 @@ class KnnEval:
 
 @dataclass(frozen=True)
 class Performance:
-    """`performance`."""
+    """`performance`: memory format, compilation and profiling of the training step."""
 
     disable_channel_last: bool = False
     compile: bool = False
@@ -259,7 +259,7 @@ class TrainerArguments:
 
 @dataclass(frozen=True)
 class Pretrain(Run):
-    """Everything that `main_pretrain.py` reads."""
+    """The keys that `main_pretrain.py` reads, with their types and defaults."""
 
     method: str = field(kw_only=True)
     augmentations: Any = field(kw_only=True)
@@ -275,7 +275,7 @@ class Pretrain(Run):
 
 @dataclass(frozen=True)
 class Linear(Run):
-    """Everything that `main_linear.py` reads."""
+    """The keys that `main_linear.py` reads, with their types and defaults."""
 
     data: LinearData = field(kw_only=True)
     pretrained_feature_extractor: str | None = field(kw_only=True)

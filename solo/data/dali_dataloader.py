@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 
+from solo.data.catalogue import formats_of, info_of
 from solo.data.dali.operations import (
     AugWrapper,
     RandomColorJitter,
@@ -55,8 +56,6 @@ __all__ = [
     "Wrapper",
     "build_transform_pipeline_dali",
 ]
-
-DATASETS = ("imagenet", "imagenet100", "custom")
 
 
 class PretrainWrapper(TempDALIGenericIterator):
@@ -102,7 +101,7 @@ class PretrainWrapper(TempDALIGenericIterator):
 
 
 class Wrapper(TempDALIGenericIterator):
-    """Iterator over `(images, targets)`.
+    """Iterator of a DALI pipeline over batches `(images, targets)`.
 
     Args:
         dataset_size: images of the whole dataset.
@@ -129,10 +128,11 @@ class _DALIDataModule(pl.LightningDataModule):
         self, dataset: str, batch_size: int, num_workers: int, dali_device: str, exif: str
     ):
         super().__init__()
-        if dataset not in DATASETS:
+        names = formats_of("dali")
+        if dataset not in names:
             raise ConfigError(
                 f"data.format=dali does not go with data.dataset='{dataset}'. "
-                f"{did_you_mean(dataset, DATASETS)}"
+                f"{did_you_mean(dataset, names)}"
             )
         require_device(dali_device)
         self.dataset, self.dali_device = dataset, dali_device
@@ -188,14 +188,14 @@ class _DALIDataModule(pl.LightningDataModule):
 
 
 class PretrainDALIDataModule(_DALIDataModule):
-    """Pretraining batches `[indexes, [view, ...], targets]`.
+    """Data module whose training batches `[indexes, [view, ...], targets]` come from DALI.
 
     The indexes are always the positions of the files in the sorted dataset: the same file has the
     same index on every rank and in every epoch. Hence `encode_indexes_into_labels` changes nothing
     here; it is accepted because configurations have it.
 
     Args:
-        dataset: imagenet, imagenet100 or custom.
+        dataset: name of a data set of images in files.
         train_data_path: image folder, flat when `no_labels`.
         transforms: see `PretrainPipelineBuilder`.
         num_large_crops: crops of the first size.
@@ -288,7 +288,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
     """Labelled batches `(images, targets)` for linear evaluation and fine-tuning.
 
     Args:
-        dataset: imagenet, imagenet100 or custom.
+        dataset: name of a data set of images in files.
         train_data_path: image folder.
         val_data_path: image folder.
         batch_size: images per batch and per rank.
@@ -317,12 +317,12 @@ class ClassificationDALIDataModule(_DALIDataModule):
         super().__init__(dataset, batch_size, num_workers, dali_device, exif)
         self.train_data_path, self.val_data_path = Path(train_data_path), Path(val_data_path)
         self.data_fraction, self.split = data_fraction, split
-        custom = dataset == "custom"
+        custom = info_of(dataset).any_images
         self.pipeline_class = CustomNormalPipelineBuilder if custom else NormalPipelineBuilder
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg):
-        """Fill in `dali.device`; return `cfg`.
+        """Fill in the default of `dali.device` in place and return `cfg`.
 
         Raises:
             ConfigError: the device is neither gpu nor cpu.

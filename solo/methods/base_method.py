@@ -131,7 +131,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
 
     @property
     def declared_heads(self) -> dict[str, Head]:
-        """`HEADS`, all of one kind."""
+        """The heads that `HEADS` declares, each as a `Head`."""
         return {
             name: head if isinstance(head, Head) else Head(group=head)
             for name, head in self.HEADS.items()
@@ -142,7 +142,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         return {"name": name, "params": params, "lr": self.classifier_lr, "weight_decay": 0}
 
     def configure_optimizers(self) -> Any:
-        """Optimizer, or ([optimizer], [schedule])."""
+        """Build the optimizer alone, or ([optimizer], [schedule]) where there is a schedule."""
         return self._build_optimizers(self.learnable_params)
 
     def configure_callbacks(self) -> list[pl.Callback]:

@@ -42,7 +42,7 @@ class BaseMomentumMethod(BaseMethod):
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
-        """As `BaseMethod`'s, with the `momentum` section."""
+        """Check the method's configuration and fill in the defaults of `momentum`."""
         cfg = super().add_and_assert_specific_cfg(cfg)
         for key, default in _MOMENTUM_DEFAULTS.items():
             set_default(cfg, key, default)

@@ -29,7 +29,7 @@ def mlp(
     last_bias: bool | None = None,
     last_norm: LastNorm = "none",
 ) -> nn.Sequential:
-    """Linear [BatchNorm] activation ... Linear [BatchNorm].
+    """Build a head: linear layers with batch norm and activation between them.
 
     Args:
         dims: widths, input first: `mlp(512, 2048, 256)` has two linear layers.
@@ -133,11 +133,11 @@ class WeightNormLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The effective weight, (out, in)."""
+        """The effective weight of shape (out, in): direction times magnitude."""
         return weight_norm(self.weight_v, self.weight_g, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
+        """Multiply features (..., in) with the effective weight, to (..., out)."""
         return F.linear(x, self.weight)
 
 

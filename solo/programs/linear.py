@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def linear(cfg: DictConfig) -> Trainer:
-    """Run `main_linear.py` on a composed configuration.
+    """Run linear evaluation or fine-tuning, as `main_linear.py` does, on a composed configuration.
 
     Raises:
         SoloError: a mistake in the configuration, the data or the checkpoint.

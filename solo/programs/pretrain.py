@@ -12,6 +12,7 @@ from solo.args import schema
 from solo.args.check import require
 from solo.args.common import count_devices
 from solo.args.pretrain import parse_cfg
+from solo.data.catalogue import info_of
 from solo.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def pretrain(cfg: DictConfig) -> Trainer:
-    """Run `main_pretrain.py` on a composed configuration.
+    """Run pretraining, as `main_pretrain.py` does, on a composed configuration.
 
     Raises:
         SoloError: a mistake in the configuration, the data or a checkpoint.
@@ -166,9 +167,8 @@ def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
 def validation_loader(cfg: DictConfig) -> DataLoader | None:
     """Labelled validation images, None where there are none."""
     data = cfg.data
-    if data.dataset == "custom" and (data.no_labels or data.val_path is None):
-        return None
-    if data.dataset in ("imagenet", "imagenet100") and data.val_path is None:
+    info = info_of(data.dataset)
+    if (info.any_images and data.no_labels) or (info.path == "required" and data.val_path is None):
         return None
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format

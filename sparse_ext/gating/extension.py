@@ -110,7 +110,7 @@ class GatingExtension(extensions.Extension):
             )
 
     def evaluation_arguments(self, parser: ArgumentParser) -> None:
-        """`--gating_eval BRANCH`."""
+        """Add `--gating_eval BRANCH` to the command line of an evaluation."""
         parser.add_argument(
             "--gating_eval",
             metavar="BRANCH",
@@ -145,7 +145,7 @@ class GatingExtension(extensions.Extension):
         return [FineTuning()]
 
     def losses(self, module: LightningModule, views: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The method's further losses, as `gating/<name>`."""
+        """The losses that a gating method adds, by name as `gating/<name>`."""
         from sparse_ext.gating.step import losses
 
         return losses(module, views)

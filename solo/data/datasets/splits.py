@@ -24,7 +24,7 @@ FRACTION_OF = ("images", "classes")
 
 @dataclass(frozen=True)
 class Split:
-    """A part of a data set.
+    """A part of a data set: which images a run trains on.
 
     Attributes:
         fraction: that was asked for.

@@ -141,7 +141,7 @@ def prepare_resident(
     processes: int = 1,
     **source: Any,
 ) -> ResidentDataset:
-    """Read a training set into memory.
+    """Read a training set into memory, decoded, for views made on the device.
 
     Args:
         dataset: any name that `prepare_datasets` takes.

@@ -22,6 +22,7 @@ from torch import distributed as dist
 from solo.compat import set_trainer, single_process
 from solo.errors import ConfigError
 from solo.utils import ranks
+from solo.utils.encoders import encoders_of
 from sparse_ext.compat import tree_map
 from sparse_ext.masks.masked_layers import masked_layers
 from sparse_ext.pruning.scores import balanced_batch
@@ -48,7 +49,7 @@ class Probe:
         self.trainer = trainer
         self.module.log = self.module.log_dict = _silent  # type: ignore[assignment,method-assign]
         self.batch = batch
-        layers = masked_layers(self.module.backbone)  # type: ignore[arg-type]
+        layers = masked_layers(next(iter(encoders_of(self.module).values())))
         self.weights: dict[str, Tensor] = {name: layer.weight for name, layer in layers.items()}
         for weight in self.weights.values():
             weight.requires_grad_(True)
