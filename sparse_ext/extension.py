@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from solo import extensions
 from solo.errors import CheckpointError
+from sparse_ext.config import reading
 from sparse_ext.config import sections as schema
 from sparse_ext.gating.config import sections as gating
 from sparse_ext.gating.extension import GatingExtension
@@ -40,28 +41,28 @@ class SparseExtension(extensions.Extension):
         """
         from omegaconf import open_dict
 
-        section = _section(cfg)
-        if section is not None:
+        config = _config(cfg)
+        if config is not None:
             with open_dict(cfg):
-                cfg.sparse = schema.to_dict(schema.build(section))
+                cfg.sparse = schema.to_dict(config)
 
     def patch_backbone(self, backbone: nn.Module, cfg: DictConfig) -> nn.Module:
         """Put masks (all ones) on the prunable layers of an encoder; weights are untouched."""
-        section = _section(cfg)
-        if section is None:
+        config = _config(cfg)
+        if config is None:
             return backbone
         from sparse_ext.masks.masking import patch
 
-        return patch(backbone, schema.build(section))
+        return patch(backbone, config)
 
     def callbacks(self, module: LightningModule, cfg: DictConfig) -> list[Callback]:
         """The pruning callback of `module`: one per module, however often it is asked for."""
-        section = _section(cfg)
-        if section is None:
+        config = _config(cfg)
+        if config is None:
             return []
         from sparse_ext.training.attach import callback_of
 
-        return [callback_of(module, schema.build(section), seed=cfg.get("seed"))]
+        return [callback_of(module, config, seed=cfg.get("seed"))]
 
     def rebuild(
         self, backbone: nn.Module, state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]
@@ -87,6 +88,18 @@ class SparseExtension(extensions.Extension):
             resize_(unwrapped(backbone), state)
         check_pattern(state, checkpoint)
         return backbone
+
+    def initial_state(
+        self, backbone: nn.Module, state: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Masks go on where this run has masked layers, and become plain zeros elsewhere.
+
+        A slimmed encoder gives `backbone` its widths.
+        """
+        from sparse_ext.masks.living_weights import evaluated
+        from sparse_ext.masks.masking import initial_state
+
+        return initial_state(backbone, evaluated(state), self.training_state(state))
 
     def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Where weights live on under their masks: those that evaluation prunes become zero."""
@@ -144,6 +157,10 @@ class SparseExtension(extensions.Extension):
         living = any(isinstance(module, Functional) for module in backbone.modules())
         return "its sparse layers choose a mask for every view" if living else ""
 
+    def tells_views_apart(self, backbone: nn.Module) -> bool:
+        """Layers with living weights choose their mask by the view; stored zeros do not."""
+        return bool(self.runs_uncompiled(backbone))
+
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Measured sparsity of `backbone`: over its prunable set, and over all its weights.
 
@@ -167,6 +184,10 @@ def register() -> None:
     extensions.register(SparseExtension())
     gating.store()
     schema.store()
+    extensions.WEIGHT_FORMATS.register(
+        "sparse_ext.packed/1", "sparse_ext.export.packed:load_packed"
+    )
+    extensions.WEIGHT_FORMATS.register("sparse_ext.csr/1", "sparse_ext.export.csr:load_dense")
 
 
 def enable(cfg: DictConfig) -> DictConfig:
@@ -185,27 +206,44 @@ def enable(cfg: DictConfig) -> DictConfig:
 
 
 def sparsify(
-    module: LightningModule, config: str | Mapping[str, Any] | schema.SparseConfig
+    module: LightningModule,
+    config: str | Mapping[str, Any] | schema.SparseConfig,
+    online: str = "backbone",
+    momentum: str | None = None,
 ) -> PruningCallback:
     """Make a built LightningModule train sparse: `sparse_ext.sparsify(model, "synccp")`.
 
-    Masks go on `module.backbone` and, if there is one, `module.momentum_backbone`. The callback
-    joins the module's own `configure_callbacks`, so it acts whether or not the Trainer is given it.
+    Masks go on the encoder and, if there is one, on its momentum encoder. The callback joins the
+    module's own `configure_callbacks`, so it acts whether or not the Trainer is given it.
 
     Args:
-        module: any LightningModule with a `backbone`; for `ema_mode: latent` with a momentum
-            encoder it updates that through `module.momentum_updater`, as the methods of solo do.
+        module: any LightningModule with an encoder. It may update its momentum encoder through
+            `module.momentum_updater`, as the methods of solo do, in `on_train_batch_end`, or within
+            `training_step`, as lightly's examples do.
         config: a method's name, a mapping with `name`, or one of `sparse_ext.config`'s classes.
+        online: name of the encoder that trains; dots lead to parts of parts.
+        momentum: name of its EMA copy. Left out: `momentum_backbone`, or an equal network whose
+            name says what it is (`backbone_momentum`, `teacher`, `target_encoder`, ...).
+
+    Raises:
+        ConfigError: there is no such encoder, or several networks could be the EMA copy. A frozen
+            equal network whose name does not say what it is gets a warning.
     """
     from sparse_ext.training.attach import attach
 
-    return attach(module, schema.build(config))
+    return attach(module, schema.build(config), online, momentum)
 
 
-def _section(cfg: DictConfig) -> Any:
-    from omegaconf import OmegaConf
+_built: dict[str, schema.SparseConfig] = {}  # of this process, by the section's text
 
-    section = cfg.get("sparse")
-    if OmegaConf.is_config(section):
-        return OmegaConf.to_container(section, resolve=True)
-    return section
+
+def _config(cfg: DictConfig) -> schema.SparseConfig | None:
+    """The checked configuration of `cfg.sparse`, made when it is first asked for."""
+    section = reading.plain(cfg.get("sparse"))
+    if section is None:
+        return None
+    text = repr(section)
+    if text not in _built:
+        config = schema.build(section)
+        _built[text] = _built[repr(schema.to_dict(config))] = config  # as `parse` leaves it
+    return _built[text]

@@ -66,7 +66,7 @@ class All4One(NeighbourQueueMixin, BaseMomentumMethod):
         self.register_neighbours(self.queue_size, out, index=-1)
 
     def forward(self, X: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """As `BaseMethod`'s; further arguments are ignored."""
+        """Encode images as `BaseMethod.forward` does; further arguments are ignored."""
         return super().forward(X)
 
     def dequeue_and_enqueue(self, z: Tensor, y: Tensor, idx: Tensor) -> None:  # type: ignore[override]

@@ -10,19 +10,17 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from solo.args import schema
+from solo.args.check import defaults_of
 from solo.backbones import build_encoder
 from solo.methods.base_method import BaseMethod
 from solo.methods.heads import apply_heads
 from solo.methods.step import average, by_key, class_metrics, val_metrics
-from solo.utils.misc import set_default
+from solo.utils.misc import omegaconf_select, set_default
 from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
 from solo.utils.views import encoding
 
-_MOMENTUM_DEFAULTS = {
-    "momentum.base_tau": 0.99,
-    "momentum.final_tau": 1.0,
-    "momentum.classifier": False,
-}
+_MOMENTUM_DEFAULTS = defaults_of(schema.Momentum, "momentum")
 
 
 class BaseMomentumMethod(BaseMethod):
@@ -38,13 +36,15 @@ class BaseMomentumMethod(BaseMethod):
         self.momentum_classifier: nn.Linear | None = None
         if cfg.momentum.classifier:
             self.momentum_classifier = nn.Linear(self.features_dim, self.num_classes)
-        self.momentum_updater = MomentumUpdater(cfg.momentum.base_tau, cfg.momentum.final_tau)
+        schedule = omegaconf_select(cfg, "momentum.schedule") or "cosine"
+        taus = cfg.momentum.base_tau, cfg.momentum.final_tau
+        self.momentum_updater = MomentumUpdater(*taus, schedule)
         self.last_step = 0
         self._resumed: dict[str, Any] | None = None
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
-        """As `BaseMethod`'s, with the `momentum` section."""
+        """Check the method's configuration and fill in the defaults of `momentum`."""
         cfg = super().add_and_assert_specific_cfg(cfg)
         for key, default in _MOMENTUM_DEFAULTS.items():
             set_default(cfg, key, default)

@@ -69,7 +69,7 @@ class MAEDecoder(nn.Module):
             nn.init.zeros_(m.bias)
 
     def forward(self, x: Tensor, ids_restore: Tensor) -> Tensor:
-        """Predict the pixels of every patch.
+        """Predict the pixels of every patch from the encoded visible ones.
 
         Args:
             x: class token and visible tokens, (N, 1 + visible, in_dim).
@@ -102,6 +102,7 @@ class MAE(BaseMethod):
         "norm_pix_loss": False,
     }
     HEADS = {"decoder": Head()}
+    LARGE_CROPS = None
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)

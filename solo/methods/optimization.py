@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
+from solo.args import schema
+from solo.args.check import defaults_of
 from solo.errors import ConfigError, did_you_mean
 from solo.utils.lars import LARS
 from solo.utils.lr_scheduler import MultiStep, WarmupCosine, WarmupMultiStep
@@ -27,15 +30,10 @@ OPTIMIZERS = {
 SCHEDULERS = ["reduce", "warmup_cosine", "warmup_step", "step", "exponential", "none"]
 
 DEFAULTS: dict[str, Any] = {
-    "optimizer.exclude_bias_n_norm_wd": False,
-    "optimizer.kwargs": {},
-    "accumulate_grad_batches": 1,
-    "scheduler.lr_decay_steps": None,
-    "scheduler.min_lr": 0.0,
-    "scheduler.warmup_start_lr": 3e-5,
-    "scheduler.warmup_epochs": 10,
-    "scheduler.interval": "step",
-    "performance.disable_channel_last": False,
+    **defaults_of(schema.Optimizer, "optimizer", "exclude_bias_n_norm_wd", "kwargs"),
+    **defaults_of(schema.Run, "", "accumulate_grad_batches"),
+    **defaults_of(schema.Scheduler, "scheduler"),
+    **defaults_of(schema.Performance, "performance", "disable_channel_last"),
 }
 REQUIRED_KEYS = (
     "data.num_classes",
@@ -95,6 +93,9 @@ class OptimizationMixin:
         self.weight_decay: float = optimizer.weight_decay
         self.extra_optimizer_args: dict[str, Any] = _plain(optimizer.kwargs)
         self.exclude_bias_n_norm_wd: bool = optimizer.exclude_bias_n_norm_wd
+        self.final_weight_decay: float | None = omegaconf_select(
+            cfg, "optimizer.final_weight_decay"
+        )
         self.scheduler: str = scheduler.name
         self.lr_decay_steps: list[int] | None = _epochs(_plain(scheduler.lr_decay_steps))
         self.min_lr: float = scheduler.min_lr
@@ -119,6 +120,7 @@ class OptimizationMixin:
         if self.exclude_bias_n_norm_wd:
             groups = remove_bias_and_norm_from_weight_decay(groups)
         groups = [dict(group) for group in groups]
+        self._decayed = [i for i, group in enumerate(groups) if "weight_decay" not in group]
         static = [i for i, group in enumerate(groups) if group.pop("static_lr", False)]
         for group in groups:
             if "lr_scale" in group:
@@ -133,6 +135,22 @@ class OptimizationMixin:
         )
         scheduler = self._build_scheduler(optimizer, static)
         return optimizer if scheduler is None else ([optimizer], [scheduler])
+
+    def _set_weight_decay(self, optimizer: Optimizer, progress: float) -> None:
+        """Give the groups without a decay of their own that of this point of the run (DINO).
+
+        A cosine from `optimizer.weight_decay` to `optimizer.final_weight_decay`.
+
+        Args:
+            optimizer: made by `_build_optimizers`.
+            progress: part of the run's optimizer steps that is done, 0 to 1.
+        """
+        if self.final_weight_decay is None:
+            return
+        left = (1 + math.cos(math.pi * progress)) / 2
+        first, last = self.weight_decay, self.final_weight_decay
+        for index in self._decayed:
+            optimizer.param_groups[index]["weight_decay"] = last + (first - last) * left
 
     def _build_scheduler(self, optimizer: Optimizer, static: list[int]) -> Any:
         name = str(self.scheduler).lower()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError, ConfigError, did_you_mean
@@ -14,7 +15,7 @@ from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks import patching as patching
 from sparse_ext.masks.channels.widths import MARK, resize_
 from sparse_ext.masks.encoder import SIDE_BUFFERS, Encoder, _add_buffer, masked_layers
-from sparse_ext.masks.granularity import parse
+from sparse_ext.masks.granularity import NM, parse
 from sparse_ext.masks.masked_layers import MASKED_TYPES, Masked
 from sparse_ext.masks.prunable import Selection, select
 
@@ -32,7 +33,7 @@ def patch(backbone: nn.Module, config: SparseConfig) -> nn.Module:
 
 def selection(backbone: nn.Module, config: SparseConfig) -> Selection:
     """Which layers of an encoder `config` makes prunable, and why the others stay dense."""
-    granularity, obstacle = parse(config.granularity), config.obstacle
+    granularity, obstacle = parse(config.spelling), config.obstacle
     net = unwrapped(backbone)
     return select(net, config.stem_dense, config.exclude, granularity, obstacle)
 
@@ -62,6 +63,32 @@ def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weight = key[: -len("mask")] + "weight"
         found[weight] = found[weight].masked_fill(~state[key].bool(), 0)
     return found
+
+
+def initial_state(
+    backbone: nn.Module, state: Mapping[str, Tensor], training: Iterable[str]
+) -> dict[str, Tensor]:
+    """Weights of another run as `backbone` may load them to start from.
+
+    Args:
+        backbone: patched for the new run; takes over the widths of a slimmed encoder.
+        state: by the encoder's names, masks included.
+        training: keys that only the other run's training needed.
+    """
+    net = unwrapped(backbone)
+    if MARK in state:
+        resize_(net, state)
+    layers = masked_layers(backbone)
+    result = {key: value for key, value in state.items() if key not in set(training)}
+    for key in [key for key in result if key.endswith(".mask")]:
+        name, mask = key.removesuffix(".mask"), result.pop(key).bool()
+        if (weight := f"{name}.weight") in result:
+            result[weight] = result[weight].masked_fill(~mask, 0)
+        if name in layers:
+            result[key] = mask
+    for name, layer in layers.items():
+        result.setdefault(f"{name}.mask", torch.ones_like(layer.mask))
+    return result
 
 
 def measured(backbone: nn.Module) -> dict[str, float]:
@@ -136,10 +163,11 @@ def check_pattern(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) ->
     Raises:
         CheckpointError: names the layer.
     """
-    from sparse_ext.masks.granularity import NM, parse
-
     goal = (checkpoint.get("sparse_state") or {}).get("goal") or {}
-    pattern = parse(goal.get("granularity", "element"))
+    text = goal.get("granularity", "element")
+    if ":" not in str(text):  # of another kind, perhaps one that only its own package knows
+        return
+    pattern = parse(text)
     if not isinstance(pattern, NM):
         return
     masks = {key: mask for key, mask in state.items() if key.endswith(".mask")}

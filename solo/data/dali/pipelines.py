@@ -15,7 +15,9 @@ from typing import Any
 from nvidia.dali import fn, pipeline_def, types
 
 from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
+from solo.data.dali import geometry
 from solo.data.datasets.folders import image_files, require_folder, require_fraction
+from solo.data.datasets.images import require_exif
 from solo.data.datasets.splits import Split, draw
 from solo.data.pretrain_dataloader import FullTransformPipeline
 from solo.errors import ConfigError, DataError, did_you_mean
@@ -68,8 +70,10 @@ class PipelineBuilder:
     """What the builders share: the files of the dataset, the reader and the call of `pipeline`."""
 
     def __init__(self, files, labels, batch_size, device, device_id, shard_id, num_shards,
-                 num_threads, seed, data_fraction, labelled=True, split=None):  # fmt: skip
+                 num_threads, seed, data_fraction, labelled=True, split=None,
+                 exif="ignore"):  # fmt: skip
         require_device(device)
+        self.exif = require_exif(exif)
         fraction, self.split = require_fraction(data_fraction), None
         if fraction is not None:
             known = labels if labelled else None
@@ -125,7 +129,12 @@ class PipelineBuilder:
             **order,
         )
         decoder = "mixed" if self.device == "gpu" else "cpu"
-        images = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
+        images = fn.decoders.image(
+            encoded,
+            device=decoder,
+            output_type=types.RGB,
+            adjust_orientation=self.exif == "apply",
+        )
         labels = labels.gpu() if self.device == "gpu" else labels
         return images, fn.cast(labels, device=self.device, dtype=types.INT64)
 
@@ -145,6 +154,7 @@ class NormalPipelineBuilder(PipelineBuilder):
         seed: of order and augmentation.
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
         split: that part as an earlier run has drawn it; None draws.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Raises:
         DataError: the folder is missing or has no images.
@@ -166,34 +176,33 @@ class NormalPipelineBuilder(PipelineBuilder):
         seed: int = 12,
         data_fraction: float = -1.0,
         split: Split | None = None,
+        exif: str = "ignore",
     ):
         files, labels = labelled_files(
             data_path, "data.val_path" if validation else "data.train_path"
         )
         super().__init__(files, labels, batch_size, device, device_id, shard_id, num_shards,
-                         num_threads, seed, data_fraction, split=split)  # fmt: skip
+                         num_threads, seed, data_fraction, split=split, exif=exif)  # fmt: skip
         self.validation = validation
 
     @pipeline_def(enable_conditionals=True)
     def _graph(self):
         images, labels = self._read(self.labels, shuffle=not self.validation)
         if self.validation:
-            images = fn.resize(
-                images, device=self.device, resize_shorter=256, interp_type=types.INTERP_CUBIC
-            )
+            images = geometry.shorter_side_resized(images, 256, types.INTERP_LINEAR)
+            images = geometry.center_crop(images, 224)
             mirror = 0
         else:
-            images = fn.random_resized_crop(
-                images, device=self.device, size=(224, 224), random_area=[0.08, 1.0],
-                interp_type=types.INTERP_CUBIC,
-            )  # fmt: skip
+            u = geometry.drawn_box()
+            images = geometry.resized_crop(
+                images, u, 224, (0.08, 1.0), "center", interpolation=types.INTERP_LINEAR
+            )
             mirror = fn.random.coin_flip(probability=0.5)
         images = fn.crop_mirror_normalize(
             images,
             device=self.device,
             dtype=types.FLOAT,
             output_layout="CHW",
-            crop=(224, 224),
             mean=[255 * m for m in self.mean],
             std=[255 * s for s in self.std],
             mirror=mirror,
@@ -223,6 +232,7 @@ class PretrainPipelineBuilder(PipelineBuilder):
         no_labels: the folder is flat, all labels are -1.
         encode_indexes_into_labels: deliver the position of the file in place of its label.
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Attributes:
         conversion_map: list, label of each position; only with `encode_indexes_into_labels`.
@@ -248,11 +258,13 @@ class PretrainPipelineBuilder(PipelineBuilder):
         no_labels: bool = False,
         encode_indexes_into_labels: bool = False,
         data_fraction: float = -1.0,
+        exif: str = "ignore",
     ):
         listed = unlabelled_files if no_labels else labelled_files
         files, labels = listed(data_path, "data.train_path")
         super().__init__(files, labels, batch_size, device, device_id, shard_id, num_shards,
-                         num_threads, seed, data_fraction, labelled=not no_labels)  # fmt: skip
+                         num_threads, seed, data_fraction, labelled=not no_labels,
+                         exif=exif)  # fmt: skip
         self.transforms = transforms if callable(transforms) else FullTransformPipeline(transforms)
         self.random_shuffle = random_shuffle
         self.encode_indexes_into_labels = encode_indexes_into_labels
