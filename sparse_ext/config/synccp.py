@@ -145,7 +145,7 @@ class SyncCPConfig(SparseConfig):
         if self.score_every > 1 and self.growth != "ema":
             raise ConfigError(
                 f"sparse.score_every={self.score_every} has no effect on "
-                f"sparse.growth={self.growth}, which looks at update steps only. Leave it out."
+                f"sparse.score={self.score}, which looks at update steps only. Leave it out."
             )
         for key in ("score_momentum", "drop_start", "drop_end"):
             if not 0 <= getattr(self, key) < 1:

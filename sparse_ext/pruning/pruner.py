@@ -319,7 +319,8 @@ class Pruner:
         """Whether `observe` is to see the gradients of the step under way."""
         if self._averages:
             return True
-        return (self.growth is not None or self.scorer.needs != "weight") and self.due()
+        grows = self.growth is not None and not (self.growth == "mean" and self.history is not None)
+        return (grows or self.scorer.needs != "weight") and self.due()
 
     @property
     def _averages(self) -> bool:

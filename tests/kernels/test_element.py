@@ -173,10 +173,12 @@ def test_epilogue_adds_bias_and_residual_and_rectifies():
         for kind in (torch.float32, torch.bfloat16):
             x, weight, _, (mask, window) = problem(CASES[name])
             x = x.to(kind)
-            bias, plan = torch.randn(len(weight)), Plan(mask, window, weight.stride())
-            plain = dense(x.float(), weight.to(kind).float(), bias, window)
+            scale, bias = torch.rand(len(weight)) + 0.5, torch.randn(len(weight))
+            plan = Plan(mask, window, weight.stride())
+            plain = dense(x.float(), weight.to(kind).float(), None, window)
+            plain = plain * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
             residual = torch.randn_like(plain).to(kind)
-            found = products(x, weight, plan, bias, residual, relu=True)
+            found = products(x, weight, plan, scale, bias, residual, relu=True)
             close(found.float(), F.relu(plain + residual.float()), 1e-5 if found.dtype ==
                   torch.float32 and kind == torch.float32 else 2**-8)  # fmt: skip
 

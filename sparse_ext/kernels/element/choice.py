@@ -64,7 +64,7 @@ class Case:
 
     @property
     def key(self) -> str:
-        """For the file."""
+        """What the file calls this case."""
         w = self.window
         sides = [*self.weight, *w.stride, *w.padding, *w.dilation, *self.x]
         rest = (str(self.dtype), self.threads, self.training, round(self.dense_share, 4))

@@ -30,17 +30,19 @@ def products(
     x: Tensor,
     weight: Tensor,
     plan: Plan,
+    scale: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """relu(conv2d(x, weight) + bias + residual) in lanes; no gradients.
+    """relu(conv2d(x, weight) * scale + bias + residual) in lanes; no gradients.
 
     Args:
         x: (N, C_in, H, W), float32 or bfloat16, in any layout.
         weight: float32, in the memory format that `plan` was made for.
         plan: of its mask.
-        bias: (C_out,), float32.
+        scale: (C_out,), float32.
+        bias: likewise.
         residual: as the result.
         relu: whether negative results become zero.
     """
@@ -51,7 +53,7 @@ def products(
     rest = None if residual is None else to_lanes(residual.to(kind))
     for part in plan.passes(FORWARD, len(x), (x.shape[2], x.shape[3]), kind):
         part.fill(weight)
-        part.run(source, out, bias, rest, relu)
+        part.run(source, out, scale, bias, rest, relu)
     return out if kind == x.dtype else out.to(x.dtype)
 
 
@@ -126,7 +128,7 @@ class _ElementConv(torch.autograd.Function):
         ctx.plan, ctx.dense_gradient, ctx.size = plan, dense_gradient, (x.shape[2], x.shape[3])
         x = to_lanes(x)  # once: the backward pass reads it too
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return products(x, weight, plan, None if bias is None else bias.float())
+        return products(x, weight, plan, bias=None if bias is None else bias.float())
 
     @staticmethod
     @once_differentiable

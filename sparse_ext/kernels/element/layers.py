@@ -102,7 +102,8 @@ class ElementLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles list their weights anew."""
-        return {key: value for key, value in self.__dict__.items() if key != "_plan"}
+        own = ("_plan", "_found")
+        return {key: value for key, value in self.__dict__.items() if key not in own}
 
 
 class _Convolution(ElementLayer):
@@ -126,8 +127,7 @@ class _Convolution(ElementLayer):
         """relu(conv(x) * scale + shift + residual), without gradients."""
         weight: Tensor = self.weight.detach()  # type: ignore[union-attr, operator, assignment]
         shift = shift if self.bias is None else shift + self.bias.detach() * scale  # type: ignore
-        scaled = weight * scale.view(-1, 1, 1, 1)
-        return products(x.to(_computed_in(x)), scaled, plan, shift, residual, relu)
+        return products(x.to(_computed_in(x)), weight, plan, scale, shift, residual, relu)
 
 
 class ElementConv2d(_Convolution, MaskedConv2d):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -142,6 +143,25 @@ def _groups(images: int, width: int, pixels: int) -> list[tuple[int, int]]:
     return [(width, whole)] + ([(rest, 1)] if rest else [])
 
 
+_pieces: object | None = None  # of one batch, in which no weight changes
+
+
+@contextmanager
+def unchanged_weights() -> Iterator[None]:
+    """Inside, every pass reads its weights once: pieces of one batch are computed one by one."""
+    global _pieces
+    before, _pieces = _pieces, object()
+    try:
+        yield
+    finally:
+        _pieces = before
+
+
+def piece() -> object | None:
+    """What tells the batch under way, inside `unchanged_weights`; None outside."""
+    return _pieces
+
+
 class Pass:
     """One direction for one number of lanes, and the weights in the order of it."""
 
@@ -154,6 +174,7 @@ class Pass:
         box: Machine,
     ) -> None:
         self.kind, self.box = kind, box
+        self._filled: object | None = None
         self.geometry, phases, slots = _geometry(plan, kind, batch, size, box)
         g = self.geometry
         segments = torch.empty(g.nob * g.ncb * g.ob + g.nob * g.ob, 4, dtype=torch.int32)
@@ -188,6 +209,9 @@ class Pass:
 
     def fill(self, weight: Tensor) -> None:
         """Read the kept weights (float32, in the memory format of the plan)."""
+        if _pieces is not None and self._filled is _pieces:
+            return
+        self._filled = _pieces
         threads = torch.get_num_threads()
         rest = self.at.data_ptr(), self.count, self.entries.data_ptr(), threads
         if self.box.pairs:
@@ -200,15 +224,17 @@ class Pass:
         self,
         source: Tensor,
         target: Tensor,
+        scale: Tensor | None = None,
         bias: Tensor | None = None,
         residual: Tensor | None = None,
         relu: bool = False,
     ) -> None:
-        """target = relu(products + bias + residual), for the images of this pass."""
+        """target = relu(products * scale + bias + residual), for the images of this pass."""
         function = library().element_pass_half if self.box.pairs else library().element_pass
         function(
             self._at_work(), ctypes.addressof(self.lists), source.data_ptr(),
-            self.entries.data_ptr(), target.data_ptr(), _ptr(bias), _ptr(residual), int(relu),
+            self.entries.data_ptr(), target.data_ptr(), _ptr(scale), _ptr(bias), _ptr(residual),
+            int(relu),
         )  # fmt: skip
 
     def add_gradient(self, source: Tensor, grad: Tensor, to: Tensor) -> None:

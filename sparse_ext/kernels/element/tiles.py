@@ -126,7 +126,7 @@ def _best_block(
         return None
     packed = e.phases * (rows + e.halo[0]) * pitch * m.size  # bytes per source channel
     useful = e.rows * e.cols * lanes / m.width / (strips * coltiles)
-    fits = max(1, int(0.92 * l1_bytes()) // packed)
+    fits = max(1, l1_bytes() // packed)
     exact = lanes % m.width == 0
     best: Cut | None = None
     for more in (1, 1.5, 2, 4, 1e6):
@@ -134,10 +134,10 @@ def _best_block(
         blocks = -(-e.channels // cb)
         cb = -(-e.channels // blocks)
         spill = cb / fits
-        rate = 1.0 if spill <= 1 else 1.15 if spill <= 1.5 else 1.25 if spill <= 2 else 1.5
+        rate = 1.0 if spill <= 1 else 1.05 if spill <= 1.5 else 1.15 if spill <= 2 else 1.5
         kept = e.density * e.taps * e.channels / blocks / (2 if m.pairs and not e.dots else 1)
         cost = _cycles(kept, count, blocks, rate, m, e.dots)
-        packing = e.channels * packed / 64 * (1.5 if exact else 3.0)
+        packing = e.channels * packed / 64 * (4.0 if exact else 5.0)
         ob = max(16, min(e.planes, int(SUMS // (count * m.sums))))
         many = -(-e.planes // ob)
         cost = (cost * e.planes + packing * many) / (useful * e.planes)
@@ -153,5 +153,5 @@ def _cycles(kept: float, count: int, blocks: int, rate: float, m: Machine, dots:
     if dots:
         return blocks * (kept * (count * 0.6 * rate + 4.0) + 14 + count * 0.7)
     each = (1.25 if m.pairs else 0.66) * max(count, 3)
-    waiting = 1.5 * (m.sums / (m.width * m.size)) if blocks > 1 else 0.0
-    return blocks * (kept * (each * rate + 1.8) + 14 + count * waiting) + count * 0.7
+    waiting = 1.4 * (m.sums / (m.width * m.size)) if blocks > 1 else 0.0
+    return blocks * (kept * (each * rate + 2.6) + 14 + count * waiting) + count * 0.7

@@ -57,7 +57,7 @@ int64_t element_list(const Geometry* g, const Kernel* k, const uint8_t* mask, co
   return list_weights(*g, *k, mask, slot, size, keep_empty != 0, offsets, at, segments, ranges);
 }
 
-// entries[i] = (offsets[i], weight[at[i]] * scale), float32
+// entries[i] = (offsets[i], weight[at[i]])
 void element_fill(const float* weight, const int32_t* offsets, const int32_t* at, int64_t count,
     Entry* entries, int64_t threads) {
   in_parts(count / 4096 + 1, threads, [&](int64_t begin, int64_t end, int64_t) {
@@ -69,8 +69,8 @@ void element_fill(const float* weight, const int32_t* offsets, const int32_t* at
 }
 
 void element_pass(const Geometry* g, const Lists* lists, const float* source, const Entry* entries,
-    float* target, const float* bias, const float* residual, int64_t relu) {
-  Pass<Float>(*g, *lists).run(source, entries, target, bias, residual, relu != 0);
+    float* target, const float* scale, const float* bias, const float* residual, int64_t relu) {
+  Pass<Float>(*g, *lists).run(source, entries, target, {scale, bias, residual, relu != 0});
 }
 
 int64_t element_slots(const Geometry* g) {
@@ -126,9 +126,9 @@ void element_fill_pairs(const float* weight, const int32_t* first, const int32_t
 }
 
 void element_pass_half(const Geometry* g, const Lists* lists, const uint16_t* source,
-    const PairEntry* entries, uint16_t* target, const float* bias, const uint16_t* residual,
-    int64_t relu) {
-  Pass<Half>(*g, *lists).run(source, entries, target, bias, residual, relu != 0);
+    const PairEntry* entries, uint16_t* target, const float* scale, const float* bias,
+    const uint16_t* residual, int64_t relu) {
+  Pass<Half>(*g, *lists).run(source, entries, target, {scale, bias, residual, relu != 0});
 }
 
 void element_sums_half(const Geometry* g, const Lists* lists, const uint16_t* source,

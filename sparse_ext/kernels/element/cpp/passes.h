@@ -25,13 +25,13 @@ class Pass {
     }
   }
 
-  void run(const S* source, const typename T::Entry* entries, S* target, const float* bias,
-      const S* residual, bool relu) const {
+  void run(const S* source, const typename T::Entry* entries, S* target,
+      const Epilogue& after) const {
     const int64_t per_group = g_.tiles() * g_.nob, tasks = g_.groups * per_group;
     in_turns(tasks, g_.threads, [&](int64_t begin, int64_t end) {
       Borrowed scratch;
       for (int64_t task = begin; task < end; ++task)
-        one(*scratch, {g_, lists_.phases, source}, entries, target, bias, residual, relu, task,
+        one(*scratch, {g_, lists_.phases, source}, entries, target, after, task,
             task + 1 < end ? task + 1 : task);
     });
   }
@@ -78,7 +78,7 @@ class Pass {
   }
 
   void one(Scratch& scratch, const Source<S>& source, const typename T::Entry* entries, S* target,
-      const float* bias, const S* residual, bool relu, int64_t task, int64_t next) const {
+      const Epilogue& after, int64_t task, int64_t next) const {
     const int64_t per_group = g_.tiles() * g_.nob, ob = task % g_.nob, t0 = ob * g_.ob;
     const Tile t = tile(task, per_group);
     const int64_t runs = t.runs(g_), vectors = t.vectors(g_, T::WIDTH);
@@ -98,12 +98,14 @@ class Pass {
           g_.pitch() * (int64_t)sizeof(S), sums, straight ? (char*)(target + first) : nullptr,
           where_.data() + t0, g_.tsy * g_.tw * g_.images * (int64_t)sizeof(S), column_step(),
           straight && aligned(target),
-          {bias ? bias + t0 : nullptr, residual ? residual + first : nullptr, relu}, &rows};
+          {from(after.scale, t0), from(after.bias, t0), from((const S*)after.residual, first),
+              after.relu},
+          &rows};
       Tiled<T>::sum(runs, vectors)(products, entries);
     }
     if (!straight)
       finish(t, t0, (const float*)sums, runs * vectors * (T::SUMS / 4), vectors * (T::SUMS / 4),
-          target, bias, residual, relu);
+          target, after);
   }
 
   bool aligned(const S* target) const {
@@ -112,36 +114,43 @@ class Pass {
 
   // Finished sums of a tile to where they belong.
   void finish(const Tile& t, int64_t t0, const float* sums, int64_t per_target, int64_t per_run,
-      S* target, const float* bias, const S* residual, bool relu) const {
+      S* target, const Epilogue& after) const {
     for (int64_t p = t0; p < std::min(g_.planes(), t0 + g_.ob); ++p, sums += per_target) {
       const int64_t phase = p / g_.tc, channel = p % g_.tc;
       const int64_t py = phase / g_.tsx, px = phase % g_.tsx;
-      const float shift = bias ? bias[p] : 0; // of forward passes, which have one phase
+      // of forward passes, which have one phase
+      const float scale = after.scale ? after.scale[p] : 1, bias = after.bias ? after.bias[p] : 0;
       for (int64_t r = 0; r < t.rows; ++r) {
         const int64_t y = (t.y0 + r) * g_.tsy + py;
         if (y >= g_.th) continue;
         const float* from = sums + r * (g_.flat ? g_.pitch() : per_run);
         const int64_t row = (channel * g_.th + y) * g_.tw * g_.images + t.image;
         if (g_.tsx == 1 && g_.lanes == g_.images) {
-          emit(from, t.cols * g_.lanes, row + t.x0 * g_.images, target, shift, residual, relu);
+          emit(from, t.cols * g_.lanes, row + t.x0 * g_.images, target, scale, bias, after);
           continue;
         }
         for (int64_t x = 0; x < t.cols; ++x) {
           const int64_t to = (t.x0 + x) * g_.tsx + px;
           if (to < g_.tw)
-            emit(from + x * g_.lanes, g_.lanes, row + to * g_.images, target, shift, residual, relu);
+            emit(from + x * g_.lanes, g_.lanes, row + to * g_.images, target, scale, bias, after);
         }
       }
     }
   }
 
-  static void emit(const float* from, int64_t n, int64_t at, S* target, float bias,
-      const S* residual, bool relu) {
+  template <class P>
+  static const P* from(const P* all, int64_t first) {
+    return all ? all + first : nullptr;
+  }
+
+  static void emit(const float* from, int64_t n, int64_t at, S* target, float scale, float bias,
+      const Epilogue& after) {
+    const S* residual = (const S*)after.residual;
     for (int64_t i = 0; i < n; i += L) {
       const int64_t m = std::min<int64_t>(L, n - i);
-      V v = add(m == L ? get(from + i) : get(from + i, m), all(bias));
+      V v = fma(m == L ? get(from + i) : get(from + i, m), all(scale), all(bias));
       if (residual) v = add(v, m == L ? get(residual + at + i) : get(residual + at + i, m));
-      if (relu) v = rectified(v);
+      if (after.relu) v = rectified(v);
       if (m == L) put(target + at + i, v);
       else put(target + at + i, v, m);
     }

@@ -15,12 +15,13 @@ struct Segment { // the kept weights of one target in one block of source channe
   int32_t target, begin, count, flags;
 };
 
-struct Epilogue { // what becomes of finished sums: (sum + bias + residual), rectified
-  const float* bias = nullptr; // of each target of the block
+struct Epilogue { // what becomes of finished sums: sum * scale + bias + residual, rectified
+  const float* scale = nullptr; // of each target of the block
+  const float* bias = nullptr; // likewise
   const void* residual = nullptr; // laid out as the target
   bool relu = false;
 
-  bool idle() const { return !bias && !residual && !relu; }
+  bool idle() const { return !scale && !bias && !residual && !relu; }
 };
 
 struct Products {
@@ -99,6 +100,7 @@ void sum_up(const Products& p, const Entry* entries) {
       continue;
     }
     if (!p.after.idle()) {
+      const V scale = all(p.after.scale ? p.after.scale[s.target] : 1);
       const V bias = all(p.after.bias ? p.after.bias[s.target] : 0);
       const char* q = (const char*)p.after.residual;
       if (q) q += p.where[s.target];
@@ -108,7 +110,7 @@ void sum_up(const Products& p, const Entry* entries) {
 #pragma GCC unroll 32
         for (int c = 0; c < W; ++c) {
           asm("" : "+r"(here));
-          v[0][r][c] = add(v[0][r][c], bias);
+          v[0][r][c] = fma(v[0][r][c], scale, bias);
           if (here) v[0][r][c] = add(v[0][r][c], get((const float*)here)), here += p.target_col;
           if (p.after.relu) v[0][r][c] = rectified(v[0][r][c]);
         }
@@ -324,6 +326,7 @@ void sum_up_pairs(const Products& p, const PairEntry* entries) {
       continue;
     }
     if (!p.after.idle()) {
+      const V scale = all(p.after.scale ? p.after.scale[s.target] : 1);
       const V bias = all(p.after.bias ? p.after.bias[s.target] : 0);
       const __m512i split = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
       const char* q = (const char*)p.after.residual;
@@ -334,7 +337,7 @@ void sum_up_pairs(const Products& p, const PairEntry* entries) {
 #pragma GCC unroll 32
         for (int c = 0; c < W; ++c) {
           asm("" : "+r"(here));
-          V a = add(v[0][r][c][0], bias), b = add(v[0][r][c][1], bias);
+          V a = fma(v[0][r][c][0], scale, bias), b = fma(v[0][r][c][1], scale, bias);
           if (here) {
             const __m512i x = _mm512_permutexvar_epi64(split, _mm512_loadu_si512(here));
             a = add(a, _mm512_castsi512_ps(_mm512_slli_epi32(
