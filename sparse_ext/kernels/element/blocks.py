@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from solo.backbones.resnet.resnet import WidthResNet
-from sparse_ext.kernels.element.layers import ElementLayer, _Convolution
+from sparse_ext.kernels.element.layers import _Convolution
 from sparse_ext.kernels.element.norm import LaneBatchNorm2d, LaneReLU, folded, norm
-from sparse_ext.kernels.element.plan import Plan, piece, unchanged_weights
 
 
 class _Block:
@@ -60,43 +58,7 @@ class LaneBottleneck(_Block, Bottleneck):
         return conv_norm(out, self.conv3, self.bn3, self._shortcut(x), relu=True)
 
 
-class _InPieces:
-    """A network that computes a large batch in pieces, whose activations stay in the cache.
-
-    In eval mode without gradients images have nothing to do with each other.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        size = 32 if torch.is_autocast_enabled("cpu") else 16
-        if not self._splits(x, size):
-            return super().forward(x)  # type: ignore[misc]
-        with unchanged_weights():
-            return torch.cat([super(_InPieces, self).forward(part) for part in x.split(size)])  # type: ignore[misc]
-
-    def _splits(self, x: Tensor, size: int) -> bool:
-        if self.training or torch.is_grad_enabled() or x.dim() != 4 or len(x) <= size:  # type: ignore[attr-defined]
-            return False
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return False
-        modules = list(self.modules())  # type: ignore[attr-defined]
-        used = any(isinstance(m, ElementLayer) and m.used for m in modules)
-        return used and not any(_watched(m) for m in modules if m is not self)
-
-
-class LaneResNet(_InPieces, ResNet):
-    """torchvision's network; made by `use_element_kernel`."""
-
-
-class LaneWidthResNet(_InPieces, WidthResNet):
-    """The same at another width; made by `use_element_kernel`."""
-
-
-LANE_BLOCKS: dict[type, type] = {
-    BasicBlock: LaneBasicBlock,
-    Bottleneck: LaneBottleneck,
-    ResNet: LaneResNet,
-    WidthResNet: LaneWidthResNet,
-}
+LANE_BLOCKS: dict[type, type] = {BasicBlock: LaneBasicBlock, Bottleneck: LaneBottleneck}
 
 
 def conv_norm(
@@ -105,22 +67,10 @@ def conv_norm(
     """relu(bn(conv(x)) + residual); in eval mode without gradients the kernel does it all."""
     frozen = not bn.training and bn.running_mean is not None and not torch.is_grad_enabled()
     if frozen and isinstance(conv, _Convolution):
-        plan, scale, shift = _decided(conv, bn, x)
+        plan = conv.chosen(x)
         if plan is not None:
-            return conv.folded(x, plan, scale, shift, residual, relu)
+            return conv.folded(x, plan, *folded(bn), residual, relu)
     return norm(conv(x), bn, residual, relu)
-
-
-def _decided(conv: _Convolution, bn: Any, x: Tensor) -> tuple[Plan | None, Any, Any]:
-    """The plan and the batch norm's scale and shift, found once for all pieces of a batch."""
-    known = conv.__dict__.get("_found")
-    if piece() is not None and known is not None and known[0] is piece() and known[1] == x.shape:
-        return known[2]
-    plan = conv.chosen(x)
-    found = (plan, *(folded(bn) if plan is not None else (None, None)))
-    if piece() is not None:
-        conv.__dict__["_found"] = (piece(), x.shape, found)
-    return found
 
 
 def fuse(net: nn.Module) -> None:

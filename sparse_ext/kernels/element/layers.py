@@ -102,8 +102,7 @@ class ElementLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles list their weights anew."""
-        own = ("_plan", "_found")
-        return {key: value for key, value in self.__dict__.items() if key not in own}
+        return {key: value for key, value in self.__dict__.items() if key != "_plan"}
 
 
 class _Convolution(ElementLayer):

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -143,25 +142,6 @@ def _groups(images: int, width: int, pixels: int) -> list[tuple[int, int]]:
     return [(width, whole)] + ([(rest, 1)] if rest else [])
 
 
-_pieces: object | None = None  # of one batch, in which no weight changes
-
-
-@contextmanager
-def unchanged_weights() -> Iterator[None]:
-    """Inside, every pass reads its weights once: pieces of one batch are computed one by one."""
-    global _pieces
-    before, _pieces = _pieces, object()
-    try:
-        yield
-    finally:
-        _pieces = before
-
-
-def piece() -> object | None:
-    """What tells the batch under way, inside `unchanged_weights`; None outside."""
-    return _pieces
-
-
 class Pass:
     """One direction for one number of lanes, and the weights in the order of it."""
 
@@ -174,7 +154,6 @@ class Pass:
         box: Machine,
     ) -> None:
         self.kind, self.box = kind, box
-        self._filled: object | None = None
         self.geometry, phases, slots = _geometry(plan, kind, batch, size, box)
         g = self.geometry
         segments = torch.empty(g.nob * g.ncb * g.ob + g.nob * g.ob, 4, dtype=torch.int32)
@@ -209,9 +188,6 @@ class Pass:
 
     def fill(self, weight: Tensor) -> None:
         """Read the kept weights (float32, in the memory format of the plan)."""
-        if _pieces is not None and self._filled is _pieces:
-            return
-        self._filled = _pieces
         threads = torch.get_num_threads()
         rest = self.at.data_ptr(), self.count, self.entries.data_ptr(), threads
         if self.box.pairs:
