@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solo.files.whole import whole_file, write_json
+from solo.files.whole import whole_file, write_json, write_text
 from sparse_ext.cost.memory import memory
 from sparse_ext.cost.per_layer import count
 from sparse_ext.masks.masking import measured
@@ -124,6 +124,12 @@ def write_run(
     }
     dense = plan.selection.dense
     write_json(folder / "pruned.json", {"figures": dict(found), "layers": errors, "dense": dense})
+    measured_now = {f"pruned/{key}": value for key, value in found.items() if value is not None}
+    columns = {"epoch": 0, "step": 0, "sparse/online_sparsity": found["sparsity"], **measured_now}
+    write_text(
+        folder / "metrics.csv",
+        ",".join(columns) + "\n" + ",".join(str(value) for value in columns.values()) + "\n",
+    )
     state = {f"backbone.{key}": value for key, value in net.state_dict().items()}
     path = folder / f"{name}-0-ep=0.ckpt"
     with whole_file(path) as partial:
