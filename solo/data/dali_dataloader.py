@@ -8,7 +8,7 @@ three are importable from here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 
+from solo.data.catalogue import formats_of, info_of
 from solo.data.dali.operations import (
     AugWrapper,
     RandomColorJitter,
@@ -35,6 +36,7 @@ from solo.data.dali.pipelines import (
 from solo.data.datasets.images import require_exif
 from solo.data.datasets.splits import Split
 from solo.data.temp_dali_fix import TempDALIGenericIterator
+from solo.data.views.long_images import file_sizes, warn_of_long_images
 from solo.errors import ConfigError, did_you_mean
 from solo.seeding import mix
 
@@ -54,8 +56,6 @@ __all__ = [
     "Wrapper",
     "build_transform_pipeline_dali",
 ]
-
-DATASETS = ("imagenet", "imagenet100", "custom")
 
 
 class PretrainWrapper(TempDALIGenericIterator):
@@ -128,10 +128,11 @@ class _DALIDataModule(pl.LightningDataModule):
         self, dataset: str, batch_size: int, num_workers: int, dali_device: str, exif: str
     ):
         super().__init__()
-        if dataset not in DATASETS:
+        names = formats_of("dali")
+        if dataset not in names:
             raise ConfigError(
                 f"data.format=dali does not go with data.dataset='{dataset}'. "
-                f"{did_you_mean(dataset, DATASETS)}"
+                f"{did_you_mean(dataset, names)}"
             )
         require_device(dali_device)
         self.dataset, self.dali_device = dataset, dali_device
@@ -194,7 +195,7 @@ class PretrainDALIDataModule(_DALIDataModule):
     here; it is accepted because configurations have it.
 
     Args:
-        dataset: imagenet, imagenet100 or custom.
+        dataset: name of a data set of images in files.
         train_data_path: image folder, flat when `no_labels`.
         transforms: see `PretrainPipelineBuilder`.
         num_large_crops: crops of the first size.
@@ -206,6 +207,7 @@ class PretrainDALIDataModule(_DALIDataModule):
         dali_device: "gpu" or "cpu".
         encode_indexes_into_labels: see above.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
+        augmentations: the entries that `transforms` were made of, to warn of long images.
 
     Raises:
         ConfigError: another dataset or device.
@@ -225,8 +227,10 @@ class PretrainDALIDataModule(_DALIDataModule):
         dali_device: str = "gpu",
         encode_indexes_into_labels: bool = False,
         exif: str = "ignore",
+        augmentations: Sequence[Mapping[str, Any]] = (),
     ):
         super().__init__(dataset, batch_size, num_workers, dali_device, exif)
+        self.augmentations = augmentations
         self.train_data_path, self.transforms = Path(train_data_path), transforms
         self.num_large_crops, self.num_small_crops = num_large_crops, num_small_crops
         self.no_labels, self.data_fraction = no_labels, data_fraction
@@ -259,6 +263,8 @@ class PretrainDALIDataModule(_DALIDataModule):
             **self._placement(),
         )
         self._require_full_batch(len(builder.files))
+        if self.augmentations:
+            warn_of_long_images(file_sizes(builder.files), self.augmentations)
         output_map = [
             *(f"large{i}" for i in range(self.num_large_crops)),
             *(f"small{i}" for i in range(self.num_small_crops)),
@@ -282,7 +288,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
     """Labelled batches `(images, targets)` for linear evaluation and fine-tuning.
 
     Args:
-        dataset: imagenet, imagenet100 or custom.
+        dataset: name of a data set of images in files.
         train_data_path: image folder.
         val_data_path: image folder.
         batch_size: images per batch and per rank.
@@ -311,7 +317,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
         super().__init__(dataset, batch_size, num_workers, dali_device, exif)
         self.train_data_path, self.val_data_path = Path(train_data_path), Path(val_data_path)
         self.data_fraction, self.split = data_fraction, split
-        custom = dataset == "custom"
+        custom = info_of(dataset).any_images
         self.pipeline_class = CustomNormalPipelineBuilder if custom else NormalPipelineBuilder
 
     @staticmethod

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from solo import extensions
 from solo.checkpoints.files import read_args
 from solo.checkpoints.runs import open_run
+from solo.data.catalogue import info_of
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
 
@@ -153,7 +154,7 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
     from solo.data.datasets.images import readers
 
     _, transform = prepare_transforms(args.dataset)
-    if args.dataset == "custom":
+    if info_of(args.dataset).mean is None:
         _set_statistics(transform, args.mean, args.std)
     exif = getattr(args, "data_exif", None) or trained_exif(args.pretrained_checkpoint_dir)
     sizes: dict[str, Any] = {"batch_size": args.batch_size, "num_workers": args.num_workers}
