@@ -20,7 +20,7 @@ BATCH = 32
 
 
 class Images(NamedTuple):
-    """Images in memory.
+    """Images in memory, as the encoder wants them.
 
     Attributes:
         batches: (n, 3, H, W) each, normalised.

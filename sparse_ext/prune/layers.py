@@ -16,7 +16,7 @@ from sparse_ext.prune.scores import wanda
 
 
 class Pruned(NamedTuple):
-    """A pruned layer.
+    """A pruned layer: weights, mask and error.
 
     Attributes:
         weight: of the layer's shape, exactly zero where pruned.
