@@ -121,7 +121,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         """Parameter groups: encoder, online classifier, then the heads."""
         return [
             *extensions.parameter_groups(self.backbone, name="backbone"),
-            self._classifier_group("classifier"),
+            *map(self._classifier_group, self._classifiers),
             *(
                 {"name": name, "params": getattr(self, name).parameters(), **head.group}
                 for name, head in self.declared_heads.items()
@@ -136,6 +136,11 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
             name: head if isinstance(head, Head) else Head(group=head)
             for name, head in self.HEADS.items()
         }
+
+    @property
+    def _classifiers(self) -> list[str]:
+        """Attributes that hold an online classifier, in the order of their parameter groups."""
+        return ["classifier"]
 
     def _classifier_group(self, name: str) -> dict[str, Any]:
         params = getattr(self, name).parameters()

@@ -38,9 +38,9 @@ def test_bad_taus_are_a_named_error():
 
 def test_momentum_copy_and_groups():
     model = byol(momentum__classifier=True)
-    names = {group["name"] for group in model.learnable_params}
-    heads = {"projector", "predictor"}
-    assert names == {"backbone", "classifier", "momentum_classifier", *heads}
+    names = [group["name"] for group in model.learnable_params]
+    heads = ("projector", "predictor")
+    assert names == ["backbone", "classifier", "momentum_classifier", *heads]
     assert model.momentum_pairs == [
         (model.backbone, model.momentum_backbone),
         (model.projector, model.momentum_projector),
