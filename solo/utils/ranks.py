@@ -94,13 +94,14 @@ class GatherLayer(torch.autograd.Function):
     def forward(ctx, x: Tensor) -> tuple[Tensor, ...]:
         if not distributed():
             return (x.clone(),)
+        x = x.contiguous()  # what is sent is memory, whose order may differ between ranks
         output = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(output, x.contiguous())
+        dist.all_gather(output, x)
         return tuple(output)
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> Tensor:
-        gradients = torch.stack(grads)
+        gradients = torch.stack(grads).contiguous()
         if distributed():
             dist.all_reduce(gradients)
         return gradients[get_rank()]
@@ -120,6 +121,7 @@ def concat_all_gather_no_grad(tensor: Tensor, dim: int = 0) -> Tensor:
     """`tensor` of every rank joined along `dim`, without gradient."""
     if not distributed():
         return tensor
+    tensor = tensor.contiguous()  # what is sent is memory, whose order may differ between ranks
     output = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(output, tensor.contiguous())
+    dist.all_gather(output, tensor)
     return torch.cat(output, dim=dim)
