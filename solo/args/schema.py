@@ -235,6 +235,7 @@ class Performance:
     disable_channel_last: bool = False
     compile: bool = False
     profile: bool = False
+    replay: bool | None = None
 
 
 @dataclass(frozen=True)

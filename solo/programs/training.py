@@ -30,6 +30,7 @@ from solo.monitoring.guards import EpochSeeder, NonFiniteGuard
 from solo.monitoring.loggers import CSVMetrics, build_loggers
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
+from solo.monitoring.replay import StepKeeper
 from solo.utils.auto_resumer import AutoResumer
 from solo.utils.best_checkpoint import BestCheckpoint
 from solo.utils.checkpointer import Checkpointer
@@ -211,11 +212,13 @@ def _own_callbacks(
 ) -> list[Callback]:
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
     csv = next(logger for logger in loggers if isinstance(logger, CSVMetrics))
+    keeper = StepKeeper(cfg, logdir, omegaconf_select(cfg, "performance.replay"))
+    seeding = [EpochSeeder(cfg.seed), keeper]  # in this order: the step draws after the seed
     if not cfg.checkpoint.enabled:
-        return [_ContinueMetrics(csv), NonFiniteGuard(), EpochSeeder(cfg.seed), *watching]
+        return [_ContinueMetrics(csv), NonFiniteGuard(keeper=keeper), *seeding, *watching]
     options = {"frequency": cfg.checkpoint.frequency, "keep_prev": cfg.checkpoint.keep_prev}
     saver = Checkpointer(cfg, logdir, **options)
-    guards = [_ContinueMetrics(csv), NonFiniteGuard(saver), EpochSeeder(cfg.seed)]
+    guards = [_ContinueMetrics(csv), NonFiniteGuard(saver, keeper), *seeding]
     savers: list[Callback] = [saver]
     if cfg.checkpoint.get("monitor"):
         savers.append(BestCheckpoint(saver, cfg.checkpoint.monitor, cfg.checkpoint.mode or "max"))
