@@ -159,6 +159,10 @@ class SparseExtension(extensions.Extension):
         living = any(isinstance(module, Functional) for module in backbone.modules())
         return "its sparse layers choose a mask for every view" if living else ""
 
+    def tells_views_apart(self, backbone: nn.Module) -> bool:
+        """Layers with living weights choose their mask by the view; stored zeros do not."""
+        return bool(self.runs_uncompiled(backbone))
+
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Measured sparsity of `backbone`: over its prunable set, and over all its weights.
 

@@ -30,9 +30,6 @@ OPTIMIZER_KWARGS = {
     "adamw": ("betas", "eps", "amsgrad", *_TORCH),
 }
 
-# Keys that solo-learn's own recipes carry without effect: accepted with one warning each.
-IGNORED_KEYS = ("augmentations_cfg", "wandb_cfg")
-
 
 @dataclass(frozen=True)
 class Backbone:
@@ -85,7 +82,12 @@ class LinearData(Data):
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`optimizer`; `lr` is the value in effect after parsing, `lr_as_written` the user's."""
+    """`optimizer`; `lr` is the value in effect after parsing, `lr_as_written` the user's.
+
+    `layer_decay` multiplies the rate of an encoder's layer once for every layer above it (0: off),
+    `patch_embed_lr` that of a ViT's patch embedding; where `final_weight_decay` is given, the decay
+    goes there on a cosine over the run.
+    """
 
     name: str
     batch_size: int = field(metadata={"least": 1})
@@ -95,6 +97,8 @@ class Optimizer:
     exclude_bias_n_norm_wd: bool = False
     kwargs: dict = field(default_factory=dict)
     layer_decay: float = number(0.0, least=0)
+    final_weight_decay: float | None = number(None, least=0)
+    patch_embed_lr: float | None = number(None, least=0)
     lr_as_written: float | None = None
     classifier_lr_as_written: float | None = None
 
@@ -113,11 +117,12 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class Momentum:
-    """`momentum`: the EMA encoder of momentum methods."""
+    """`momentum`: the EMA encoder of momentum methods; `schedule` null is a cosine."""
 
     base_tau: float = number(0.99, least=0, most=1)
     final_tau: float = number(1.0, least=0, most=1)
     classifier: bool = False
+    schedule: Literal["cosine", "linear"] | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +231,7 @@ class Run:
     sync_batchnorm: bool = False
     accumulate_grad_batches: int = number(1, least=1)
     imports: list | str | None = None
+    strict: bool = False  # every unknown key is an error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ three are importable from here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from solo.data.dali.pipelines import (
 from solo.data.datasets.images import require_exif
 from solo.data.datasets.splits import Split
 from solo.data.temp_dali_fix import TempDALIGenericIterator
+from solo.data.views.long_images import file_sizes, warn_of_long_images
 from solo.errors import ConfigError, did_you_mean
 from solo.seeding import mix
 
@@ -206,6 +207,7 @@ class PretrainDALIDataModule(_DALIDataModule):
         dali_device: "gpu" or "cpu".
         encode_indexes_into_labels: see above.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
+        augmentations: the entries that `transforms` were made of, to warn of long images.
 
     Raises:
         ConfigError: another dataset or device.
@@ -225,8 +227,10 @@ class PretrainDALIDataModule(_DALIDataModule):
         dali_device: str = "gpu",
         encode_indexes_into_labels: bool = False,
         exif: str = "ignore",
+        augmentations: Sequence[Mapping[str, Any]] = (),
     ):
         super().__init__(dataset, batch_size, num_workers, dali_device, exif)
+        self.augmentations = augmentations
         self.train_data_path, self.transforms = Path(train_data_path), transforms
         self.num_large_crops, self.num_small_crops = num_large_crops, num_small_crops
         self.no_labels, self.data_fraction = no_labels, data_fraction
@@ -259,6 +263,8 @@ class PretrainDALIDataModule(_DALIDataModule):
             **self._placement(),
         )
         self._require_full_batch(len(builder.files))
+        if self.augmentations:
+            warn_of_long_images(file_sizes(builder.files), self.augmentations)
         output_map = [
             *(f"large{i}" for i in range(self.num_large_crops)),
             *(f"small{i}" for i in range(self.num_small_crops)),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from solo.compat import weight_norm
 from solo.utils.momentum import initialize_momentum_params
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 LastNorm = Literal["none", "affine", "plain"]
 
 
@@ -146,6 +147,11 @@ def momentum_pair(build: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]
     online, momentum = build(), build()
     initialize_momentum_params(online, momentum)
     return online, momentum
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether `module` has a layer whose output for an image depends on the batch."""
+    return any(isinstance(m, BATCH_NORMS) for m in module.modules())
 
 
 @torch.no_grad()

@@ -97,6 +97,7 @@ def build_data(cfg: DictConfig) -> Data:
         prepare_n_crop_transform,
         require_full_batch,
     )
+    from solo.data.views.long_images import image_sizes, warn_of_long_images
 
     device_views = None
     if cfg.data.get("augment") == "device":
@@ -126,6 +127,7 @@ def build_data(cfg: DictConfig) -> Data:
         where = f"'{cfg.data.train_path}'"
         dataset = without_unreadable(dataset, where, max(1, cfg.data.num_workers))
     require_full_batch(dataset, cfg.optimizer.batch_size)
+    warn_of_long_images(image_sizes(dataset), cfg.augmentations)
     train = prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
     return (train, val) if device_views is None else DeviceData(train, device_views, val)
 
@@ -142,6 +144,7 @@ def _which_images(cfg: DictConfig) -> dict[str, Any]:
 def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
     from solo.data.resident.loader import ResidentData, prepare_resident
     from solo.data.views.batched import build_views
+    from solo.data.views.long_images import warn_of_long_images
 
     compiled = OmegaConf.select(cfg, "performance.compile", default=False)
     views = build_views(cfg.data.dataset, cfg.augmentations, compiled)
@@ -157,6 +160,7 @@ def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
         processes=count_devices(cfg),
         **_which_images(cfg),
     )
+    warn_of_long_images([tuple(dataset.images.shape[2:])], cfg.augmentations)
     return ResidentData(dataset, cfg.optimizer.batch_size, val)
 
 
@@ -205,6 +209,7 @@ def _dali(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
         dali_device=cfg.dali.device,
         encode_indexes_into_labels=cfg.dali.encode_indexes_into_labels,
         exif=cfg.data.get("exif", "ignore"),
+        augmentations=cfg.augmentations,
     )
     module.val_dataloader = lambda: [] if val is None else val
     return module

@@ -156,6 +156,10 @@ class GatingExtension(extensions.Extension):
 
         return "" if gating_of(backbone) is None else "its gates choose a branch for every view"
 
+    def tells_views_apart(self, backbone: nn.Module) -> bool:
+        """Gates choose a branch for every view, so that views must come one by one."""
+        return bool(self.runs_uncompiled(backbone))
+
     def parameter_groups(
         self, backbone: nn.Module, group: Mapping[str, Any]
     ) -> list[Mapping[str, Any]]:

@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from solo.compat import set_trainer, single_process
 from solo.errors import ConfigError
@@ -87,7 +88,8 @@ class Probe:
         derivatives do not pass between processes; the first one's results count.
         """
         self.batch = tree_map(_everyones, self.batch) if not self._drawn else self.batch
-        with self._isolated(), single_process():
+        # fused attention has no second derivative
+        with self._isolated(), single_process(), sdpa_kernel(SDPBackend.MATH):
             found = function(self.parts(), self.trained)
         whose = {id(weight): value for weight, value in zip(self.trained, found, strict=True)}
         products = [whose[id(weight)] for weight in self.weights.values()]
