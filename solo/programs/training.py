@@ -213,7 +213,7 @@ def _own_callbacks(
     csv = next(logger for logger in loggers if isinstance(logger, CSVMetrics))
     if not cfg.checkpoint.enabled:
         return [_ContinueMetrics(csv), NonFiniteGuard(), EpochSeeder(cfg.seed), *watching]
-    options = {"frequency": cfg.checkpoint.frequency, "keep_prev": cfg.checkpoint.keep_prev}
+    options = {key: cfg.checkpoint[key] for key in ("frequency", "keep_prev", "pack")}
     saver = Checkpointer(cfg, logdir, **options)
     guards = [_ContinueMetrics(csv), NonFiniteGuard(saver), EpochSeeder(cfg.seed)]
     savers: list[Callback] = [saver]
