@@ -216,7 +216,7 @@ def _own_callbacks(
     seeding = [EpochSeeder(cfg.seed), keeper]  # in this order: the step draws after the seed
     if not cfg.checkpoint.enabled:
         return [_ContinueMetrics(csv), NonFiniteGuard(keeper=keeper), *seeding, *watching]
-    options = {"frequency": cfg.checkpoint.frequency, "keep_prev": cfg.checkpoint.keep_prev}
+    options = {key: cfg.checkpoint[key] for key in ("frequency", "keep_prev", "pack")}
     saver = Checkpointer(cfg, logdir, **options)
     guards = [_ContinueMetrics(csv), NonFiniteGuard(saver, keeper), *seeding]
     savers: list[Callback] = [saver]
