@@ -70,7 +70,8 @@ def set_progress(trainer: Trainer, step: int, epoch: int) -> None:
     """Let `trainer.global_step` and `trainer.current_epoch` be these."""
     loop = trainer.fit_loop.epoch_loop.automatic_optimization
     loop.optim_progress.optimizer.step.total.completed = step
-    trainer.fit_loop.epoch_progress.current.processed = epoch
+    current = trainer.fit_loop.epoch_progress.current
+    current.processed = current.completed = epoch
 
 
 def writes(tensor: Tensor) -> int:

@@ -173,7 +173,7 @@ class QualityMonitor(Callback):
     # ---- the end ----
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop listening."""
+        """Take the hooks off the method's modules again."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
