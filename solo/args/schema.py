@@ -30,9 +30,6 @@ OPTIMIZER_KWARGS = {
     "adamw": ("betas", "eps", "amsgrad", *_TORCH),
 }
 
-# Keys that solo-learn's own recipes carry without effect: accepted with one warning each.
-IGNORED_KEYS = ("augmentations_cfg", "wandb_cfg")
-
 
 @dataclass(frozen=True)
 class Backbone:
@@ -144,6 +141,7 @@ class Checkpoint:
     dir: str = "trained_models"
     frequency: int = number(1, least=1)
     keep_prev: bool = False
+    pack: bool = False
 
 
 @dataclass(frozen=True)
@@ -233,6 +231,7 @@ class Run:
     sync_batchnorm: bool = False
     accumulate_grad_batches: int = number(1, least=1)
     imports: list | str | None = None
+    strict: bool = False  # every unknown key is an error
 
 
 @dataclass(frozen=True)
