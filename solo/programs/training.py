@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from solo.args.common import count_devices
 from solo.data.datasets import splits
 from solo.errors import CheckpointError, ConfigError
-from solo.monitoring.guards import EpochSeeder, NonFiniteGuard
+from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
 from solo.monitoring.loggers import CSVMetrics, build_loggers
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
@@ -213,7 +213,8 @@ def _own_callbacks(
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
     csv = next(logger for logger in loggers if isinstance(logger, CSVMetrics))
     keeper = StepKeeper(cfg, logdir, omegaconf_select(cfg, "performance.replay"))
-    seeding = [EpochSeeder(cfg.seed), keeper]  # in this order: the step draws after the seed
+    # in this order: the step draws after the seed
+    seeding = [ResumedRun(), EpochSeeder(cfg.seed), keeper]
     if not cfg.checkpoint.enabled:
         return [_ContinueMetrics(csv), NonFiniteGuard(keeper=keeper), *seeding, *watching]
     options = {key: cfg.checkpoint[key] for key in ("frequency", "keep_prev", "pack")}
