@@ -49,6 +49,7 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
     common.check_keys(cfg, schema.Pretrain)
     common.run_sections(cfg)
     fill(cfg, "auto_umap", schema.AutoUMAP)
+    fill(cfg, "quality", schema.Quality)
     add_and_assert_dataset_cfg(cfg)
     add_and_assert_wandb_cfg(cfg)
     add_and_assert_lightning_cfg(cfg)
@@ -68,7 +69,8 @@ def _set_num_crops(cfg: DictConfig) -> None:
     if not OmegaConf.is_list(entries) or not entries:
         raise ConfigError("'augmentations' must be a list with at least one pipeline")
     for index, entry in enumerate(entries):
-        check_section(entry, schema.Augmentation, f"augmentations.{index}")
+        strict = cfg.get("strict") is True
+        check_section(entry, schema.Augmentation, f"augmentations.{index}", strict)
         for key in ("crop_size", "num_crops"):
             common.required(cfg, f"augmentations.{index}.{key}")
     size = entries[0].crop_size

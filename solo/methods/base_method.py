@@ -123,7 +123,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         """Parameter groups: encoder, online classifier, then the heads."""
         return [
             *self._backbone_groups(),
-            self._classifier_group("classifier"),
+            *map(self._classifier_group, self._classifiers),
             *(
                 {"name": name, "params": getattr(self, name).parameters(), **head.group}
                 for name, head in self.declared_heads.items()
@@ -138,6 +138,11 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
             name: head if isinstance(head, Head) else Head(group=head)
             for name, head in self.HEADS.items()
         }
+
+    @property
+    def _classifiers(self) -> list[str]:
+        """Attributes that hold an online classifier, in the order of their parameter groups."""
+        return ["classifier"]
 
     def _backbone_groups(self) -> list[Mapping[str, Any]]:
         groups = extensions.parameter_groups(self.backbone, name="backbone")
@@ -274,12 +279,14 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
             )
         if self.knn_eval:
             self._feed_knn(outs["feats"][: self.num_large_crops], targets)
-        outs["loss"] = self._with_extensions(outs["loss"], X)
+        outs["loss"] = self._with_extensions(outs["loss"], X, outs["feats"])
         return outs
 
-    def _with_extensions(self, loss: Tensor, X: Sequence[Tensor]) -> Tensor:
+    def _with_extensions(
+        self, loss: Tensor, X: Sequence[Tensor], feats: Sequence[Tensor] = ()
+    ) -> Tensor:
         """The loss with what the extensions add to it, which is logged."""
-        terms = extensions.losses(self, X)
+        terms = extensions.losses(self, X, feats)
         if terms:
             self._log_train(**terms)
         return loss + sum(terms.values())

@@ -51,12 +51,10 @@ class BaseMomentumMethod(BaseMethod):
         return cfg
 
     @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        """As `BaseMethod`'s, with the momentum classifier where there is one."""
-        groups = super().learnable_params
-        if self.momentum_classifier is not None:
-            groups.append(self._classifier_group("momentum_classifier"))
-        return groups
+    def _classifiers(self) -> list[str]:
+        """The momentum classifier, where there is one, comes before the heads, as in solo-learn."""
+        own = [] if self.momentum_classifier is None else ["momentum_classifier"]
+        return [*super()._classifiers, *own]
 
     @property
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo.args.check import fill
 from solo.args.schema import Checkpoint as CheckpointKeys
+from solo.files.packed import pack
 from solo.files.whole import SUFFIX, remove_partial, write_json
 from solo.monitoring.loggers import last_checkpoint
 
@@ -30,6 +31,7 @@ class Checkpointer(Callback):
         logdir: folder of the method.
         frequency: epochs between two checkpoints; the last epoch is always saved.
         keep_prev: keep all of them.
+        pack: compress them; every program opens such files, too.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Checkpointer(Callback):
         logdir: str | Path = Path("trained_models"),
         frequency: int = 1,
         keep_prev: bool = False,
+        pack: bool = False,
     ):
         super().__init__()
         self.cfg = cfg
         self.logdir = Path(logdir)
         self.frequency = frequency
         self.keep_prev = keep_prev
+        self.pack = pack
         self.last_ckpt: Path | None = None
         self._taken: tuple[Path, Path] | None = None
 
@@ -86,9 +90,28 @@ class Checkpointer(Callback):
         """Write args.json: the whole configuration and `wandb_run_id`."""
         if not trainer.is_global_zero:
             return
+        self._write_args(self.path)
+
+    def _write_args(self, folder: Path) -> None:
         args = OmegaConf.to_container(self.cfg, resolve=True)
         args["wandb_run_id"] = self.wandb_run_id
-        write_json(self.path / "args.json", args, indent=2)
+        write_json(folder / "args.json", args, indent=2)
+
+    def save_copy(self, trainer: Trainer, folder: Path) -> Path:
+        """Save the current state and args.json into another folder too; all ranks call this.
+
+        Returns:
+            the checkpoint's path.
+        """
+        final = folder / self.ckpt_placeholder.format(trainer.current_epoch)
+        partial = final.with_name(final.name + SUFFIX)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(partial, weights_only=False)
+        if trainer.is_global_zero:
+            self._write_args(folder)
+            os.replace(partial, final)
+        return final
 
     def save(self, trainer: Trainer) -> None:
         """Save the current state under its final name at once (all ranks call this)."""
@@ -101,6 +124,8 @@ class Checkpointer(Callback):
         final = self.path / self.ckpt_placeholder.format(trainer.current_epoch)
         partial = final.with_name(final.name + SUFFIX)
         trainer.save_checkpoint(partial, weights_only=False)  # with the optimizer
+        if self.pack and trainer.is_global_zero:
+            pack(partial)
         self._taken = (partial, final)
 
     def _publish(self, trainer: Trainer) -> None:
