@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from sparse_ext.kernels.element.layers import _Convolution
-from sparse_ext.kernels.element.norm import LaneBatchNorm2d, LaneReLU, folded, norm
+from sparse_ext.kernels.element.norm import LaneBatchNorm2d, LaneReLU, norm
 
 
 class _Block:
@@ -69,7 +69,7 @@ def conv_norm(
     if frozen and isinstance(conv, _Convolution):
         plan = conv.chosen(x)
         if plan is not None:
-            return conv.folded(x, plan, *folded(bn), residual, relu)
+            return conv.folded(x, plan, *conv.folds(bn), residual, relu)
     return norm(conv(x), bn, residual, relu)
 
 

@@ -34,6 +34,7 @@ def products(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
+    key: object = None,
 ) -> Tensor:
     """relu(conv2d(x, weight) * scale + bias + residual) in lanes; no gradients.
 
@@ -45,6 +46,7 @@ def products(
         bias: likewise.
         residual: as the result.
         relu: whether negative results become zero.
+        key: see `Pass.fill`.
     """
     kind = native_type(x.dtype)
     source = to_lanes(x.to(kind))
@@ -52,7 +54,7 @@ def products(
     out = empty_lanes((len(x), plan.shape[0], *size), kind)
     rest = None if residual is None else to_lanes(residual.to(kind))
     for part in plan.passes(FORWARD, len(x), (x.shape[2], x.shape[3]), kind):
-        part.fill(weight)
+        part.fill(weight, key)
         part.run(source, out, scale, bias, rest, relu)
     return out if kind == x.dtype else out.to(x.dtype)
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from sparse_ext.compat import is_dispatched
 from sparse_ext.kernels.element import choice
+from sparse_ext.kernels.element import op as op
 from sparse_ext.kernels.element.function import element_conv2d, products
 from sparse_ext.kernels.element.lanes import TYPES, laid_out
+from sparse_ext.kernels.element.norm import folded
 from sparse_ext.kernels.element.plan import Plan
 from sparse_ext.kernels.plan import Window
 from sparse_ext.masks.masked_layers import MaskedConv2d, MaskedLinear
@@ -27,12 +29,14 @@ class ElementLayer(nn.Module):
         dense_gradient: whether pruned weights get their gradient too, at the dense price.
         dense_share: share of training steps that want it, as far as known; for `auto`.
         used: whether the kernel computed the last input.
+        frozen: what was found out about weights and masks holds while torch counts no change.
     """
 
     kernel = "auto"
     dense_gradient = True
     dense_share = 1.0
     used = False
+    frozen = False
 
     def plan(self) -> Plan:
         """The kept weights, listed anew whenever the content of the mask is another."""
@@ -51,9 +55,28 @@ class ElementLayer(nn.Module):
 
     def chosen(self, x: Tensor) -> Plan | None:
         """The plan, if the kernel is to compute x (4 dimensions); None for torch's dense one."""
-        plan = self._choose(x)
+        if torch.compiler.is_compiling():
+            return None
+        version = self.version() if self.frozen else None
+        if version is None:
+            plan = self._choose(x)
+        else:
+            key = (version, x.shape, _computed_in(x), torch.is_grad_enabled())
+            known: dict = self.__dict__.setdefault("_known", {})
+            if key not in known:
+                if len(known) > 32:
+                    known.clear()
+                known[key] = self._choose(x)
+            plan = known[key]
         self.used = plan is not None
         return plan
+
+    def version(self) -> tuple | None:
+        """What changes with weight and mask, as far as torch counts; None if it does not."""
+        tensors = [t for t in (self.weight, getattr(self, "mask", None)) if t is not None]
+        if any(t.is_inference() for t in tensors):  # type: ignore[operator]
+            return None
+        return tuple((t.data_ptr(), t._version) for t in tensors)  # type: ignore[operator]
 
     def _choose(self, x: Tensor) -> Plan | None:
         if not self._takes(x):
@@ -85,7 +108,11 @@ class ElementLayer(nn.Module):
             return False  # torch would say that the types differ
         if not self._shapes_fit(x):
             return False
-        small = self.kernel == "auto" and not choice.is_large(weight.shape, x.shape, self._window())
+        small = (
+            self.kernel == "auto"
+            and not self.frozen
+            and not choice.is_large(weight.shape, x.shape, self._window())
+        )
         return not small and choice.ready()
 
     def _window(self) -> Window:
@@ -102,7 +129,7 @@ class ElementLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles list their weights anew."""
-        return {key: value for key, value in self.__dict__.items() if key != "_plan"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_plan", "_known", "_folded")}
 
 
 class _Convolution(ElementLayer):
@@ -115,6 +142,11 @@ class _Convolution(ElementLayer):
         return min(self._window().output_size(x.shape[2:], _pair(self.kernel_size))) > 0
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.frozen and torch.compiler.is_compiling() and hasattr(self, "mask"):
+            rest = (list(p) for p in (self.stride, self.padding, self.dilation))
+            return torch.ops.sparse_ext.element_conv2d(
+                input, self.weight, self.mask, self.bias, *rest
+            )
         plan = self.chosen(input)
         if plan is None:
             return super().forward(laid_out(input))  # type: ignore[misc]
@@ -126,7 +158,19 @@ class _Convolution(ElementLayer):
         """relu(conv(x) * scale + shift + residual), without gradients."""
         weight: Tensor = self.weight.detach()  # type: ignore[union-attr, operator, assignment]
         shift = shift if self.bias is None else shift + self.bias.detach() * scale  # type: ignore
-        return products(x.to(_computed_in(x)), weight, plan, scale, shift, residual, relu)
+        key = self.version() if self.frozen else None
+        return products(x.to(_computed_in(x)), weight, plan, scale, shift, residual, relu, key)
+
+    def folds(self, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+        """Scale and shift of a batch norm that follows, remembered where weights are frozen."""
+        parts = (bn.running_mean, bn.running_var, bn.weight, bn.bias)
+        tensors = [t for t in parts if t is not None]
+        if not self.frozen or any(t.is_inference() for t in tensors):
+            return folded(bn)
+        key = tuple((t.data_ptr(), t._version) for t in tensors)
+        if self.__dict__.get("_folded", (None,))[0] != key:
+            self.__dict__["_folded"] = (key, folded(bn))
+        return self.__dict__["_folded"][1]
 
 
 class ElementConv2d(_Convolution, MaskedConv2d):

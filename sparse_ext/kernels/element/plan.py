@@ -154,6 +154,7 @@ class Pass:
         box: Machine,
     ) -> None:
         self.kind, self.box = kind, box
+        self._filled: object = None
         self.geometry, phases, slots = _geometry(plan, kind, batch, size, box)
         g = self.geometry
         segments = torch.empty(g.nob * g.ncb * g.ob + g.nob * g.ob, 4, dtype=torch.int32)
@@ -186,8 +187,14 @@ class Pass:
         self.entries = torch.empty(self.count + 1, 3, dtype=torch.int32)
         return paired
 
-    def fill(self, weight: Tensor) -> None:
-        """Read the kept weights (float32, in the memory format of the plan)."""
+    def fill(self, weight: Tensor, key: object = None) -> None:
+        """Read the kept weights (float32, in the memory format of the plan).
+
+        With a `key`, nothing is read while it stays the same.
+        """
+        if key is not None and self._filled == key:
+            return
+        self._filled = key
         threads = torch.get_num_threads()
         rest = self.at.data_ptr(), self.count, self.entries.data_ptr(), threads
         if self.box.pairs:

@@ -28,7 +28,17 @@ _SWAPPED: dict[type, type] = {
     nn.BatchNorm2d: LaneBatchNorm2d,
 }
 _PLAIN = {new: old for old, new in _SWAPPED.items()}
-_OWN = ("kernel", "dense_gradient", "dense_share", "used", "around", "_plan")
+_OWN = (
+    "kernel",
+    "dense_gradient",
+    "dense_share",
+    "used",
+    "around",
+    "frozen",
+    "_plan",
+    "_known",
+    "_folded",
+)
 
 
 def use_element_kernel(
