@@ -119,12 +119,18 @@ class Momentum:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`checkpoint`: what is written, where, every how many epochs."""
+    """`checkpoint`: what is written, where, and when.
+
+    Every `frequency` epochs, and every `every_n_steps` optimizer steps within an epoch. The last
+    `keep_last` stay, all of them with `keep_prev`.
+    """
 
     enabled: bool = False
     dir: str = "trained_models"
     frequency: int = number(1, least=1)
     keep_prev: bool = False
+    keep_last: int = number(2, least=1)
+    every_n_steps: int | None = number(None, least=1)
 
 
 @dataclass(frozen=True)

@@ -257,7 +257,8 @@ class PruningCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the run never got where it should; leave the optimizer as it was."""
-        self.running.report_end()
+        if self.pruner is not None:  # a finished run that is started again trains nothing
+            self.pruner.report_end()
         self._detach()
 
     def on_exception(
