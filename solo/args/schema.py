@@ -30,6 +30,27 @@ OPTIMIZER_KWARGS = {
     "adamw": ("betas", "eps", "amsgrad", *_TORCH),
 }
 
+
+@dataclass(frozen=True)
+class OptimizerArguments:
+    """What `optimizer.kwargs` may hold, for whichever optimizer takes it."""
+
+    momentum: float = number(0.9, least=0)
+    dampening: float = number(0.0)
+    nesterov: bool = False
+    eta: float = number(1e-3, least=0)
+    eps: float = number(1e-8, least=0)
+    clip_lr: bool = False
+    exclude_bias_n_norm: bool = False
+    betas: list = field(default_factory=lambda: [0.9, 0.999])
+    amsgrad: bool = False
+    foreach: bool | None = None
+    maximize: bool = False
+    capturable: bool = False
+    differentiable: bool = False
+    fused: bool | None = None
+
+
 # Keys that solo-learn's own recipes carry without effect: accepted with one warning each.
 IGNORED_KEYS = ("augmentations_cfg", "wandb_cfg")
 
