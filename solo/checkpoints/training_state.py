@@ -26,7 +26,7 @@ _STATE: dict[str, type] = {
 
 
 def read_training_state(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint that a run is to go on from, and check that it can.
+    """Read a checkpoint that a run is to go on from.
 
     The archive that torch writes has a checksum (CRC-32) of each of its parts: all of them are
     compared, since torch itself reads over flipped bits.
@@ -48,20 +48,30 @@ def read_training_state(path: str | Path) -> dict[str, Any]:
             f"{path} holds weights but no state of a training run ({', '.join(missing)}), so it "
             "cannot be continued"
         )
+    return content
+
+
+def check_training_state(content: Mapping[str, Any], path: str | Path) -> None:
+    """Check that everything is in a checkpoint that Lightning needs to go on from it.
+
+    Raises:
+        CheckpointError: names what is missing or of another kind.
+    """
+    problem = None
     for key, kind in _STATE.items():
         value = content.get(key)
         if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
-            said = f"is {value!r:.60}" if key in content else "is missing"
-            raise CheckpointError(f"{path} cannot be continued: its '{key}' {said}")
-    if not content["optimizer_states"]:
-        raise CheckpointError(f"{path} cannot be continued: it has no state of an optimizer")
-    if "fit_loop" not in content["loops"]:
-        raise CheckpointError(f"{path} cannot be continued: its 'loops' have no progress of a fit")
-    if not isinstance(content.get("pytorch-lightning_version"), str):
-        raise CheckpointError(
-            f"{path} cannot be continued: it does not say which version of Lightning wrote it"
-        )
-    return content
+            problem = f"its '{key}' " + (f"is {value!r:.60}" if key in content else "is missing")
+            break
+    else:
+        if not content["optimizer_states"]:
+            problem = "it has no state of an optimizer"
+        elif "fit_loop" not in content["loops"]:
+            problem = "its 'loops' have no progress of a fit"
+        elif not isinstance(content.get("pytorch-lightning_version"), str):
+            problem = "it does not say which version of Lightning wrote it"
+    if problem is not None:
+        raise CheckpointError(f"{path} cannot be continued: {problem}")
 
 
 def resumable(path: str | Path) -> Path:

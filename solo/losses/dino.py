@@ -9,6 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from solo.losses.precision import in_float32
+
 
 class DINOLoss(nn.Module):
     """Cross entropy between the teacher's and the student's outputs of different views.
@@ -55,6 +57,7 @@ class DINOLoss(nn.Module):
             ]
         )
 
+    @in_float32
     def forward(self, student_output: Tensor, teacher_output: Tensor) -> Tensor:
         """Loss over all pairs of different views; then moves the centre.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import signal
 import threading
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -33,12 +32,12 @@ class Interruptions(Callback):
     """Stops between two batches when a signal has arrived; a second Ctrl-C stops at once.
 
     Args:
-        save: saves the state of the run within its epoch; None where nothing is saved.
+        saver: `Checkpointer` of the run; None where nothing is saved.
     """
 
-    def __init__(self, save: Callable[[Trainer], None] | None = None):
+    def __init__(self, saver: Any = None):
         super().__init__()
-        self.save = save
+        self.saver = saver
         self._received: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -60,10 +59,14 @@ class Interruptions(Callback):
                 return  # asking the others waits for them
             heard = trainer.strategy.reduce_boolean_decision(bool(received), all=False)
             received = received or (signal.SIGTERM if heard else 0)
-        if received:
-            if self.save is not None and trainer.global_step:
-                self.save(trainer)
-            raise Stopped(received)
+        if not received:
+            return
+        saves = self.saver is not None and trainer.global_step > 0
+        if saves and batch_idx == 0 and not self.saver.has_epoch(trainer.current_epoch - 1):
+            return  # nothing of this epoch is done, and the one before is not saved: one batch more
+        if saves and batch_idx:
+            self.saver.save_within_epoch(trainer)
+        raise Stopped(received)
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Leave; what the epoch has trained is not between two batches here, and is repeated."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import math
 import re
-import warnings
 from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
@@ -108,10 +107,10 @@ class CSVMetrics(Logger):
             return
         self._columns, rows, damaged = _read_rows(self.start_from)
         if damaged:
-            warnings.warn(
-                f"{self.start_from}: {damaged} damaged rows are left out; they were of steps whose "
-                "values no file holds any more",
-                stacklevel=2,
+            print(
+                f"warning: {self.start_from}: {damaged} damaged rows are left out; what they held "
+                "is in no other file",
+                flush=True,
             )
         self._rewrite([row for row in rows if int(float(row["step"])) < step])
 
@@ -217,10 +216,10 @@ def build_loggers(
         resume: checkpoint that the run continues; its folder is used again if it lies in `logdir`
             and holds no newer one.
         wandb_run_id: id of the wandb run to continue.
-        folder: of a run that begins again, in `logdir`.
+        folder: of a run that goes on in its own folder, in `logdir`, whatever is there.
     """
     version = None if folder is None else Path(folder).name
-    if resume is not None:
+    if resume is not None and version is None:
         run = Path(resume).resolve().parent
         # Going back to an older checkpoint must not overwrite what came after it.
         newest = last_checkpoint(run)

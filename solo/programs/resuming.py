@@ -16,7 +16,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from solo.checkpoints.files import read_args
-from solo.checkpoints.training_state import read_training_state, resumable
+from solo.checkpoints.training_state import (
+    check_training_state,
+    read_training_state,
+    resumable,
+)
 from solo.errors import CheckpointError, ConfigError, SoloError
 from solo.files.lock import FolderLock
 from solo.monitoring.interruptions import Stopped
@@ -32,7 +36,7 @@ class Resume:
     Attributes:
         path: checkpoint; None: it begins.
         wandb_run_id: of its wandb run.
-        folder: of a run that was stopped before its first checkpoint; it is used again.
+        folder: of a run that auto-resume has found; it is used again.
         finished: nothing is left to train.
     """
 
@@ -112,7 +116,11 @@ def run_folder(cfg: DictConfig, logdir: Path, resume: Resume) -> Iterator[Run]:
     with FileLock(Path(logdir) / ".lock"):
         if resume == Resume():
             resume = find_resume(cfg, logdir)
-        again = None if resume.path is not None else resume.folder
+        if resume.path is not None:
+            check_training_state(read_training_state(resume.path), resume.path)
+        again = resume.folder
+        if again is not None and again.resolve().parent != Path(logdir).resolve():
+            again = None
         loggers = build_loggers(cfg, logdir, resume.path, resume.wandb_run_id, again)
         csv = next(logger for logger in loggers if isinstance(logger, CSVMetrics))
         lock = FolderLock(Path(logdir) / csv.version)

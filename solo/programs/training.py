@@ -141,9 +141,8 @@ def _own_callbacks(cfg: DictConfig, run: Run) -> list[Callback]:
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
     csv = next(logger for logger in run.loggers if isinstance(logger, CSVMetrics))
     saver = run.saver
-    stopper = Interruptions(None if saver is None else saver.save_within_epoch)
     own = [_ContinueMetrics(csv), WithinEpoch(), NonFiniteGuard(saver), EpochSeeder(cfg.seed)]
-    return [*own, *([] if saver is None else [saver]), stopper]
+    return [*own, *([] if saver is None else [saver]), Interruptions(saver)]
 
 
 class _ContinueMetrics(Callback):

@@ -125,14 +125,15 @@ class AutoResumer:
             cfg: parsed configuration of the run that starts.
 
         Returns:
-            (path, wandb run id), or (None, None); see `find`.
+            (path, wandb run id), or (None, None). Whether the file is whole is not looked at; see
+            `find`.
         """
-        found = self.find(cfg)
+        found = self.find(cfg, look=False)
         if found is None or found.checkpoint is None:
             return None, None
         return found.checkpoint, found.wandb_run_id
 
-    def find(self, cfg: DictConfig) -> Found | None:
+    def find(self, cfg: DictConfig, look: bool = True) -> Found | None:
         """The run that this configuration continues.
 
         A damaged newest checkpoint is named in a warning, and the one before it is taken. A run
@@ -141,6 +142,7 @@ class AutoResumer:
 
         Args:
             cfg: parsed configuration of the run that starts.
+            look: into the checkpoints, whether they are whole.
 
         Raises:
             CheckpointError: all checkpoints of the run are damaged.
@@ -160,6 +162,8 @@ class AutoResumer:
             if different:
                 continue
             run_id = args.get("wandb_run_id")
+            if saved and not look:
+                return Found(folder, run_id, saved[-1])
             if saved:
                 return Found(folder, run_id, *_newest_whole(saved))
             begun = begun or Found(folder, run_id)
@@ -177,7 +181,8 @@ class AutoResumer:
             try:
                 content = read_args(args.parent)
             except CheckpointError as error:
-                warnings.warn(f"{error}; its run cannot be resumed", stacklevel=2)
+                said = f"{args} is not readable; its run cannot be resumed ({error})"
+                warnings.warn(said, stacklevel=2)
                 continue
             if content is not None:
                 yield args.parent, content
@@ -185,17 +190,18 @@ class AutoResumer:
 
 def _newest_whole(saved: list[Path]) -> tuple[Path, Mapping[str, Any]]:
     """The newest checkpoint of a run that is not damaged, and what it holds."""
-    from solo.checkpoints.training_state import read_training_state
+    from solo.checkpoints.training_state import check_training_state, read_training_state
 
     problems = []
     for path in reversed(saved):
         try:
             state = read_training_state(path)
+            check_training_state(state, path)
         except CheckpointError as error:
             problems.append(str(error))
             continue
         if problems:
-            warnings.warn(f"{'; '.join(problems)}. Going on from {path} instead.", stacklevel=2)
+            print(f"warning: {'; '.join(problems)} Going on from {path} instead.", flush=True)
         return path, state
     raise CheckpointError(
         f"No checkpoint of {saved[0].parent} can be continued: {'; '.join(problems)}. To train "

@@ -51,7 +51,7 @@ class Checkpointer(Callback):
         logdir: str | Path = Path("trained_models"),
         frequency: int = 1,
         keep_prev: bool = False,
-        keep_last: int = 2,
+        keep_last: int = 1,
         every_n_steps: int | None = None,
     ):
         super().__init__()
@@ -121,6 +121,10 @@ class Checkpointer(Callback):
         """Save the current state under its final name at once (all ranks call this)."""
         self._take(trainer, trainer.current_epoch)
         self._publish(trainer)
+
+    def has_epoch(self, epoch: int) -> bool:
+        """Whether the state at the end of this epoch is saved (the same on all ranks)."""
+        return (self.path / self.ckpt_placeholder.format(epoch)).exists()
 
     def save_within_epoch(self, trainer: Trainer) -> None:
         """Save the state between two batches under a name of its own (all ranks call this).

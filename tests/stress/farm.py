@@ -8,6 +8,7 @@ Each has a session of its own: killing it takes its workers along.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import runpy
 import signal
@@ -34,32 +35,34 @@ class Ended:
         return TRACEBACK in self.text
 
 
+MODULES = (
+    "lightning.pytorch",
+    "sklearn.datasets",
+    "timm.data.mixup",
+    "torchmetrics",
+    "solo.methods",
+    "solo.programs.linear",
+    "solo.programs.pretrain",
+    "solo.programs.training",
+    "sparse_ext.export.slim",
+    "sparse_ext.gating.callback",
+    "sparse_ext.tickets.program",
+    "sparse_ext.tickets.sweeps.sweep",
+    "sparse_ext.training.callback",
+)
+
+
 def preload() -> None:
     """Import in this process what its forks will need; starts no thread."""
     import torch
 
     torch.set_num_threads(1)
-    sys.path.insert(0, str(ROOT))
-    import lightning.pytorch
-    import sklearn.datasets
-    import timm.data.mixup
-    import torchmetrics
+    for name in MODULES:
+        importlib.import_module(name)
+    from solo.methods import METHODS
 
-    import solo.methods
-    import solo.programs.linear
-    import solo.programs.pretrain
-    import solo.programs.training
-    import sparse_ext.export.slim
-    import sparse_ext.extension
-    import sparse_ext.gating.callback
-    import sparse_ext.tickets.program
-    import sparse_ext.tickets.sweeps.sweep
-    import sparse_ext.training.callback
-
-    assert lightning.pytorch and sklearn.datasets and timm.data.mixup and torchmetrics  # noqa: S101
-    assert solo.methods and sparse_ext.extension  # noqa: S101
-    for name in solo.methods.METHODS:
-        solo.methods.METHODS[name]
+    for name in METHODS:  # made when they are first asked for
+        METHODS[name]
 
 
 class Program:

@@ -60,6 +60,11 @@ class Tally:
     unnamed: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
 
+    @property
+    def problems(self) -> list[str]:
+        """Everything that went wrong."""
+        return [*self.tracebacks, *self.other, *self.unnamed]
+
     def __str__(self) -> str:
         return (
             f"{self.tried} tried: {self.trained} trained, {self.refused} refused by name, "
@@ -165,9 +170,10 @@ def attempt(
     ended = farm.run(program, [*arguments, override(key, value)], work, timeout=120)
     said = f"{program} {' '.join(also)} {override(key, value)}"
     tally.tried += 1
+    known = set(tally.problems)
     if ended.traceback:
         last = [line for line in ended.text.splitlines() if line.strip()][-1:]
-        tally.tracebacks.append(f"{said}: {' '.join(last)[:300]}")
+        tally.tracebacks.append(f"traceback: {said}: {' '.join(last)[:300]}")
     elif ended.code == 0:
         tally.trained += 1
     elif ended.code == 2 and "error: " in ended.text:
@@ -175,9 +181,11 @@ def attempt(
         named = key.split(".")[-1] in message or key.split(".")[0] in message
         tally.refused += named
         if not named:
-            tally.unnamed.append(f"{said}: {message[:300]}")
+            tally.unnamed.append(f"unnamed: {said}: {message[:300]}")
     else:
         tally.other.append(f"{said}: exit {ended.code}: {ended.text[-300:]}")
+    for problem in set(tally.problems) - known:
+        print(f"  {problem}", flush=True)
     return ended
 
 
@@ -194,9 +202,6 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         tally = fuzz(args.tries, Path(folder), args.seed)
     print(tally)
-    for title in ("tracebacks", "unnamed", "other"):
-        for text in getattr(tally, title):
-            print(f"  {title}: {text}")
     return int(bool(tally.tracebacks or tally.other))
 
 

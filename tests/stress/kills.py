@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Kills programs at random moments and starts them again, until they end like one that ran through.
 
-    python -m tests.stress.kills --kills 100 [NAME ...]
+python -m tests.stress.kills --kills 100 [NAME ...]
 """
 
 from __future__ import annotations
