@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,30 @@ def _epochs(steps: Any) -> list[int] | None:
     raise ConfigError(f"scheduler.lr_decay_steps must be a list of epochs, got {steps!r}")
 
 
+def _keep_options(optimizer: Optimizer, rates: bool) -> None:
+    """Let the options of the configuration (weight decay, momentum, ...) survive a resume.
+
+    Args:
+        optimizer: whose state may be loaded later on, with the options of the run that saved it.
+        rates: the learning rate is one of them; else what a schedule has made of it is kept.
+    """
+    kept: list[dict[str, Any]] = []
+    left = {"params"} if rates else {"params", "lr", "initial_lr"}
+
+    def before(optimizer: Optimizer, state: dict[str, Any]) -> None:
+        kept[:] = [
+            {key: value for key, value in group.items() if key not in left}
+            for group in optimizer.param_groups
+        ]
+
+    def after(optimizer: Optimizer) -> None:
+        for group, options in zip(optimizer.param_groups, kept, strict=True):
+            group.update(options)
+
+    optimizer.register_load_state_dict_pre_hook(before)
+    optimizer.register_load_state_dict_post_hook(after)
+
+
 class OptimizationMixin:
     """Reads `optimizer`, `scheduler`, ... of the configuration and builds what they ask for."""
 
@@ -92,6 +117,9 @@ class OptimizationMixin:
         self.weight_decay: float = optimizer.weight_decay
         self.extra_optimizer_args: dict[str, Any] = _plain(optimizer.kwargs)
         self.exclude_bias_n_norm_wd: bool = optimizer.exclude_bias_n_norm_wd
+        self.final_weight_decay: float | None = omegaconf_select(
+            cfg, "optimizer.final_weight_decay"
+        )
         self.scheduler: str = scheduler.name
         self.lr_decay_steps: list[int] | None = _epochs(_plain(scheduler.lr_decay_steps))
         self.min_lr: float = scheduler.min_lr
@@ -116,6 +144,7 @@ class OptimizationMixin:
         if self.exclude_bias_n_norm_wd:
             groups = remove_bias_and_norm_from_weight_decay(groups)
         groups = [dict(group) for group in groups]
+        self._decayed = [i for i, group in enumerate(groups) if "weight_decay" not in group]
         static = [i for i, group in enumerate(groups) if group.pop("static_lr", False)]
         for group in groups:
             if "lr_scale" in group:
@@ -137,8 +166,25 @@ class OptimizationMixin:
                 f"optimizer.name={self.optimizer} refuses its settings (optimizer.kwargs={given}): "
                 f"{error}"
             ) from error
+        _keep_options(optimizer, rates=self.scheduler not in ("reduce", "exponential"))
         scheduler = self._build_scheduler(optimizer, static)
         return optimizer if scheduler is None else ([optimizer], [scheduler])
+
+    def _set_weight_decay(self, optimizer: Optimizer, progress: float) -> None:
+        """Give the groups without a decay of their own that of this point of the run (DINO).
+
+        A cosine from `optimizer.weight_decay` to `optimizer.final_weight_decay`.
+
+        Args:
+            optimizer: made by `_build_optimizers`.
+            progress: part of the run's optimizer steps that is done, 0 to 1.
+        """
+        if self.final_weight_decay is None:
+            return
+        left = (1 + math.cos(math.pi * progress)) / 2
+        first, last = self.weight_decay, self.final_weight_decay
+        for index in self._decayed:
+            optimizer.param_groups[index]["weight_decay"] = last + (first - last) * left
 
     def _build_scheduler(self, optimizer: Optimizer, static: list[int]) -> Any:
         name = str(self.scheduler).lower()

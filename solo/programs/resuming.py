@@ -102,7 +102,7 @@ def run_folder(cfg: DictConfig, logdir: Path, resume: Resume) -> Iterator[Run]:
     """
     saver = None
     if cfg.checkpoint.enabled:
-        keys = ("frequency", "keep_prev", "keep_last", "every_n_steps")
+        keys = ("frequency", "keep_prev", "keep_last", "every_n_steps", "pack")
         saver = Checkpointer(cfg, logdir, **{key: cfg.checkpoint[key] for key in keys})
     if rank_zero_only.rank != 0:  # the first process has locked it for all
         yield Run(resume, build_loggers(cfg, logdir, resume.path, resume.wandb_run_id), saver)

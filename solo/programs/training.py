@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from solo.args.common import count_devices
 from solo.data.datasets import splits
 from solo.errors import ConfigError
-from solo.monitoring.guards import EpochSeeder, NonFiniteGuard
+from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
 from solo.monitoring.interruptions import Interruptions, WithinEpoch
 from solo.monitoring.loggers import CSVMetrics
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
@@ -42,7 +42,7 @@ def fit(
     callbacks: list[Callback] = (),
     resume: Resume | None = None,
 ) -> Trainer:
-    """Train `model` as `cfg` says.
+    """Train `model` on `data` as the configuration says, resuming where it can.
 
     Args:
         cfg: parsed configuration; its keys that are arguments of Trainer are passed on.
@@ -141,8 +141,9 @@ def _own_callbacks(cfg: DictConfig, run: Run) -> list[Callback]:
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
     csv = next(logger for logger in run.loggers if isinstance(logger, CSVMetrics))
     saver = run.saver
-    own = [_ContinueMetrics(csv), WithinEpoch(), NonFiniteGuard(saver), EpochSeeder(cfg.seed)]
-    return [*own, *([] if saver is None else [saver]), Interruptions(saver)]
+    before = [_ContinueMetrics(csv), WithinEpoch(), NonFiniteGuard(saver), ResumedRun()]
+    own = [*before, EpochSeeder(cfg.seed), saver, Interruptions(saver)]
+    return [callback for callback in own if callback is not None]
 
 
 class _ContinueMetrics(Callback):
@@ -208,7 +209,7 @@ class LogFigures(Callback):
         self.figures = {f"encoder/{name}": value for name, value in figures.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed run has them already."""
+        """Log the figures once; a resumed run has them already."""
         if self.figures and trainer.global_step == 0:
             for logger in trainer.loggers:
                 logger.log_metrics(self.figures, step=0)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo.args.check import fill
 from solo.args.schema import AutoResume
 from solo.checkpoints.files import read_args
+from solo.data.catalogue import known
 from solo.errors import CheckpointError
 from solo.monitoring.loggers import checkpoints, last_checkpoint
 
@@ -69,7 +70,7 @@ def fingerprint(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(cfg, DictConfig):
         cfg = OmegaConf.to_container(cfg, resolve=True)
     flat = dict(_flatten(cfg))
-    free = (*_FREE, *(_PATHS if _get(cfg, "data.dataset") != "custom" else ()))
+    free = (*_FREE, *(() if known(_get(cfg, "data.dataset")).any_images else _PATHS))
     kept = {
         key: value
         for key, value in flat.items()
@@ -119,7 +120,7 @@ class AutoResumer:
         return cfg
 
     def find_checkpoint(self, cfg: DictConfig) -> tuple[Path | None, str | None]:
-        """The newest matching checkpoint.
+        """Find the newest checkpoint of an unfinished run with the same configuration.
 
         Args:
             cfg: parsed configuration of the run that starts.

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo.args.check import fill
 from solo.args.schema import Checkpoint as CheckpointKeys
 from solo.errors import OutputError
+from solo.files.packed import pack
 from solo.files.whole import SUFFIX, refusal, remove_partial, write_json
 from solo.monitoring.guards import NonFiniteGuard
 from solo.monitoring.interruptions import WithinEpoch
@@ -25,7 +26,7 @@ WITHIN_EPOCH = "-step="
 
 
 class Checkpointer(Callback):
-    """Saves `<logdir>/<version>/<name>-<version>-ep=<epoch>.ckpt` and `args.json`.
+    """Saves checkpoints as `<logdir>/<version>/<name>-<version>-ep=<epoch>.ckpt` and `args.json`.
 
     The state is taken at the end of an epoch into a temporary file. That file gets its name once
     the metrics of the epoch are on the disk too, and only then older ones go: a run that is killed
@@ -43,6 +44,7 @@ class Checkpointer(Callback):
         keep_last: otherwise, keep so many. The ones before the newest are for the day on which
             that one is damaged.
         every_n_steps: optimizer steps between two checkpoints within an epoch; None: none.
+        pack: compress them; every program opens such files, too.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Checkpointer(Callback):
         keep_prev: bool = False,
         keep_last: int = 1,
         every_n_steps: int | None = None,
+        pack: bool = False,
     ):
         super().__init__()
         self.cfg = cfg
@@ -61,6 +64,7 @@ class Checkpointer(Callback):
         self.keep_prev = keep_prev
         self.keep_last = keep_last
         self.every_n_steps = every_n_steps
+        self.pack = pack
         self.last_ckpt: Path | None = None
         self._taken: tuple[Path, Path] | None = None
         self._saved_step = 0
@@ -152,6 +156,8 @@ class Checkpointer(Callback):
             raise OutputError(f"The folder of this run, '{self.path}', is gone: nothing is saved.")
         try:
             trainer.save_checkpoint(partial, weights_only=False)  # with the optimizer
+            if self.pack and trainer.is_global_zero:
+                pack(partial)
         except Exception as error:
             reason = refusal(error)
             if reason is None:
@@ -214,7 +220,7 @@ class Checkpointer(Callback):
             self._take(trainer, epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Publish the last checkpoint."""
+        """Publish the last checkpoint to the loggers that want it."""
         self._publish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception) -> None:

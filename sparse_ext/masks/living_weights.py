@@ -32,7 +32,7 @@ _forced: ContextVar[bool | None] = ContextVar("forced_branch", default=None)
 
 @dataclass(frozen=True)
 class Branches:
-    """Which forward passes see the mask.
+    """Which forward passes of an encoder see its mask.
 
     Attributes:
         first: those of view 0.
@@ -142,10 +142,12 @@ class LatentEncoder(Encoder):
         """What the forward pass did not use has no gradient already."""
 
     def project(self, optimizer: Any = None) -> None:
-        """Pruned weights live on."""
+        """Do nothing: the pruned weights of these methods live on."""
 
     @torch.no_grad()
-    def change(self, new: dict[str, Tensor], regrow: Any = None, optimizer: Any = None) -> int:
+    def change(
+        self, new: dict[str, Tensor], regrow: Any = None, optimizer: Any = None, between: Any = None
+    ) -> int:
         """Put new masks in place and return how many entries differ from the old ones."""
         self.masks.check_same_layers(new)
         flips = 0

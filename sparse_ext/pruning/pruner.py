@@ -104,6 +104,8 @@ class Pruner:
     allocation: str = "global"
     #: share of the past in the running mean of |gradient|; None = only that of the last update
     history: float | None = None
+    #: units that the online encoder kept for a moment of the update under way; others start anew
+    between: Kept | None = None
     #: latest step at which the ramp starts, where only training decides when
     fires_at: int | None = None
 
@@ -234,12 +236,12 @@ class Pruner:
 
     @property
     def encoders(self) -> list[Encoder]:
-        """The masked encoders, online first."""
+        """The masked encoders, the online one first."""
         return [self.online] if self.momentum is None else [self.online, self.momentum]
 
     @property
     def kept(self) -> list[int]:
-        """Kept weights per encoder, as measured."""
+        """Number of kept weights per encoder, as measured."""
         return [encoder.masks.nnz for encoder in self.encoders]
 
     @property
@@ -248,7 +250,7 @@ class Pruner:
         return self.fires_at if self.ramp is None else self.ramp.t0
 
     def sparsity_of(self, encoder: Encoder) -> float:
-        """Share of pruned units, as measured."""
+        """Share of the units of an encoder that are pruned, as measured."""
         return 1 - self.units.count(encoder.masks) / self.units.total
 
     def weight_sparsities(self) -> list[float]:
@@ -372,8 +374,11 @@ class Pruner:
     def apply(self, new: list[Kept], optimizer: Optimizer | None) -> None:
         """Put masks that keep these units in place, online encoder first."""
         for encoder, kept in zip(self.encoders, new, strict=True):
-            masks = self.units.expand(kept, encoder, self._survivors(encoder))
-            self.flips += encoder.change(masks, self.regrow_init, optimizer)
+            members = self._survivors(encoder)
+            masks, passing = self.units.expand(kept, encoder, members), None
+            if encoder is self.online and self.between is not None:
+                passing, self.between = self.units.expand(self.between, encoder, members), None
+            self.flips += encoder.change(masks, self.regrow_init, optimizer, passing)
 
     def _survivors(self, encoder: Encoder) -> dict[str, Tensor] | None:
         """Values whose size decides who survives in a pruned N:M group; None = the latents."""
@@ -426,7 +431,7 @@ class Pruner:
         return {n: v.state_dict() if hasattr(v, "state_dict") else v for n, v in values.items()}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over `extra_state`."""
+        """Take over the state that `extra_state` returned."""
         if self.slimmed is not None:
             return
         device = next(iter(self.online.weights.values())).device

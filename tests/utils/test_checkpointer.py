@@ -30,6 +30,7 @@ def test_defaults_of_the_section():
         "keep_prev": False,
         "keep_last": 2,
         "every_n_steps": None,
+        "pack": False,
     }
 
 
