@@ -42,7 +42,7 @@ class Interruptions(Callback):
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen from now on."""
+        """Take over the signals that stop a run, in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         for name in SIGNALS:
@@ -74,13 +74,13 @@ class Interruptions(Callback):
             raise Stopped(self._received)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen no more."""
+        """Give the signals back to whoever had them before the run."""
         self._restore()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Listen no more."""
+        """Give the signals back to whoever had them before the run."""
         self._restore()
 
     def _receive(self, signum: int, frame: Any) -> None:

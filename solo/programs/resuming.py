@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -22,7 +22,7 @@ from solo.checkpoints.training_state import (
     resumable,
 )
 from solo.errors import CheckpointError, ConfigError, SoloError
-from solo.files.lock import FolderLock
+from solo.files.lock import LOCK, RECORD, FolderLock, one_at_a_time
 from solo.monitoring.interruptions import Stopped
 from solo.monitoring.loggers import CSVMetrics, build_loggers
 from solo.utils.auto_resumer import AutoResumer
@@ -83,13 +83,14 @@ def _is_finished(state: Mapping[str, Any], cfg: DictConfig) -> bool:
     return done >= cfg.max_epochs > 0 or 0 < steps <= state["global_step"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """A run that is about to begin: what it continues, its loggers, what saves it."""
+    """A run: what it continues, its loggers, what saves it, and whether its training has begun."""
 
     resume: Resume
     loggers: list[Logger]
     saver: Checkpointer | None
+    begun: bool = False
 
 
 @contextmanager
@@ -107,13 +108,14 @@ def run_folder(cfg: DictConfig, logdir: Path, resume: Resume) -> Iterator[Run]:
     if rank_zero_only.rank != 0:  # the first process has locked it for all
         yield Run(resume, build_loggers(cfg, logdir, resume.path, resume.wandb_run_id), saver)
         return
+    made = _missing(Path(logdir))
     try:
         Path(logdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"the folder '{logdir}' cannot be made ({error.strerror})"
         raise ConfigError(f"checkpoint.dir: {reason}") from error
     # one after the other, so that of two equal commands the second one sees the first one's folder
-    with FileLock(Path(logdir) / ".lock"):
+    with one_at_a_time(logdir):
         if resume == Resume():
             resume = find_resume(cfg, logdir)
         if resume.path is not None:
@@ -125,16 +127,31 @@ def run_folder(cfg: DictConfig, logdir: Path, resume: Resume) -> Iterator[Run]:
         csv = next(logger for logger in loggers if isinstance(logger, CSVMetrics))
         lock = FolderLock(Path(logdir) / csv.version)
         lock.acquire()
-        try:
-            if saver is not None and not resume.finished:
-                saver.begin(csv.version)
-        except BaseException:
-            lock.release()
-            raise
+    run = Run(resume, loggers, saver)
     try:
-        yield Run(resume, loggers, saver)
+        if saver is not None and not resume.finished:
+            saver.begin(csv.version)
+        yield run
     finally:
         lock.release()
+        if not run.begun and resume == Resume():  # a mistake that was found before training
+            with suppress(OSError):
+                _undo(lock.folder, made)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """`folder` and its parents that do not exist, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _undo(folder: Path, made: list[Path]) -> None:
+    """Remove the folder of a run that never began, and what was made around it."""
+    ours = {"args.json", LOCK, RECORD}
+    if {path.name for path in folder.iterdir()} <= ours:
+        shutil.rmtree(folder)
+    for parent in made:
+        if all(path.name == LOCK for path in parent.iterdir()):
+            shutil.rmtree(parent)
 
 
 def announce(resume: Resume) -> None:
@@ -152,13 +169,12 @@ _OTHER_STATE = ("Error(s) in loading state_dict", "loaded state dict ")
 
 
 @contextmanager
-def explained(run: Run, trainer: Trainer, begun: Any) -> Iterator[None]:
+def explained(run: Run, trainer: Trainer) -> Iterator[None]:
     """Say what to do about a checkpoint that does not fit, a full disk, or being told to stop.
 
     Args:
         run: see `run_folder`.
         trainer: its trainer.
-        begun: callable; whether training has begun, so that an error is not the checkpoint's.
     """
     path = run.resume.path
     try:
@@ -176,7 +192,7 @@ def explained(run: Run, trainer: Trainer, begun: Any) -> Iterator[None]:
     except SoloError:
         raise
     except Exception as error:
-        if path is None or begun():
+        if path is None or run.begun:  # the error is not the checkpoint's
             raise
         if str(error).startswith(_OTHER_STATE):
             lines = str(error).strip().splitlines()

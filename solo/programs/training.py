@@ -80,11 +80,7 @@ def _fit(
     trainer = _trainer(trainer_arguments(cfg), run.loggers, [*own, *callbacks, *monitors, *bar])
     loaders = {"datamodule": data} if isinstance(data, LightningDataModule) else {}
     path = None if run.resume.path is None else str(run.resume.path)
-    begun = next(callback for callback in own if isinstance(callback, _ContinueMetrics))
-    with (
-        _profiled(cfg, trainer, model, data, logdir),
-        explained(run, trainer, lambda: begun.training),
-    ):
+    with _profiled(cfg, trainer, model, data, logdir), explained(run, trainer):
         given = () if loaders else data
         trainer.fit(model, *given, **loaders, ckpt_path=path, weights_only=True)
     return trainer
@@ -141,25 +137,20 @@ def _own_callbacks(cfg: DictConfig, run: Run) -> list[Callback]:
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
     csv = next(logger for logger in run.loggers if isinstance(logger, CSVMetrics))
     saver = run.saver
-    before = [_ContinueMetrics(csv), WithinEpoch(), NonFiniteGuard(saver), ResumedRun()]
+    before = [_ContinueMetrics(csv, run), WithinEpoch(), NonFiniteGuard(saver), ResumedRun()]
     own = [*before, EpochSeeder(cfg.seed), saver, Interruptions(saver)]
     return [callback for callback in own if callback is not None]
 
 
 class _ContinueMetrics(Callback):
-    """Takes over the rows of a resumed run that its checkpoint covers.
+    """Takes over the rows of a resumed run that its checkpoint covers."""
 
-    Attributes:
-        training: whether the run has begun.
-    """
-
-    def __init__(self, csv: CSVMetrics):
+    def __init__(self, csv: CSVMetrics, run: Run):
         super().__init__()
-        self.csv = csv
-        self.training = False
+        self.csv, self.run = csv, run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.training = True
+        self.run.begun = True
         self.csv.keep_before(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -27,6 +27,7 @@ def test_pretrain_defaults():
         "keep_prev": False,
         "keep_last": 2,
         "every_n_steps": None,
+        "pack": False,
     }
     assert cfg.auto_resume == {"enabled": False, "max_hours": 36}
     assert cfg.auto_umap == {"enabled": False, "dir": "auto_umap", "frequency": 1}
