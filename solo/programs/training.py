@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from solo.monitoring.interruptions import Interruptions, WithinEpoch
 from solo.monitoring.loggers import CSVMetrics
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
+from solo.monitoring.replay import StepKeeper
 from solo.programs.resuming import Resume, Run, announce, explained, find_resume, run_folder
+from solo.utils.best_checkpoint import BestCheckpoint
 from solo.utils.misc import omegaconf_select
 
 Data = LightningDataModule | tuple[DataLoader, DataLoader | None]
@@ -41,6 +43,7 @@ def fit(
     logdir: Path,
     callbacks: list[Callback] = (),
     resume: Resume | None = None,
+    watching: Sequence[Callback] = (),
 ) -> Trainer:
     """Train `model` on `data` as the configuration says, resuming where it can.
 
@@ -51,6 +54,7 @@ def fit(
         logdir: `<checkpoint.dir>/<method>`; checkpoints and metrics go to `<logdir>/<version>/`.
         callbacks: further callbacks.
         resume: what `find_resume` has found, where the caller asked it already.
+        watching: callbacks that log or stop at the end of an epoch, before its checkpoint is taken.
 
     Returns:
         The trainer, after the run.
@@ -59,7 +63,7 @@ def fit(
     resume = find_resume(cfg, logdir) if resume is None else resume
     with run_folder(cfg, logdir, resume) as run:
         announce(run.resume)
-        return _fit(cfg, model, data, logdir, callbacks, run)
+        return _fit(cfg, model, data, logdir, callbacks, run, watching)
 
 
 def _fit(
@@ -69,6 +73,7 @@ def _fit(
     logdir: Path,
     callbacks: list[Callback],
     run: Run,
+    watching: Sequence[Callback],
 ) -> Trainer:
     monitors = []
     if cfg.wandb.enabled:
@@ -76,7 +81,7 @@ def _fit(
     if cfg.wandb.enabled or cfg.tensorboard.enabled:
         monitors.append(LearningRateMonitor(logging_interval="step"))
     bar = [ThroughputBar()] if cfg.get("enable_progress_bar", True) else []
-    own = _own_callbacks(cfg, run)
+    own = _own_callbacks(cfg, logdir, run, watching)
     trainer = _trainer(trainer_arguments(cfg), run.loggers, [*own, *callbacks, *monitors, *bar])
     loaders = {"datamodule": data} if isinstance(data, LightningDataModule) else {}
     path = None if run.resume.path is None else str(run.resume.path)
@@ -133,13 +138,20 @@ def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]
         raise ConfigError(f"Lightning's Trainer refuses its arguments: {reason}") from error
 
 
-def _own_callbacks(cfg: DictConfig, run: Run) -> list[Callback]:
+def _own_callbacks(
+    cfg: DictConfig, logdir: Path, run: Run, watching: Sequence[Callback]
+) -> list[Callback]:
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
     csv = next(logger for logger in run.loggers if isinstance(logger, CSVMetrics))
     saver = run.saver
-    before = [_ContinueMetrics(csv, run), WithinEpoch(), NonFiniteGuard(saver), ResumedRun()]
-    own = [*before, EpochSeeder(cfg.seed), saver, Interruptions(saver)]
-    return [callback for callback in own if callback is not None]
+    keeper = StepKeeper(cfg, logdir, omegaconf_select(cfg, "performance.replay"))
+    # in this order: the step draws after the seed
+    seeding = [ResumedRun(), EpochSeeder(cfg.seed), keeper]
+    guards = [_ContinueMetrics(csv, run), WithinEpoch(), NonFiniteGuard(saver, keeper), *seeding]
+    savers: list[Callback] = [] if saver is None else [saver]
+    if saver is not None and cfg.checkpoint.get("monitor"):
+        savers.append(BestCheckpoint(saver, cfg.checkpoint.monitor, cfg.checkpoint.mode or "max"))
+    return [*guards, *watching, *savers, Interruptions(saver)]
 
 
 class _ContinueMetrics(Callback):

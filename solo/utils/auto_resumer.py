@@ -40,6 +40,9 @@ _FREE = (
     "checkpoint",
     "auto_resume",
     "auto_umap",
+    "quality",
+    "probes",
+    "milestones",
     "resume_from_checkpoint",
     "wandb_run_id",
     "wandb.enabled",
@@ -175,6 +178,8 @@ class AutoResumer:
         oldest = time.time() - self.max_hours * 3600
         ages = []
         for args in sorted(self.checkpoint_dir.rglob("args.json")):
+            if (args.parent.parent / "args.json").is_file():
+                continue  # something that a run has put aside, such as its best epoch
             newest = last_checkpoint(args.parent) or args
             if newest.stat().st_ctime >= oldest:
                 ages.append((newest.stat().st_ctime, args))

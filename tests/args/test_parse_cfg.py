@@ -28,6 +28,8 @@ def test_pretrain_defaults():
         "keep_last": 2,
         "every_n_steps": None,
         "pack": False,
+        "monitor": None,
+        "mode": None,
     }
     assert cfg.auto_resume == {"enabled": False, "max_hours": 36}
     assert cfg.auto_umap == {"enabled": False, "dir": "auto_umap", "frequency": 1}

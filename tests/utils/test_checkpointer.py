@@ -31,6 +31,8 @@ def test_defaults_of_the_section():
         "keep_last": 2,
         "every_n_steps": None,
         "pack": False,
+        "monitor": None,
+        "mode": None,
     }
 
 
