@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from solo.compat import foreach_mul_, foreach_norm
 from solo.losses.dino import DINOLoss
 from solo.methods.base import BaseMomentumMethod
-from solo.methods.heads import WeightNormLinear, mlp, momentum_pair
+from solo.methods.heads import Head, WeightNormLinear, mlp, momentum_pair
 
 
 class DINOHead(nn.Module):
@@ -77,7 +78,7 @@ class DINO(BaseMomentumMethod):
         "warmup_teacher_temperature": 0.04,
         "warmup_teacher_temperature_epochs": 0,
     }
-    HEADS = {"head": {}}
+    HEADS = {"head": Head("z")}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -110,23 +111,12 @@ class DINO(BaseMomentumMethod):
     def dino_clip_gradients(self, clip: float) -> None:
         """Scale each encoder parameter's gradient down to norm `clip`."""
         grads = [p.grad for p in self.backbone.parameters() if p.grad is not None]
-        scales = [(clip / (norm + 1e-6)).clamp(max=1) for norm in torch._foreach_norm(grads)]
-        torch._foreach_mul_(grads, scales)
+        scales = [(clip / (norm + 1e-6)).clamp(max=1) for norm in foreach_norm(grads)]
+        foreach_mul_(grads, scales)
 
     def on_train_epoch_start(self) -> None:
         """Tell the loss the epoch: its teacher temperature warms up."""
         self.dino_loss_func.epoch = self.current_epoch
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds prototype scores `z` (N, num_prototypes)."""
-        out = super().forward(X)
-        return {**out, "z": self.head(out["feats"])}
-
-    @torch.no_grad()
-    def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z`."""
-        out = super().momentum_forward(X)
-        return {**out, "z": self.momentum_head(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Cross entropy between the teacher's and the student's outputs of different views."""

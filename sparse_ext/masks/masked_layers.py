@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from solo.errors import ConfigError
+from sparse_ext.compat import unwrapped
 
 
 class Masked(nn.Module):
@@ -45,6 +47,7 @@ class MaskedLinear(Masked, nn.Linear):
 MASKED_TYPES: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: MaskedConv2d,
     nn.Linear: MaskedLinear,
+    NonDynamicallyQuantizableLinear: MaskedLinear,  # the output of nn.MultiheadAttention
 }
 
 
@@ -71,11 +74,6 @@ def mask_module(module: nn.Module) -> nn.Module:
     weight: Tensor = module.weight  # type: ignore[assignment]
     module.register_buffer("mask", torch.ones_like(weight.detach(), dtype=torch.bool))
     return module
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module behind `torch.compile`'s wrapper, whose names have no `_orig_mod.` in front."""
-    return getattr(module, "_orig_mod", module)
 
 
 def masked_layers(module: nn.Module) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from torch.optim import Optimizer
 from solo.errors import CheckpointError
 from solo.monitoring.profiling import MASKS, section
 from solo.utils import ranks
+from solo.utils.encoders import encoders_of
+from sparse_ext.compat import put_first, unwrapped
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.encoder import Encoder
-from sparse_ext.masks.masked_layers import unwrapped
 from sparse_ext.masks.masking import selection
 from sparse_ext.pruning.log import log
 from sparse_ext.pruning.pruner import Pruner
@@ -95,20 +96,20 @@ class PruningCallback(Callback):
         self._encoders = method.prepare(self.config, pl_module, self._encoders)
         if self.config.slim_at is not None:
             slimming.check(self.config, self._encoders)
-        if method.keeps_latents(self.config, shared):
+        needs = method.needs(self.config, shared)
+        if needs.latents:
             for encoder in self._encoders:
                 encoder.add_buffer("shadow")
-        if method.scores_gradients:
+        if needs.mean_gradient:
             self._encoders[0].add_buffer("score")
-        if not shared and method.stores_zeros:
+        if not shared and needs.stored_zeros:
             install(pl_module, self.config.ema_mode)
         if self.config.kernel == "block":
             kernels.equip(trainer, pl_module)
         run_checks.ignore_in_ddp(pl_module)
         self._loading = pl_module.register_load_state_dict_pre_hook(run_checks.check_storage)
         # epoch ends are counted before anyone else's hook may write a checkpoint of that epoch
-        others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
-        trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
+        put_first(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the pruner and, unless this is a resumed run, apply the initial masks."""
@@ -117,15 +118,15 @@ class PruningCallback(Callback):
         online, *rest = self._encoders
         momentum = rest[0] if rest else None
         clock = run_checks.clock_of(trainer)
-        slimmed = slimming.is_final(self._restored)
-        make = slimming.Final if slimmed else build_pruner
-        self.pruner = make(self.config, online, momentum, clock, self.seed)
+        parts = self.config, online, momentum, clock, self.seed
+        slimmed = resume.slimmed(self._restored)
+        self.pruner = build_pruner(*parts) if slimmed is None else Pruner(*parts, slimmed)
         self._slimming = None if self.config.slim_at is None else slimming.Slimming(self.pruner)
         for encoder in self._encoders:
             encoder.widen_buffers()
             ranks.share(encoder.buffers())
         self.pruner.enter(pl_module, fresh=self._restored is None)
-        self._unseen = self._restored is None and self.pruner.needs_data
+        self._unseen = self._restored is None and self.pruner.needs_batch
         if self._restored is not None:
             resume.restore(self.pruner, self._restored)
             self.meter.load_state_dict(self._restored["cost"])
@@ -186,8 +187,7 @@ class PruningCallback(Callback):
             self.pruner, report = self._slimming(self.running, trainer.optimizers[0])
             self.meter.looked = self.meter.looked and not report.removed
         if not self.meter.looked:
-            found = (getattr(pl_module, n, None) for n in ("backbone", "momentum_backbone"))
-            self.meter.look([unwrapped(e) for e in found if e is not None], batch)
+            self.meter.look([unwrapped(e) for e in encoders_of(pl_module).values()], batch)
         if self._unseen:
             self._unseen = False
             self.running.look(Probe(pl_module, trainer, batch))
@@ -200,7 +200,7 @@ class PruningCallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Log every mask update by itself, whatever the logging interval."""
-        figures = self.running.update_figures() if self._updated else {}
+        figures = self.running.update_figures if self._updated else {}
         self._updated = False
         if figures:
             named = {f"sparse/{name}": value for name, value in figures.items()}

@@ -29,9 +29,9 @@ def pruner_on(net, section):
     config = build(section)
     encoders = [Encoder(net), Encoder(copy.deepcopy(net))]
     for one in encoders:
-        if method_class(config).keeps_latents(config, False):
+        if method_class(config).needs(config, False).latents:
             one.add_buffer("shadow")
-    if method_class(config).scores_gradients:
+    if method_class(config).needs(config, False).mean_gradient:
         encoders[0].add_buffer("score")
     pruner = build_pruner(config, *encoders, CLOCK, 0)
     pruner.start()
@@ -148,8 +148,8 @@ def test_errors():
     section = {"name": "gmp", "granularity": "block8", "coupled": True, "final": 0.9}
     with pytest.raises(ConfigError, match=r"each of the \d+ channel spaces keeps at least one"):
         pruner_on(net, section)
-    flat = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
-    with pytest.raises(ConfigError, match=r"no channel of this Sequential.*LayerNorm"):
+    flat = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Softmax(1), torch.nn.Linear(8, 2))
+    with pytest.raises(ConfigError, match=r"no channel of this Sequential.*softmax"):
         units_of(masked(flat, stem_dense=False))
 
 

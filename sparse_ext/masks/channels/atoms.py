@@ -76,7 +76,7 @@ class Atoms:
     def solve(self) -> Solution:
         """The components, what they are made of, and why some never go."""
         size = max(1, self.count)
-        fixed, label = np.zeros(size, dtype=bool), np.arange(size)
+        label = np.arange(size)
         extra: list[tuple[Ids, Ids]] = []
         while True:
             label = _components(size, self.equal + extra)

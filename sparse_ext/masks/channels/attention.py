@@ -73,8 +73,10 @@ def _eva(
 
         n, half = self.num_prefix_tokens, getattr(self, "rotate_half", False)
         q, k = (
-            torch.cat([t[:, :, :n], apply_rot_embed_cat(t[:, :, n:], rope, half=half)], 2).type_as(v)
-            for t in (q, k)
+            torch.cat([t[:, :, :n], apply_rot_embed_cat(t[:, :, n:], rope, half=half)], 2).type_as(
+                v
+            )
+            for t in (q.type_as(v), k.type_as(v))
         )
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask, _dropped(self, x), is_causal, scale=self.scale
@@ -150,7 +152,9 @@ def _shift_mask(
         part = (place >= n * side - side).long() + (place >= n * side - shift).long()
         parts.append(part if shift else torch.zeros_like(part))
     region = 3 * parts[0][:, None] + parts[1]
-    region = region.view(rows, window[0], columns, window[1]).transpose(1, 2).flatten(2).flatten(0, 1)
+    region = (
+        region.view(rows, window[0], columns, window[1]).transpose(1, 2).flatten(2).flatten(0, 1)
+    )
     return (region[:, None] != region[:, :, None]).to(x.dtype) * -100.0
 
 

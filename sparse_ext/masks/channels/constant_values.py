@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_ext.masks.channels.recording import Op, Ref
-from sparse_ext.masks.channels.rules import POOLS, SAME, VIEWS, groups_of
+from sparse_ext.masks.channels.rules_base import POOLS, SAME, UNTAGGED, VIEWS
+from sparse_ext.masks.channels.rules_shapes import groups_of
 from sparse_ext.masks.channels.tracing import Channels
 from sparse_ext.masks.masked_layers import Masked
 
@@ -244,7 +245,8 @@ class _Values:
         return [Value(value.axis - before, value.along)]
 
     def _slice(self, value: Value, op: Op) -> list[Value | None]:
-        axis, start, end, step = (*op.args[1:], *(0, None, None, 1)[len(op.args) - 1 :])
+        given = [*op.args[1:], *[0, None, None, 1][len(op.args) - 1 :]]
+        axis, start, end, step = given
         along = value.along[start:end:step] if axis == value.axis else value.along
         return [Value(value.axis, along)]
 
@@ -276,8 +278,6 @@ class _Values:
 
 
 def _elementwise(op: Op) -> bool:
-    from sparse_ext.masks.channels.rules import UNTAGGED
-
     return torch.Tag.pointwise in op.func.tags or op.name in UNTAGGED
 
 

@@ -48,11 +48,12 @@ def _group_norm(self: Any, x: Tensor) -> Tensor:
 
 
 def _response_norm(self: Any, x: Tensor) -> Tensor:
-    """Global response normalisation (Woo et al. 2023, ConvNeXt V2) with the mean of all channels."""
+    """Global response normalisation (ConvNeXt V2, Woo et al. 2023): the mean is that of all."""
     size = x.norm(p=2, dim=self.spatial_dim, keepdim=True)
     mean = size.sum(dim=self.channel_dim, keepdim=True) / self.full
     scaled = x * (size / (mean + self.eps))
-    return x + torch.addcmul(self.bias.view(self.wb_shape), self.weight.view(self.wb_shape), scaled)
+    weight, bias = self.weight.view(self.wb_shape), self.bias.view(self.wb_shape)
+    return x + torch.addcmul(bias, weight, scaled)
 
 
 _made: dict[type, type] = {}

@@ -10,19 +10,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+
+from sparse_ext.compat import (
+    FAKE_TENSOR_LOGGER,
+    FakeTensorMode,
+    TorchDispatchMode,
+    tree_leaves,
+    tree_map,
+)
 
 SIDES = (224, 32, 64, 256, 384, 8, 16, 28, 96, 128, 299, 448)  # tried in turn
 
@@ -81,6 +86,48 @@ class Recording:
     error: str = ""
 
 
+def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+
+
+def _pointwise(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _layer_norm(x: Tensor, shape: list[int], w: Any, *rest: Any) -> tuple[Tensor, ...]:
+    if list(x.shape[-len(shape) :]) != list(shape) or (
+        w is not None and list(w.shape) != list(shape)
+    ):
+        raise RuntimeError(f"a layer norm over {list(shape)} cannot take {list(x.shape)}")
+    flat = x.new_empty([*x.shape[: -len(shape)], *[1] * len(shape)])
+    return torch.empty_like(x), flat, torch.empty_like(flat)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    if a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
+        raise RuntimeError(f"shapes {list(a.shape)} and {list(b.shape)} cannot be multiplied")
+    return a.new_empty([*a.shape[:-1], b.shape[-1]])
+
+
+def _biased_product(bias: Tensor, a: Tensor, b: Tensor, **factors: Any) -> Tensor:
+    if bias.shape[-1] not in (1, b.shape[-1]):
+        raise RuntimeError(f"{bias.shape[-1]} biases for {b.shape[-1]} outputs")
+    return _product(a, b)
+
+
+def _softmax(x: Tensor, dim: int, half: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+#: shapes that fake tensors would find by running much Python code
+_SHAPES: dict[str, Callable] = {
+    "native_batch_norm": _batch_norm,
+    "native_layer_norm": _layer_norm,
+    **{"mm": _product, "bmm": _product, "addmm": _biased_product, "_softmax": _softmax},
+    **{"gelu": _pointwise, "relu": _pointwise},
+}
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self, recording: Recording) -> None:
         super().__init__()
@@ -101,11 +148,10 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         refs = tree_map(lambda x: Ref(self.number(x)) if isinstance(x, Tensor) else x, args)
         named = tree_map(lambda x: Ref(self.number(x)) if isinstance(x, Tensor) else x, kwargs)
-        out = func(*args, **kwargs)
+        short = _SHAPES.get(func.overloadpacket.__name__)
+        out = func(*args, **kwargs) if short is None else short(*args, **kwargs)
         results = out if isinstance(out, (tuple, list)) else (out,)
-        outs = tuple(
-            self.number(r, new=True) if isinstance(r, Tensor) else -1 for r in results
-        )
+        outs = tuple(self.number(r, new=True) if isinstance(r, Tensor) else -1 for r in results)
         name = func.overloadpacket.__name__
         name = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         self.to.ops.append(Op(name, func, refs, named, outs, self.stack[-1]))
@@ -120,7 +166,7 @@ def _watched(net: nn.Module, recorder: _Recorder) -> Iterator[None]:
     def enter(module: nn.Module, args: Any) -> None:
         if module in names:
             recorder.stack.append(names[module])
-            tensors = [x for x in tree_flatten(args)[0] if isinstance(x, Tensor)]
+            tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
             call = (len(recorder.to.ops), tuple(recorder.number(x) for x in tensors))
             recorder.to.calls.setdefault(names[module], []).append(call)
 
@@ -139,7 +185,7 @@ def _watched(net: nn.Module, recorder: _Recorder) -> Iterator[None]:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without the log lines of fake tensors about shapes that do not fit: that is an answer."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger = logging.getLogger(FAKE_TENSOR_LOGGER)
     before, logger.disabled = logger.disabled, True
     try:
         yield
@@ -210,7 +256,7 @@ def record(
         try:
             with _watched(net, recorder), recorder:
                 out = torch.func.functional_call(net, state, (x,))
-            tensors = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+            tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
             to.outputs = [recorder.number(t) for t in tensors]
         except Exception as error:  # whatever a forward pass does with a tensor without values
             to.error = str(error).strip().split("\n")[0] or type(error).__name__

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparse_ext.compat import unwrapped
 from sparse_ext.masks.channels import attention, constant_values, widths
 from sparse_ext.masks.channels.norms import correctable
 from sparse_ext.masks.channels.tracing import Channels, Space
 from sparse_ext.masks.channels.widths import LAYERS, LIKE_WEIGHT
-from sparse_ext.masks.masked_layers import Masked, unwrapped
+from sparse_ext.masks.masked_layers import Masked
 
 FAINT = 0.01  # of a reader's largest constant: less cannot carry the others without rounding errors
 
@@ -35,13 +36,13 @@ class Reader(NamedTuple):
 
     Attributes:
         layer: the module.
-        index: columns of its weight, (channels, columns per channel).
+        places: columns of its weight, (channels, columns per channel).
         values: the constant that it reads per channel, NaN where that varies.
         blind: bool per channel, all weights for it are zero.
     """
 
     layer: Any
-    index: Tensor
+    places: Tensor
     values: Tensor
     blind: Tensor
 
@@ -242,9 +243,11 @@ def _merge(readers: list[Reader], going: Tensor, carriers: list[int]) -> None:
         for name in ("weight", "shadow"):
             tensor = getattr(reader.layer, name, None)
             if tensor is not None:
-                parts = tensor.detach()[:, reader.index.to(tensor.device)]  # (o, channels, columns)
+                parts = tensor.detach()[
+                    :, reader.places.to(tensor.device)
+                ]  # (o, channels, columns)
                 moved = torch.einsum("oc...,c->o...", parts.double(), share.to(parts.device))
-                tensor.data[:, reader.index[carrier].to(tensor.device)] += moved.to(parts.dtype)
+                tensor.data[:, reader.places[carrier].to(tensor.device)] += moved.to(parts.dtype)
         _merge_masks(reader, carrier, carried)
 
 
@@ -253,7 +256,7 @@ def _merge_masks(reader: Reader, carrier: int, carried: Tensor) -> None:
     mask = getattr(reader.layer, "mask", None)
     if mask is None:
         return
-    index = reader.index.to(mask.device)
+    index = reader.places.to(mask.device)
     mask[:, index[carrier]] |= mask[:, index[carried.to(mask.device)]].any(1)
     if hasattr(reader.layer, "shadow"):
         reader.layer.shadow.masked_fill_(mask, 0)
@@ -292,7 +295,9 @@ def _apply(
         before = attention.adapt(net)
         swapped = {module for module, _, _ in before}
         names = {name for name, module in net.named_modules() if module in swapped}
-        touched = {n.rpartition(".")[0] for n, axes in keep.items() if any(a is not None for a in axes)}
+        touched = {
+            n.rpartition(".")[0] for n, axes in keep.items() if any(a is not None for a in axes)
+        }
         if not any(t == n or t.startswith(f"{n}.") for n in names for t in touched):
             attention.restore(before)
         else:
@@ -359,9 +364,7 @@ def _cut_tensors(
                 setattr(other, key, new)
 
 
-def _select(
-    tensor: Tensor, index: list[tuple[int, Tensor]], optimizer: Optimizer | None
-) -> Tensor:
+def _select(tensor: Tensor, index: list[tuple[int, Tensor]], optimizer: Optimizer | None) -> Tensor:
     new = _part(tensor, index)
     if isinstance(tensor, nn.Parameter):
         parameter = nn.Parameter(new, requires_grad=tensor.requires_grad)

@@ -23,10 +23,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparse_ext.compat import ConvNd
 from sparse_ext.masks.channels import attention, widths
 from sparse_ext.masks.channels.atoms import Dim, Ids, Solution
 from sparse_ext.masks.channels.recording import Op, Recording, Untraceable, record, record_any
-from sparse_ext.masks.channels.rules import GROUP, POSITION, SAME, VIEWS, Reading
+from sparse_ext.masks.channels.rules import Reading
+from sparse_ext.masks.channels.rules_base import GROUP, POSITION, SAME, VIEWS
 from sparse_ext.masks.channels.widths import LAYERS, NORMS  # noqa: F401  (used by others)
 
 TRIES = 40  # operations that are dealt with before a network counts as untraceable
@@ -101,7 +103,7 @@ class Channels:
             return
         self._find()
         for _ in range(TRIES):
-            failed = next((k for k in map(self._try, range(3)) if k is not None), None)
+            failed = next((k for k in map(self._try, range(2)) if k is not None), None)
             if failed is None:
                 return
             self.deal_with(failed)
@@ -232,7 +234,7 @@ class Channels:
             if name in norms:
                 if layer not in space.norms:
                     space.norms.append(layer)
-            elif leaf == "weight" and isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            elif leaf == "weight" and isinstance(module, (nn.Linear, ConvNd)):
                 if axis == 0:
                     rows.append(layer)
                 elif axis == 1:
@@ -245,13 +247,15 @@ class Channels:
             if space.fixed:
                 self.why.setdefault(row, space.fixed)
 
+    def _kind(self, unit: int) -> int:
+        return int(self.solution.kinds[np.flatnonzero(self._unit_of == unit)[0]])
+
     def _name_spaces(self) -> None:
         taken: dict[str, int] = {}
         kinds = {0: "", 2: ":dim", 3: ":head", POSITION: ":position", GROUP: ":group"}
         for space in self.spaces:
             base = space.producers[0] if space.producers else next(iter(space.others), "input")
-            component = np.flatnonzero(self._unit_of == space.units[0]) if not space.fixed else ()
-            kind = int(self.solution.kinds[component[0]]) if len(component) else 0
+            kind = 0 if space.fixed else self._kind(int(space.units[0]))
             several = [s for s in self.spaces if s.producers[:1] == [base] and not s.fixed]
             name = base + (kinds.get(kind, ":axis") if len(several) > 1 else "")
             taken[name] = taken.get(name, 0) + 1
@@ -367,9 +371,9 @@ class Channels:
             if _numbers(op) != _numbers(other):
                 return k
             for number, its in zip(op.outs, other.outs, strict=False):
-                if number >= 0 and number in self.reading.dims:
-                    if its < 0 or self.foretold(number, gone) != again.shapes[its]:
-                        return k
+                known = number >= 0 and number in self.reading.dims
+                if known and (its < 0 or self.foretold(number, gone) != again.shapes[its]):
+                    return k
         if len(new) < len(old):
             return old[len(new)][0]
         return None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from solo.errors import CheckpointError
+from sparse_ext.compat import BatchNorm, ConvNd
 from sparse_ext.masks.channels.norms import correct
 from sparse_ext.masks.masked_layers import MaskedConv2d, MaskedLinear
 
@@ -39,10 +40,10 @@ def attributes(channels: Channels, units: np.ndarray) -> dict[str, dict[str, Any
     gone = channels.gone(units)
     modules = dict(channels.net.named_modules())
     found: dict[str, dict[str, Any]] = {}
-    sizes: dict[str, dict[int, list[tuple[int, int]]]] = {}
+    sizes: dict[str, dict[int, list[_Size]]] = {}
     for op in channels.recording.ops:
         module = modules.get(op.module)
-        if op.name == "convolution" and isinstance(module, _ConvNd) and module.groups > 1:
+        if op.name == "convolution" and isinstance(module, ConvNd) and module.groups > 1:
             old = channels.recording.shapes[op.args[1].number]
             weight = channels.foretold(op.args[1].number, gone)
             data = channels.foretold(op.args[0].number, gone)
@@ -54,9 +55,9 @@ def attributes(channels: Channels, units: np.ndarray) -> dict[str, dict[str, Any
                 groups = now * module.num_groups // module.num_channels
                 found[op.module] = {"num_channels": now, "num_groups": max(1, groups)}
         elif op.name == "native_layer_norm" and isinstance(module, nn.LayerNorm):
-            now = channels.foretold(op.args[0].number, gone)[-1:]
-            if len(module.normalized_shape) == 1 and now != tuple(module.normalized_shape):
-                found[op.module] = {"normalized_shape": now}
+            width = channels.foretold(op.args[0].number, gone)[-1:]
+            if len(module.normalized_shape) == 1 and width != tuple(module.normalized_shape):
+                found[op.module] = {"normalized_shape": width}
         elif op.name in _SHAPED and not isinstance(module, _OWN):
             _note(channels, op, gone, sizes.setdefault(op.module, {}))
     for name, known in sizes.items():
@@ -67,7 +68,7 @@ def attributes(channels: Channels, units: np.ndarray) -> dict[str, dict[str, Any
 
 
 _SHAPED = {"view", "_unsafe_view", "reshape", "expand", "unflatten", "split_with_sizes", "flatten"}
-_OWN = (_ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+_OWN = (ConvNd, nn.Linear, BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 class _Size(NamedTuple):
@@ -92,7 +93,7 @@ def _note(channels: Channels, op: Any, gone: np.ndarray, sizes: dict) -> None:
             sizes.setdefault(n, []).append(_Size(m, head, split))
             if n % 2 == 0 and m % 2 == 0 and _twice(channels, dim):
                 sizes.setdefault(n // 2, []).append(_Size(m // 2, head, split))
-        for (a, b, _), (c, d, _) in zip(pairs, pairs[1:], strict=False):
+        for (a, b, _), (c, d, _) in itertools.pairwise(pairs):
             sizes.setdefault(a * c, []).append(_Size(b * d, False, False))
 
 
@@ -217,7 +218,7 @@ def resize_(net: nn.Module, state: Mapping[str, Tensor]) -> None:
             wanted = state.get(key)
             if key == MARK or wanted is None or tensor.shape == wanted.shape:
                 continue
-            kernel = isinstance(module, _ConvNd) and leaf in LIKE_WEIGHT
+            kernel = isinstance(module, ConvNd) and leaf in LIKE_WEIGHT
             if tensor.ndim != wanted.ndim or any(
                 w > t or (w != t and kernel and dim > 1)
                 for dim, (w, t) in enumerate(zip(wanted.shape, tensor.shape, strict=True))
@@ -241,8 +242,8 @@ def _resize_one(module: nn.Module, key: str, tensor: Tensor, shape: torch.Size) 
 
 
 def _declare_all(module: Any) -> None:
-    if isinstance(module, (nn.Linear, _ConvNd)) and module.weight.ndim > 1:
+    if isinstance(module, (nn.Linear, ConvNd)) and module.weight.ndim > 1:
         declare(module)
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(module, BatchNorm):
         known = [t for t in (module.weight, module.running_mean) if t is not None]
         module.num_features = known[0].numel() if known else module.num_features

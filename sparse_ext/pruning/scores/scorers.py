@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from solo.compat import foreach_lerp_
 from solo.errors import ConfigError
+from sparse_ext.compat import foreach_abs
 
 
-def magnitude(weight: Tensor, shadow: Tensor | None = None) -> Tensor:
-    """|W| in float32 or wider, with `shadow` of the latent |W + shadow|."""
-    latent = weight.detach() if shadow is None else weight.detach() + shadow
-    return _wide(latent).abs()
+def magnitude(weight: Tensor) -> Tensor:
+    """|W| in float32 or wider, of a weight or of its latent value."""
+    return _wide(weight.detach()).abs()
 
 
 def gradient(grad: Tensor) -> Tensor:
@@ -53,10 +54,10 @@ def ema_gradient_(
         for score, grad in zip(scores, grads, strict=True):
             score.lerp_(_wide(grad).abs(), 1 - history)
         return
-    new = list(torch._foreach_abs([_wide(grad) for grad in grads]))
+    new = list(foreach_abs([_wide(grad) for grad in grads]))
     if finite is not None and finite.device.type != "cpu":
         new = [torch.where(finite, n, s) for n, s in zip(new, scores, strict=True)]
-    torch._foreach_lerp_(list(scores), new, 1 - history)
+    foreach_lerp_(list(scores), new, 1 - history)
 
 
 def snip(weight: Tensor, grad: Tensor) -> Tensor:
@@ -84,18 +85,21 @@ def hessian_gradient(
     Args:
         losses: functions that compute a scalar loss from `weights`, one per (half) batch. Divide
             logits by the temperature inside (200 for labels, 1 for self-supervised losses).
-        weights: the prunable weights.
+        weights: all weights whose gradient's flow counts; one that a loss does not depend on
+            counts as 0.
     """
     losses = list(losses)
     mean = [torch.zeros_like(w) for w in weights]
     for loss in losses:
-        for total, grad in zip(mean, torch.autograd.grad(loss(), weights), strict=True):
+        grads = torch.autograd.grad(loss(), weights, materialize_grads=True)
+        for total, grad in zip(mean, grads, strict=True):
             total += grad / len(losses)
     products = [torch.zeros_like(w) for w in weights]
     for loss in losses:
-        grads = torch.autograd.grad(loss(), weights, create_graph=True)
+        grads = torch.autograd.grad(loss(), weights, create_graph=True, materialize_grads=True)
         inner = torch.stack([(m * g).sum() for m, g in zip(mean, grads, strict=True)]).sum()
-        for total, part in zip(products, torch.autograd.grad(inner, weights), strict=True):
+        parts = torch.autograd.grad(inner, weights, materialize_grads=True)
+        for total, part in zip(products, parts, strict=True):
             total += part / len(losses)
     return products
 
