@@ -10,9 +10,12 @@ rebuilt from a checkpoint and evaluated.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from solo.registry import Registry
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule
@@ -55,6 +58,17 @@ class Extension:
             checkpoint: everything else in the checkpoint file.
         """
         return backbone
+
+    def initial_state(
+        self, backbone: nn.Module, state: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """`state`, an encoder's weights from another run, as `backbone` is to start training from.
+
+        Args:
+            backbone: built and patched for the new run; may be changed in place to fit.
+            state: by the encoder's own names.
+        """
+        return state
 
     def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """`state`, an encoder's weights as training stores them, as evaluation is to see them."""
@@ -119,6 +133,10 @@ class Extension:
         """Why `backbone` must not go through `torch.compile`; empty where it may."""
         return ""
 
+    def tells_views_apart(self, backbone: nn.Module) -> bool:
+        """Whether `backbone` does other things in one view of a training step than in another."""
+        return False
+
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Figures measured on `backbone` that an evaluation must state, such as its sparsity."""
         return {}
@@ -127,6 +145,10 @@ class Extension:
         """Figures of the passes that `backbone` has made, unannounced, since the last call."""
         return {}
 
+
+#: safetensors files that hold more than plain tensors: `format` of their metadata -> reader, which
+#: gives the file's tensors by the encoder's names
+WEIGHT_FORMATS: Registry[Callable[[Path], dict[str, Tensor]]] = Registry("weight file format")
 
 _EXTENSIONS: dict[str, Extension] = {}
 _discovered = False
@@ -197,6 +219,11 @@ def evaluation_settings(args: Namespace) -> dict[str, Any]:
 def collect(backbone: nn.Module) -> dict[str, float]:
     """What all extensions have measured in unannounced passes since the last call."""
     return {name: value for e in registered() for name, value in e.collect(backbone).items()}
+
+
+def tells_views_apart(backbone: nn.Module) -> bool:
+    """Whether some extension makes `backbone` treat views differently in a training step."""
+    return any(extension.tells_views_apart(backbone) for extension in registered())
 
 
 def runs_uncompiled(backbone: nn.Module) -> str:

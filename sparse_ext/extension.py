@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sparse_ext.training.callback import PruningCallback
 
-TRAINING_ONLY = ("shadow", "score")
+TRAINING_ONLY = ("shadow", "score", "shadow_packed", "score_packed")
 
 
 class SparseExtension(extensions.Extension):
@@ -62,7 +62,9 @@ class SparseExtension(extensions.Extension):
             return []
         from sparse_ext.training.attach import callback_of
 
-        return [callback_of(module, config, seed=cfg.get("seed"))]
+        callback = callback_of(module, config, seed=cfg.get("seed"))
+        callback.pack = bool((cfg.get("checkpoint") or {}).get("pack"))
+        return [callback]
 
     def rebuild(
         self, backbone: nn.Module, state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]
@@ -88,6 +90,18 @@ class SparseExtension(extensions.Extension):
             resize_(unwrapped(backbone), state)
         check_pattern(state, checkpoint)
         return backbone
+
+    def initial_state(
+        self, backbone: nn.Module, state: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Masks go on where this run has masked layers, and become plain zeros elsewhere.
+
+        A slimmed encoder gives `backbone` its widths.
+        """
+        from sparse_ext.masks.living_weights import evaluated
+        from sparse_ext.masks.masking import initial_state
+
+        return initial_state(backbone, evaluated(state), self.training_state(state))
 
     def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Where weights live on under their masks: those that evaluation prunes become zero."""
@@ -145,6 +159,10 @@ class SparseExtension(extensions.Extension):
         living = any(isinstance(module, Functional) for module in backbone.modules())
         return "its sparse layers choose a mask for every view" if living else ""
 
+    def tells_views_apart(self, backbone: nn.Module) -> bool:
+        """Layers with living weights choose their mask by the view; stored zeros do not."""
+        return bool(self.runs_uncompiled(backbone))
+
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Measured sparsity of `backbone`: over its prunable set, and over all its weights.
 
@@ -168,6 +186,10 @@ def register() -> None:
     extensions.register(SparseExtension())
     gating.store()
     schema.store()
+    extensions.WEIGHT_FORMATS.register(
+        "sparse_ext.packed/1", "sparse_ext.export.packed:load_packed"
+    )
+    extensions.WEIGHT_FORMATS.register("sparse_ext.csr/1", "sparse_ext.export.csr:load_dense")
 
 
 def enable(cfg: DictConfig) -> DictConfig:
@@ -186,21 +208,32 @@ def enable(cfg: DictConfig) -> DictConfig:
 
 
 def sparsify(
-    module: LightningModule, config: str | Mapping[str, Any] | schema.SparseConfig
+    module: LightningModule,
+    config: str | Mapping[str, Any] | schema.SparseConfig,
+    online: str = "backbone",
+    momentum: str | None = None,
 ) -> PruningCallback:
     """Make a built LightningModule train sparse: `sparse_ext.sparsify(model, "synccp")`.
 
-    Masks go on `module.backbone` and, if there is one, `module.momentum_backbone`. The callback
-    joins the module's own `configure_callbacks`, so it acts whether or not the Trainer is given it.
+    Masks go on the encoder and, if there is one, on its momentum encoder. The callback joins the
+    module's own `configure_callbacks`, so it acts whether or not the Trainer is given it.
 
     Args:
-        module: any LightningModule with a `backbone`; for `ema_mode: latent` with a momentum
-            encoder it updates that through `module.momentum_updater`, as the methods of solo do.
+        module: any LightningModule with an encoder. It may update its momentum encoder through
+            `module.momentum_updater`, as the methods of solo do, in `on_train_batch_end`, or within
+            `training_step`, as lightly's examples do.
         config: a method's name, a mapping with `name`, or one of `sparse_ext.config`'s classes.
+        online: name of the encoder that trains; dots lead to parts of parts.
+        momentum: name of its EMA copy. Left out: `momentum_backbone`, or an equal network whose
+            name says what it is (`backbone_momentum`, `teacher`, `target_encoder`, ...).
+
+    Raises:
+        ConfigError: there is no such encoder, or several networks could be the EMA copy. A frozen
+            equal network whose name does not say what it is gets a warning.
     """
     from sparse_ext.training.attach import attach
 
-    return attach(module, schema.build(config))
+    return attach(module, schema.build(config), online, momentum)
 
 
 _built: dict[str, schema.SparseConfig] = {}  # of this process, by the section's text

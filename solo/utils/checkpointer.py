@@ -14,12 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo.args.check import fill
 from solo.args.schema import Checkpoint as CheckpointKeys
+from solo.files.packed import pack
 from solo.files.whole import SUFFIX, remove_partial, write_json
 from solo.monitoring.loggers import last_checkpoint
 
 
 class Checkpointer(Callback):
-    """Saves `<logdir>/<version>/<name>-<version>-ep=<epoch>.ckpt` and `args.json`.
+    """Saves checkpoints as `<logdir>/<version>/<name>-<version>-ep=<epoch>.ckpt` and `args.json`.
 
     The state is taken at the end of an epoch into a temporary file. That file gets its name once
     the metrics of the epoch are on the disk too, and only then the previous one goes: a run that
@@ -30,6 +31,7 @@ class Checkpointer(Callback):
         logdir: folder of the method.
         frequency: epochs between two checkpoints; the last epoch is always saved.
         keep_prev: keep all of them.
+        pack: compress them; every program opens such files, too.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Checkpointer(Callback):
         logdir: str | Path = Path("trained_models"),
         frequency: int = 1,
         keep_prev: bool = False,
+        pack: bool = False,
     ):
         super().__init__()
         self.cfg = cfg
         self.logdir = Path(logdir)
         self.frequency = frequency
         self.keep_prev = keep_prev
+        self.pack = pack
         self.last_ckpt: Path | None = None
         self._taken: tuple[Path, Path] | None = None
 
@@ -101,6 +105,8 @@ class Checkpointer(Callback):
         final = self.path / self.ckpt_placeholder.format(trainer.current_epoch)
         partial = final.with_name(final.name + SUFFIX)
         trainer.save_checkpoint(partial, weights_only=False)  # with the optimizer
+        if self.pack and trainer.is_global_zero:
+            pack(partial)
         self._taken = (partial, final)
 
     def _publish(self, trainer: Trainer) -> None:
@@ -134,7 +140,7 @@ class Checkpointer(Callback):
             self._take(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Publish the last checkpoint."""
+        """Publish the last checkpoint to the loggers that want it."""
         self._publish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception) -> None:

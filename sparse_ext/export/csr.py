@@ -33,7 +33,7 @@ def save_csr(state: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def load_csr(path: str | Path, dense: bool = False) -> dict[str, Tensor]:
-    """Read what `save_csr` wrote.
+    """Read a file of compressed sparse rows that `save_csr` wrote.
 
     Args:
         path: the file.
@@ -49,6 +49,11 @@ def load_csr(path: str | Path, dense: bool = False) -> dict[str, Tensor]:
         return {key: matrix.to_dense().reshape(shape) if dense else matrix}
 
     return layout.load(path, FORMAT, "CSR files: `save_csr`.", decode)
+
+
+def load_dense(path: str | Path) -> dict[str, Tensor]:
+    """Read what `save_csr` wrote as ordinary tensors; see `load_csr`."""
+    return load_csr(path, dense=True)
 
 
 def _encode(weight: Tensor, mask: Tensor) -> layout.Parts:

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from sparse_ext.compat import hooks_before_loading, unwrapped
 from sparse_ext.config.sections import SparseConfig
+from sparse_ext.masks import packing
 from sparse_ext.masks import patching as patching
 from sparse_ext.masks.channels.widths import MARK, resize_
 from sparse_ext.masks.encoder import SIDE_BUFFERS, Encoder, _add_buffer, masked_layers
@@ -64,6 +66,32 @@ def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def initial_state(
+    backbone: nn.Module, state: Mapping[str, Tensor], training: Iterable[str]
+) -> dict[str, Tensor]:
+    """Weights of another run as `backbone` may load them to start from.
+
+    Args:
+        backbone: patched for the new run; takes over the widths of a slimmed encoder.
+        state: by the encoder's names, masks included.
+        training: keys that only the other run's training needed.
+    """
+    net = unwrapped(backbone)
+    if MARK in state:
+        resize_(net, state)
+    layers = masked_layers(backbone)
+    result = {key: value for key, value in state.items() if key not in set(training)}
+    for key in [key for key in result if key.endswith(".mask")]:
+        name, mask = key.removesuffix(".mask"), result.pop(key).bool()
+        if (weight := f"{name}.weight") in result:
+            result[weight] = result[weight].masked_fill(~mask, 0)
+        if name in layers:
+            result[key] = mask
+    for name, layer in layers.items():
+        result.setdefault(f"{name}.mask", torch.ones_like(layer.mask))
+    return result
+
+
 def measured(backbone: nn.Module) -> dict[str, float]:
     """Sparsity of an encoder, from its masks; nothing for a dense one.
 
@@ -115,6 +143,7 @@ def _adopt(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
             f"Load them into a dense model (leave out the sparse section), or start from a "
             f"checkpoint of a sparse run."
         )
+    packing.unpack_(state, prefix, torch.promote_types(layer.weight.dtype, torch.float32))
     for name in SIDE_BUFFERS:
         if prefix + name in state:
             _add_buffer(layer, name)

@@ -47,14 +47,14 @@ class Reader(NamedTuple):
     blind: Tensor
 
     @property
-    def loud(self) -> Tensor:
+    def missed(self) -> Tensor:
         """Channels whose constant it would miss."""
         return ~self.blind & (self.values != 0) & ~self.values.isnan()
 
 
 @dataclass
 class Report:
-    """What slimming did.
+    """What slimming removed, what it left and why.
 
     Attributes:
         widths: channels before and after, by the layer that first writes them, where they differ.
@@ -70,7 +70,7 @@ class Report:
 
     @property
     def removed(self) -> int:
-        """Channels that went."""
+        """Number of channels that were removed."""
         return sum(before - after for before, after in self.widths.values())
 
 
@@ -206,7 +206,7 @@ def _cut(
     if not readers:
         return before, []
     gone = torch.stack([r.blind | ~r.values.isnan() for r in readers]).all(0) | before
-    missed = [torch.where(r.loud & gone, r.values.abs(), 0.0) for r in readers]
+    missed = [torch.where(r.missed & gone, r.values.abs(), 0.0) for r in readers]
     carriers = _carriers(missed)
     gone[carriers] = False
     if gone.all():
@@ -235,7 +235,7 @@ def _carriers(missed: list[Tensor]) -> list[int]:
 def _merge(readers: list[Reader], going: Tensor, carriers: list[int]) -> None:
     """The carriers' columns take over what the channels that go have contributed."""
     for reader in readers:
-        carried = reader.loud & going
+        carried = reader.missed & going
         if not carried.any():
             continue
         carrier = max(carriers, key=lambda c: float(reader.values[c].nan_to_num(0.0).abs()))

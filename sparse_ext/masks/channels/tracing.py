@@ -67,7 +67,7 @@ class Space:
 
 
 class Channels:
-    """The channel spaces of one network.
+    """The channel spaces of one network, found by tracing it.
 
     Args:
         net: any module; it is not changed.

@@ -12,7 +12,8 @@ pytest.importorskip("nvidia.dali")
 from solo.data.dali import colour
 from solo.data.dali_dataloader import RandomColorJitter
 from solo.data.views.batched.colour import ORDERS
-from tests.data.dali.graphs import run, textured
+from tests.data.dali.graphs import run
+from tests.data.pictures import textured
 
 pytestmark = pytest.mark.dali
 IMAGES = [textured(48, 64, seed=i) for i in range(24)]
@@ -89,4 +90,6 @@ def test_blur_is_pillows_at_every_width(sigma):
     ours = run(colour.blurred, images, [np.float32(sigma)] * len(images))
     for got, image in zip(ours, images, strict=True):
         wanted = Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))
-        assert off(got, wanted)[6:-6, 6:-6].max() <= 3
+        difference = off(got, wanted)
+        assert difference.max() <= (4 if sigma == 1.0 else 3)  # there every sixth sum is a tie
+        assert np.median(difference) == 0
