@@ -135,7 +135,7 @@ def examine(net: nn.Module, seed: int = 0) -> dict[str, Any]:
     output = rows - _hidden(channels, net)
     share = can / max(1, rows - output)
     generator = torch.Generator().manual_seed(seed)
-    going = min(0.9, 0.51 / max(share, 0.1))
+    going = min(0.9, 0.54 / max(share, 0.1))
     masks = units.expand(_random(units.sizes, going, generator), encoder)
     encoder.change(masks, "zero")
     x = torch.randn(1, *channels.input_shape[1:], generator=generator)
@@ -211,13 +211,14 @@ def shake(net: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         leaf = name.rpartition(".")[2]
-        if not tensor.is_floating_point():
+        statistics = leaf.startswith("running_")
+        if not (isinstance(tensor, nn.Parameter) or statistics):
             continue
         if leaf == "running_var" or (leaf == "weight" and tensor.ndim == 1):
             tensor.uniform_(0.5, 1.5, generator=generator)
         elif leaf in ("bias", "running_mean") or tensor.ndim == 1:
             tensor.uniform_(-0.3, 0.3, generator=generator)
-        elif isinstance(tensor, nn.Parameter) and not tensor.any():
+        elif not tensor.any():
             tensor.normal_(std=0.02, generator=generator)  # a classifier that starts at zero
 
 

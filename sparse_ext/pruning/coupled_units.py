@@ -16,7 +16,7 @@ cut the network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -48,6 +48,26 @@ def make_units(config: SparseConfig, encoder: Encoder) -> Units:
             f"sparse.name={config.name} keeps them alive here: leave sparse.coupled out."
         )
     return CoupledUnits(config.spelling, encoder, encoder.module)
+
+
+def share_companions(config: SparseConfig, encoders: Sequence[Encoder], found: bool = True) -> None:
+    """Give all encoders of a run the parameters that are zero where a channel is pruned.
+
+    Args:
+        config: of the run; only with `coupled` there are any.
+        encoders: the online one first.
+        found: it has them already, from its units; otherwise they are looked for.
+    """
+    if not config.coupled:
+        return
+    online = encoders[0]
+    if not found:
+        try:
+            CoupledUnits("filter", online, online.module)
+        except ConfigError:  # nothing is left that could go
+            online.companions = None
+    for encoder in encoders[1:]:
+        encoder.companions = online.companions
 
 
 class CoupledUnits(Units):

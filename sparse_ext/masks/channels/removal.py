@@ -148,17 +148,20 @@ def _choose(
 
 
 def _empty(channels: Channels, net: nn.Module, train: bool) -> Tensor:
-    """Units all of whose parameters are zero, for good where training goes on."""
+    """Units all of whose parameters and buffers are zero, for good where training goes on.
+
+    The running statistics of batch norms may be anything: without scale and shift they do nothing.
+    """
     alive = np.zeros(channels.units + 1, dtype=bool)
     written = np.zeros(channels.units + 1, dtype=bool)
     modules = dict(net.named_modules())
-    parameters = dict(net.named_parameters())
+    tensors = dict(net.named_parameters()) | dict(net.named_buffers())
     for name, columns in channels.conditions.items():
-        if name not in parameters:
+        if name.rpartition(".")[2].startswith("running_"):
             continue
         owner = modules[name.rpartition(".")[0]]
         masked = train and isinstance(owner, Masked) and name.endswith("weight")
-        tensor = owner.mask if masked else parameters[name].detach()
+        tensor = owner.mask if masked else tensors[name].detach()
         for axis, units in enumerate(columns):
             if not units.size:
                 continue

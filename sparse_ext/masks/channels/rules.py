@@ -45,6 +45,7 @@ class Reading(ShapeRules, LayerRules):
         dims: per tensor.
         zero: per tensor and axis, whether an index is zero once all parameters of its unit are.
         known: tensors that do not depend on the input.
+        weights: those of them that are the weight of a module.
         products, mixes: what reads channels, and what computes statistics over them.
         rows: dimensions of weights that are the outputs of a layer, in order of use.
         columns: dimensions of weights that read channels.
@@ -66,6 +67,7 @@ class Reading(ShapeRules, LayerRules):
         self.dims: dict[int, Dims] = {}
         self.zero: dict[int, tuple[bool, ...]] = {}
         self.known: set[int] = set()
+        self.weights = {n for n, name in recording.names.items() if name.endswith("weight")}
         self.products: list[Product] = []
         self.mixes: list[Mix] = []
         self.rows: list[Dim] = []

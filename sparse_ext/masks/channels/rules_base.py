@@ -76,6 +76,7 @@ class RuleBase:
     dims: dict[int, Dims]
     zero: dict[int, tuple[bool, ...]]
     known: set[int]
+    weights: set[int]
     products: list[Product]
     mixes: list[Mix]
     rows: list[Dim]

@@ -73,7 +73,7 @@ class LayerRules(RuleBase):
         self.atoms.tie(self.of(x)[axis], self.of(w)[column], why)
         self.products.append(Product(self.index, (x.number, axis), (w.number, column)))
         for ref, other, at in ((w, x, column), (x, w, axis)):
-            if ref.number in self.known and other.number not in self.known:
+            if self._is_weight(ref, other):
                 self.columns.append(self.of(ref)[at])
         if x.number not in self.known and w.number not in self.known:
             self.columns.append(self.of(x)[axis])
@@ -81,12 +81,18 @@ class LayerRules(RuleBase):
             if not (self.z(x)[axis] or self.z(w)[column]):
                 self.atoms.fix(self.of(x)[axis], f"{why} without being zero where it is pruned")
 
+    def _is_weight(self, ref: Ref, other: Ref) -> bool:
+        """Whether one operand is a layer's weight and the other what the layer reads."""
+        if ref.number in self.known and other.number not in self.known:
+            return True
+        return ref.number in self.weights and other.number not in self.weights
+
     def _mm(self, op: Op, a: Ref, b: Ref) -> list:
         self._column(a, len(self.shape(a)) - 1, b, len(self.shape(b)) - 2, self.where(op))
         left, right = self.of(a), self.of(b)
         for ref, axis in ((b, len(right) - 1), (a, len(left) - 2)):
             other = a if ref is b else b
-            if ref.number in self.known and other.number not in self.known:
+            if self._is_weight(ref, other):
                 self.rows.append(self.of(ref)[axis])
         fixed_left = a.number in self.known or self.z(a)[-2]
         fixed_right = b.number in self.known or self.z(b)[-1]

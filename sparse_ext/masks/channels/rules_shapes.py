@@ -97,6 +97,8 @@ class ShapeRules(RuleBase):
         return self._permute(op, x, order)
 
     def _t(self, op: Op, x: Ref) -> list:
+        if x.number in self.weights:
+            self.weights.add(op.outs[0])
         return self._permute(op, x, list(range(len(self.shape(x))))[::-1])
 
     def _expand(self, op: Op, x: Ref, size: list[int], **kwargs: Any) -> list:
