@@ -177,8 +177,8 @@ class SparseConfig:
             )
         if self.multiple > 1 and self.slim_at is None:
             raise ConfigError(
-                f"sparse.multiple={self.multiple} rounds the widths that sparse.slim_at leaves, and "
-                f"that is not set: set sparse.slim_at, or give --multiple to the export."
+                f"sparse.multiple={self.multiple} rounds the widths that sparse.slim_at leaves, "
+                f"which is not set: set it, or give --multiple to the export."
             )
         at = self.slim_at
         if at is not None and (at < 0 or (at > 1 and at % 1)):
