@@ -98,7 +98,7 @@ class Atoms:
 
 
 class Solution(NamedTuple):
-    """Components of atoms.
+    """Which atoms are the same, which are made of others, and which never go.
 
     Attributes:
         label: component of each atom.

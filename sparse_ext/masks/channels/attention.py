@@ -252,7 +252,7 @@ def _subclass(kind: type, forward: Callable) -> type:
 
 
 def restore(before: list[tuple[nn.Module, type, dict[str, Any]]]) -> None:
-    """Undo `adapt`."""
+    """Give the modules the classes and attributes back that they had before `adapt`."""
     for module, kind, values in before:
         module.__class__ = kind
         for name, value in values.items():

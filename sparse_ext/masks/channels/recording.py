@@ -39,7 +39,7 @@ class Ref(NamedTuple):
 
 
 class Op(NamedTuple):
-    """One operation.
+    """One ATen operation of a forward pass, without its tensors.
 
     Attributes:
         name: of the ATen function, without overload and the underscore of in-place ones.
@@ -64,7 +64,7 @@ class Untraceable(Exception):
 
 @dataclass
 class Recording:
-    """A forward pass.
+    """What one forward pass of a network has computed, and where.
 
     Attributes:
         ops: in order.

@@ -86,7 +86,7 @@ class RuleBase:
     index: int
 
     def shape(self, ref: Any) -> tuple[int, ...]:
-        """Of a tensor."""
+        """Shape of a tensor of the recording."""
         return self.recording.shapes[ref.number]
 
     def of(self, ref: Any) -> Dims:

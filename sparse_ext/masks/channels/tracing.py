@@ -62,7 +62,7 @@ class Space:
 
     @property
     def size(self) -> int:
-        """How many."""
+        """Number of channels that the space has."""
         return len(self.units)
 
 
