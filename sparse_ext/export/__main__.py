@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parents=[plugins],
     )
     parser.add_argument("format", choices=named)
-    parser.add_argument("checkpoint", help="a file with its args.json beside it")
+    parser.add_argument("checkpoint", nargs="?", help="a file with its args.json beside it")
     parser.add_argument("--encoder", choices=("online", "momentum"), default="online")
     parser.add_argument("--out", help="file to write (slim: folder); by default beside CHECKPOINT")
     parser.add_argument("--half", action="store_true", help="packed: values in float16")
@@ -45,9 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="slim: keep as many empty channels as make each width a multiple of this; 16 is best "
         "for ONNX Runtime",
     )
+    parser.add_argument(
+        "--survey",
+        action="store_true",
+        help="slim: which networks of torchvision and timm can lose half of their channels",
+    )
+    parser.add_argument("--json", help="slim --survey: file for the results, taken up again")
+    parser.add_argument("--models", nargs="+", default=(), help="slim --survey: only these")
     parser.add_argument("--pattern", default="2:4", help="nm: N:M")
     parser.add_argument("--input_size", type=int, help="image side; by default the dataset's")
     args = parser.parse_args(argv)
+    if args.survey:
+        from sparse_ext.export.survey import survey
+
+        survey(args.models, args.json)
+        return 0
+    if args.checkpoint is None:
+        parser.error("which checkpoint? Give its file, or slim --survey.")
     return exit_code(lambda: print(_slim(args) if args.format == "slim" else _write(args)))
 
 
