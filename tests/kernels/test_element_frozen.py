@@ -2,8 +2,10 @@
 """Frozen encoders with the element-wise kernel, and the kernel as an operator of torch."""
 
 import copy
+import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,3 +120,50 @@ def test_compiled_too():
     compiled = torch.compile(faster(net), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         assert off(compiled(images), net(images)) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_variant(tmp_path):
+    """Built by one command; what it holds is found before the cache and needs no compiler."""
+    import subprocess
+    import sys
+    import zipfile
+
+    command = [sys.executable, "-m", "sparse_ext.kernels.build", "--wheel", "--out", str(tmp_path)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "manylinux" in wheel.name or "linux_x86_64" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    for variant in native.VARIANTS:
+        assert f"sparse_ext/kernels/element/libraries/{native.file_name(variant)}" in names
+
+
+@pytest.mark.slow
+def test_memory_errors_are_none(tmp_path, monkeypatch):
+    """The grid of test_element.py under the address sanitizer, in a process that preloads it."""
+    import subprocess
+    import sys
+
+    runtime = subprocess.run(
+        ["c++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    name = native.variant()
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    flags = ("-fsanitize=address", "-fno-omit-frame-pointer", "-g", "-O1")
+    native.compile_to(folder / native.file_name(name), name, flags)
+    environment = {
+        **os.environ,
+        "SPARSE_EXT_CACHE": str(folder),
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
+        "OMP_NUM_THREADS": "1",
+    }
+    tests = str(Path(__file__).with_name("test_element.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
+    chosen = f"{name} and (contiguous or rounds)"
+    done = subprocess.run(
+        [*command, "-k", chosen], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "AddressSanitizer" not in done.stderr

@@ -77,10 +77,10 @@ def located(name: str) -> Path:
     """The file of a variant: shipped with the package, cached, or built now."""
     key = _key(name)
     for folder in (SHIPPED, cache_folder()):
-        if (folder / f"element-{name}-{key}.so").exists():
-            return folder / f"element-{name}-{key}.so"
+        if (folder / file_name(name)).exists():
+            return folder / file_name(name)
     folder = cache_folder()
-    built = folder / f"element-{name}-{key}.so"
+    built = folder / file_name(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"element-{key}.lock"):
@@ -94,9 +94,13 @@ def located(name: str) -> Path:
 def is_built() -> bool:
     """Whether `library` would return at once."""
     name = variant()
-    key = _key(name) if name else ""
-    files = (folder / f"element-{name}-{key}.so" for folder in (SHIPPED, cache_folder()))
-    return bool(name) and any(file.exists() for file in files)
+    folders = (SHIPPED, cache_folder())
+    return bool(name) and any((folder / file_name(name)).exists() for folder in folders)
+
+
+def file_name(name: str) -> str:
+    """What the library of a variant is called: by its sources and flags."""
+    return f"element-{name}-{_key(name)}.so"
 
 
 def _key(name: str) -> str:
