@@ -53,7 +53,7 @@ def equip(trainer: Trainer, module: LightningModule, config: SparseConfig, zeros
             use_block_kernel(encoder)
             continue
         try:
-            use_element_kernel(encoder, kernel, background=True)
+            use_element_kernel(encoder, kernel, later=True)
         except ConfigError:
             if kernel == "element":
                 raise

@@ -60,7 +60,7 @@ def off(found, wanted):
 @pytest.fixture(autouse=True)
 def no_choice_remembered(monkeypatch):
     monkeypatch.setattr(choice, "_bounds", choice.Bounds(None))
-    monkeypatch.setattr(choice, "_state", {"builder": None, "failed": False})
+    monkeypatch.setattr(choice, "_state", {"failed": False})
 
 
 def three(block):
@@ -453,8 +453,7 @@ def test_without_a_compiler(fresh, tmp_path, caplog):
     assert type(conv) is MaskedConv2d
     fresh.setattr(logging.getLogger("sparse_ext"), "propagate", True)
     with caplog.at_level("WARNING", logger="sparse_ext"):
-        use_element_kernel(conv, "element", background=True)
-        choice._state["builder"].join()
+        use_element_kernel(conv, "element", later=True)
         wanted = F.conv2d(x, conv.weight, conv.bias, padding=1)
         for _ in range(3):
             assert torch.equal(conv(x), wanted)
@@ -463,22 +462,24 @@ def test_without_a_compiler(fresh, tmp_path, caplog):
 
 
 @able
-def test_dense_until_it_is_built(fresh):
-    """In the background, once, into the cache folder."""
-    import threading
-
-    go = threading.Event()
+def test_built_when_a_layer_wants_it(fresh, caplog):
+    """Once, into the cache folder, with one line."""
+    made = []
     real = native.compile_to
-    fresh.setattr(native, "compile_to", lambda *args: (go.wait(60), real(*args)))
+    fresh.setattr(native, "compile_to", lambda *args: (made.append(args), real(*args)))
     conv, x = masked_conv(), torch.randn(16, 16, 6, 6)
-    use_element_kernel(conv, "element", background=True)
-    conv(x)
-    assert not conv.used
-    go.set()
-    choice._state["builder"].join()
-    conv(x)
+    use_element_kernel(conv, "element", later=True)
+    assert not made
+    fresh.setattr(logging.getLogger("sparse_ext"), "propagate", True)
+    with caplog.at_level("INFO", logger="sparse_ext"):
+        conv(x)
+        conv(x)
     assert conv.used
-    assert native.is_built()
+    assert len(made) == 1
+    assert [r.getMessage() for r in caplog.records if "being compiled" in r.getMessage()]
+    native.library.cache_clear()
+    conv(x)
+    assert len(made) == 1
 
 
 def test_processors_that_cannot(fresh):

@@ -88,7 +88,7 @@ def test_auto_measures_and_switches_on_as_masks_grow_sparse(built, monkeypatch):
 def test_auto_is_dense_where_it_cannot_be_otherwise(monkeypatch):
     monkeypatch.setattr(native, "variant", lambda: "")
     monkeypatch.setattr(choice, "WORTHWHILE", 0)
-    monkeypatch.setattr(choice, "_state", {"builder": None, "failed": False})
+    monkeypatch.setattr(choice, "_state", {"failed": False})
     native.library.cache_clear()
     module, _, _ = train("auto", **SYNCCP)
     assert not any(layer.used for layer in element_layers(module.backbone))

@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -202,61 +201,34 @@ def _fastest(calls: list[Callable[[], object]]) -> list[float]:
     return best
 
 
-# -- the library, built while others compute dense ----------------------------------------------
+# -- the library, built when the first layer wants it -------------------------------------------
 
-_state = {"builder": None, "failed": False}
+_state = {"failed": False}
 
 
 def ready() -> bool:
-    """Whether the compiled kernel can be used; begins to build it if nobody has.
+    """Whether the compiled kernel can be used; the first layer that asks has it built.
 
-    Until it is there layers compute densely. One line says so, one when it is done, and one, if it
-    cannot be built, why.
+    One line says so, and one why it cannot be, after which layers compute densely. A layer waits
+    for it instead of beginning densely: a run that is interrupted and resumed is then computed as
+    one that never was.
     """
     if _state["failed"]:
         return False
-    if native.library.cache_info().currsize or (_state["builder"] is None and native.is_built()):
-        return _loaded()
-    builder = _state["builder"]
-    if builder is None:
-        _begin()
-        return False
-    if builder.is_alive():  # type: ignore[attr-defined]
-        return False
-    return _loaded()
-
-
-def _begin() -> None:
-    if native.variant():
-        log.info(
-            "The element-wise kernel is being compiled for this processor, once; layers compute "
-            "densely until it is there (about a minute)."
-        )
-    thread = threading.Thread(target=_build, name="element kernel", daemon=True)
-    _state["builder"] = thread  # type: ignore[assignment]
-    thread.start()
-
-
-def _build() -> None:
+    if native.library.cache_info().currsize:
+        return True
     try:
-        native.located(native.variant()) if native.variant() else native.library()
-    except SoloError as error:
-        _give_up(error)
-
-
-def _loaded() -> bool:
-    try:
+        if native.variant() and not native.is_built():
+            log.info(
+                "The element-wise kernel is being compiled for this processor, once (half a "
+                "minute on an idle machine)."
+            )
         native.library()
     except (SoloError, OSError) as error:
-        _give_up(error)
+        _state["failed"] = True
+        log.warning("%s Layers compute densely.", error)
         return False
     return True
-
-
-def _give_up(error: Exception) -> None:
-    if not _state["failed"]:
-        log.warning("%s Layers compute densely.", error)
-    _state["failed"] = True
 
 
 def wait() -> None:
@@ -266,4 +238,4 @@ def wait() -> None:
         KernelBuildError: it cannot be.
     """
     native.library()
-    _state.update(builder=None, failed=False)
+    _state["failed"] = False

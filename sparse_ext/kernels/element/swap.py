@@ -41,9 +41,7 @@ _OWN = (
 )
 
 
-def use_element_kernel(
-    module: nn.Module, kernel: str = "auto", background: bool = False
-) -> list[str]:
+def use_element_kernel(module: nn.Module, kernel: str = "auto", later: bool = False) -> list[str]:
     """Make the masked layers of `module` compute their kept weights only, on the CPU, in place.
 
     Batch norms, residual blocks of torchvision's ResNets and dense convolutions follow in the same
@@ -55,8 +53,8 @@ def use_element_kernel(
         module: an encoder with masks, compiled or not.
         kernel: `auto` measures for every layer whether the kernel is faster than torch's dense
             one, looked at again whenever its mask changes; `element` always takes the kernel.
-        background: begin to compile the kernel, if that has not been done here, and compute
-            densely until it is there; otherwise wait for it.
+        later: compile the kernel, if that has not been done here, when the first layer computes
+            something with it, and go on densely if that fails; otherwise compile it now.
 
     Returns:
         names of the masked layers that were changed.
@@ -64,7 +62,7 @@ def use_element_kernel(
     Raises:
         ConfigError: no layer qualifies, or an argument is wrong.
         KernelBuildError: the kernel cannot be compiled; nothing was changed. Not with
-            `background`: then one line says so, and layers stay dense.
+            `later`: then one line says so, and layers stay dense.
     """
     if kernel not in KERNELS:
         raise ConfigError(f"kernel={kernel!r} is none. {did_you_mean(kernel, KERNELS)}")
@@ -78,9 +76,7 @@ def use_element_kernel(
             f"layers {f'without {why}' if why else 'and there are none'}. Make the encoder sparse "
             "first."
         )
-    if background:
-        choice.ready()
-    else:
+    if not later:
         choice.wait()
     for layer in net.modules():
         if type(layer) in _SWAPPED and not _obstacle(layer):
