@@ -8,7 +8,8 @@
 Every network starts from the same random weights, of which the same share of each prunable layer
 (or by --allocation) is pruned by magnitude; the stem is dense. A training step is forward,
 backward and SGD with momentum; gradients of pruned weights are not computed without
---dense-gradient. Inference is in eval mode without gradients. bfloat16 is autocast, whose weights,
+--dense-gradient. Inference is in eval mode without gradients, by the kernel's frozen copy
+(`faster`). bfloat16 is autocast, whose weights,
 sums and optimizer are float32. The kernel decides by itself which layers it takes
 (`kernel="auto"`).
 
@@ -35,6 +36,7 @@ from torch import nn
 
 from sparse_ext.config.sections import build
 from sparse_ext.kernels import needs_dense_gradients
+from sparse_ext.kernels.element.frozen import faster
 from sparse_ext.kernels.element.swap import element_layers, use_element_kernel
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.masking import patch
@@ -106,15 +108,16 @@ def works_of(args: argparse.Namespace, images: torch.Tensor) -> tuple[Works, dic
     """Everything to time, and what the kernel's results are off by."""
     dense = backbone(args.backbone, args.size).to(memory_format=torch.channels_last)
     nets: dict[str, nn.Module] = {"dense": dense}
-    off = {}
+    frozen, off = dict(nets), {}
     for sparsity in args.sparsity:
         plain = pruned(dense, sparsity, args.allocation)
         name = f"{100 * sparsity:g}"
         nets[name] = with_kernel(plain, args.dense_gradient)
+        frozen[name] = faster(plain)
         off[name] = difference(plain, nets[name], images[: min(16, len(images))])
     works = {}
     for activity in args.activities:
-        for name, net in nets.items():
+        for name, net in (nets if activity == "step" else frozen).items():
             for half in (False, True):
                 made = work(net, images, activity == "step", half)
                 works[f"{activity}_{'bf16' if half else 'fp32'}", name] = made
