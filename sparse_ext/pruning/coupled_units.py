@@ -65,9 +65,12 @@ class CoupledUnits(Units):
         channels = Channels(net)
         self.spaces = {s.name: s for s in channels.spaces if not self._obstacle(s)}
         if not self.spaces:
+            reasons = [f"{space.name}: {self._obstacle(space)}" for space in channels.spaces[:4]]
+            untraced = list(channels.untraced.items())[:2]
+            reasons += [f"{name} cannot be traced ({why})" for name, why in untraced]
             raise ConfigError(
                 f"sparse.coupled: no channel of this {type(net).__name__} can be removed. "
-                f"{'. '.join(_reasons(channels, self._obstacle))}"
+                f"{'. '.join(reasons)}"
             )
         self.writes = {n: s.name for n, s in channels.writes.items() if s.name in self.spaces}
         self.reads = {n: s.name for n, s in channels.reads.items() if s.name in self.spaces}
@@ -194,9 +197,3 @@ class CoupledUnits(Units):
             allowed = value if eligible is None else value.where(eligible[name], -torch.inf)
             value[allowed.argmax()] = top
         return budgets.global_topk(relative, self.budget(sparsity), eligible)
-
-
-def _reasons(channels: Channels, obstacle) -> list[str]:
-    reasons = [f"{space.name}: {obstacle(space)}" for space in channels.spaces[:4]]
-    untraced = [f"{name} cannot be traced ({why})" for name, why in channels.untraced.items()]
-    return reasons + untraced[:2]
