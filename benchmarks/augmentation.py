@@ -23,8 +23,8 @@ import torch
 import yaml
 from torchvision.transforms.functional import to_pil_image
 
-from solo.data.batched import build_views
 from solo.data.pretrain_dataloader import build_transform_pipeline
+from solo.data.views.batched import build_views
 
 RECIPES = Path(__file__).parents[1] / "scripts" / "pretrain"
 ROUNDS = 3

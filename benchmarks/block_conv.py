@@ -23,9 +23,9 @@ from measuring import fastest, keep_memory
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_ext.granularity import Block
 from sparse_ext.kernels import Plan, build, compiled
 from sparse_ext.kernels.plan import Window
+from sparse_ext.masks.granularity import Block
 
 # name, inputs, outputs, kernel, stride, side of the input, how often it occurs
 LAYERS = [

@@ -26,9 +26,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from solo.backbones import resnet18, resnet50
 from solo.backbones.build import adapt_resnet
-from solo.utils.loggers import last_checkpoint
-from sparse_ext.cost.checkpoint import input_size, rebuild
-from sparse_ext.gating.config import build
+from solo.checkpoints.loading import rebuild
+from solo.data.catalogue import input_size
+from solo.monitoring.loggers import last_checkpoint
+from sparse_ext.gating.config.sections import build
 from sparse_ext.gating.encoder import choose, gating_of, patch
 from sparse_ext.gating.export import export_gated
 

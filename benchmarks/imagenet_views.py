@@ -20,9 +20,9 @@ import torch
 import yaml
 from torch.utils.data import default_collate
 
-from solo.data.device_views import DeviceViews
-from solo.data.images import read_image, read_pixels
+from solo.data.datasets.images import read_image, read_pixels
 from solo.data.pretrain_dataloader import build_transform_pipeline, prepare_n_crop_transform
+from solo.data.views.device_views import DeviceViews
 
 RECIPE = (
     Path(__file__).resolve().parents[1] / "scripts/pretrain/imagenet/augmentations/asymmetric.yaml"

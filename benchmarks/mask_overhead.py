@@ -35,18 +35,19 @@ from solo.errors import ConfigError
 from solo.losses.byol import byol_loss_func
 from solo.losses.simclr import simclr_loss_func
 from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
-from sparse_ext.callback import all_finite
-from sparse_ext.clock import Clock
-from sparse_ext.config import METHODS, SparseConfig, build
-from sparse_ext.constant import EpochMasks
-from sparse_ext.cost.live import CostMeter
-from sparse_ext.ema import MaskedEMA
-from sparse_ext.encoder import Encoder, masked, patch
-from sparse_ext.functional import Functional
-from sparse_ext.methods.mcp import MCP
-from sparse_ext.methods.snip import SNIP
-from sparse_ext.methods.sr_ste import SRSTE
-from sparse_ext.registry import build_pruner, method_class
+from sparse_ext.config.sections import METHODS, SparseConfig, build
+from sparse_ext.masks.encoder import Encoder, masked
+from sparse_ext.masks.living_weights import Functional
+from sparse_ext.masks.masking import patch
+from sparse_ext.pruning.constant_sparsity import EpochMasks
+from sparse_ext.pruning.methods.mcp import MCP
+from sparse_ext.pruning.methods.snip import SNIP
+from sparse_ext.pruning.methods.sr_ste import SRSTE
+from sparse_ext.pruning.registry import build_pruner, method_class
+from sparse_ext.schedules import Clock
+from sparse_ext.training.callback import all_finite
+from sparse_ext.training.cost_meter import CostMeter
+from sparse_ext.training.momentum_encoder import MaskedEMA
 
 CLOCK = Clock(steps=195_000, epochs=1000, steps_per_epoch=195)
 GOAL, GOAL_OF_RARE, RARE = 0.03, 0.01, 1000

@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sparse_ext.config import build
-from sparse_ext.coupling import CoupledUnits
-from sparse_ext.encoder import Encoder, patch
+from sparse_ext.config.sections import build
 from sparse_ext.export import OnnxEncoder, export_onnx, load_packed, save_packed, save_slim
 from sparse_ext.export.slim import difference
 from sparse_ext.kernels import needs_dense_gradients, use_block_kernel, use_dense_kernel
-from sparse_ext.shrink import shrink_
-from sparse_ext.units import Units
+from sparse_ext.masks.channels.removal import shrink_
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.masking import patch
+from sparse_ext.pruning.coupled_units import CoupledUnits
+from sparse_ext.pruning.units import Units
 
 SIZE = 32
 MULTIPLE = 16  # widths of slim networks: what AVX-512 takes at once

@@ -21,8 +21,8 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
+from solo.monitoring.step_metrics import StepMetrics
 from solo.programs.pretrain import build_model
-from solo.utils.step_metrics import StepMetrics
 
 ROUNDS = 3
 VARIANTS = {

@@ -20,10 +20,11 @@ import torch
 from omegaconf import OmegaConf
 
 from solo.backbones import build_encoder
-from sparse_ext.masks import MaskSet
-from sparse_ext.tickets import imp, store
-from sparse_ext.tickets.load import load_ticket
-from sparse_ext.tickets.sweep import next_masks
+from sparse_ext.masks.mask_set import MaskSet
+from sparse_ext.tickets import run_folder
+from sparse_ext.tickets.load_ticket import load_ticket
+from sparse_ext.tickets.sweeps import iterative_pruning
+from sparse_ext.tickets.sweeps.sweep import next_masks
 
 LIMIT = 2.0
 
@@ -49,13 +50,13 @@ def main() -> None:
 
 
 def _level(cfg, folder: Path) -> dict[str, float]:
-    run = store.RunFolder(folder)
+    run = run_folder.RunFolder(folder)
     before, level = run.level(0), run.level(1)
     encoder = build_encoder(cfg)
-    layers = imp.restricted(encoder)
+    layers = iterative_pruning.restricted(encoder)
     full = {n: torch.ones(tuple(m.weight.shape), dtype=torch.bool) for n, m in layers.items()}
     MaskSet(full).save(before.mask)
-    store.save_weights(before.final, store.encoder_weights(encoder))
+    run_folder.save_weights(before.final, run_folder.encoder_weights(encoder))
     seconds, last = {}, time.perf_counter()
 
     def lap(name: str) -> None:
@@ -67,13 +68,13 @@ def _level(cfg, folder: Path) -> dict[str, float]:
     lap("read, prune 20% of what remains globally")
     MaskSet(masks).save(level.mask)
     lap("write masks")
-    store.save_weights(level.initial, store.encoder_weights(build_encoder(cfg)))
+    run_folder.save_weights(level.initial, run_folder.encoder_weights(build_encoder(cfg)))
     lap("draw and write a fresh initialisation")
     encoder = load_ticket(build_encoder(cfg), level.mask, level.initial)
     lap("reset: build, load weights and masks")
-    store.digest(level.initial)
+    run_folder.digest(level.initial)
     level.masks().checksum()
-    store.save_weights(level.final, store.encoder_weights(encoder))
+    run_folder.save_weights(level.final, run_folder.encoder_weights(encoder))
     loaded = level.masks()
     level.finish({"nnz": loaded.nnz, "checksum": loaded.checksum(), "metrics": {}})
     lap("write final weights and the record")

@@ -16,7 +16,7 @@ import time
 import torch
 import torchvision
 
-from sparse_ext.allocation import global_topk
+from sparse_ext.allocation.budgets import global_topk
 
 
 def median_ms(call, device, repeats=7):

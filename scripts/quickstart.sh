@@ -7,4 +7,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 ensure_environment
-exec "$VENV/bin/python" -m sparse_ext.quickstart "$@"
+exec "$VENV/bin/python" -m scripts.experiments.quickstart "$@"

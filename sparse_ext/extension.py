@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from solo import extensions
-from sparse_ext import config as schema
-from sparse_ext.gating import config as gating
+from sparse_ext.config import sections as schema
+from sparse_ext.gating.config import sections as gating
 from sparse_ext.gating.extension import GatingExtension
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor, nn
 
-    from sparse_ext.callback import PruningCallback
+    from sparse_ext.training.callback import PruningCallback
 
 TRAINING_ONLY = ("shadow", "score")
 
@@ -49,7 +49,7 @@ class SparseExtension(extensions.Extension):
         section = _section(cfg)
         if section is None:
             return backbone
-        from sparse_ext.encoder import patch
+        from sparse_ext.masks.masking import patch
 
         return patch(backbone, schema.build(section))
 
@@ -58,7 +58,7 @@ class SparseExtension(extensions.Extension):
         section = _section(cfg)
         if section is None:
             return []
-        from sparse_ext.attach import callback_of
+        from sparse_ext.training.attach import callback_of
 
         return [callback_of(module, schema.build(section), seed=cfg.get("seed"))]
 
@@ -74,10 +74,9 @@ class SparseExtension(extensions.Extension):
             CheckpointError: if `state` masks a layer that this encoder does not have, or its masks
                 are not of the N:M pattern that its run was given.
         """
-        from sparse_ext.encoder import patch_named
-        from sparse_ext.functional import evaluated_masked
-        from sparse_ext.maskfile import check_pattern
-        from sparse_ext.widths import MARK, resize_
+        from sparse_ext.masks.channels.widths import MARK, resize_
+        from sparse_ext.masks.living_weights import evaluated_masked
+        from sparse_ext.masks.masking import check_pattern, patch_named
 
         alive = evaluated_masked(state)
         masked = [key.removesuffix(".mask") for key in state if key.endswith(".mask")]
@@ -89,20 +88,20 @@ class SparseExtension(extensions.Extension):
 
     def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Where weights live on under their masks: those that evaluation prunes become zero."""
-        from sparse_ext.functional import evaluated
+        from sparse_ext.masks.living_weights import evaluated
 
         return evaluated(state)
 
     def finetune_callbacks(self, backbone: nn.Module) -> list[Callback]:
         """Masks stay as they are while a sparse encoder is fine-tuned (SyncCP, Table 8)."""
-        from sparse_ext.fixed import FixedMasks
-        from sparse_ext.layers import Masked
+        from sparse_ext.masks.masked_layers import Masked
+        from sparse_ext.training.fixed_masks import FixedMasks
 
         return [FixedMasks()] if any(isinstance(m, Masked) for m in backbone.modules()) else []
 
     def training_state(self, state: Mapping[str, Tensor]) -> set[str]:
         """What only training reads: shadows, scores, the branch that is not evaluated."""
-        from sparse_ext.functional import training_only
+        from sparse_ext.masks.living_weights import training_only
 
         masked = {key.removesuffix("mask") for key in state if key.endswith(".mask")}
         beside = {prefix + name for prefix in masked for name in TRAINING_ONLY} & set(state)
@@ -110,7 +109,7 @@ class SparseExtension(extensions.Extension):
 
     def runs_uncompiled(self, backbone: nn.Module) -> str:
         """Layers with living weights choose their mask by the view; stored zeros may compile."""
-        from sparse_ext.functional import Functional
+        from sparse_ext.masks.living_weights import Functional
 
         living = any(isinstance(module, Functional) for module in backbone.modules())
         return "its sparse layers choose a mask for every view" if living else ""
@@ -124,7 +123,7 @@ class SparseExtension(extensions.Extension):
         Raises:
             CheckpointError: if a weight under a zero of its mask is not zero.
         """
-        from sparse_ext.encoder import measured
+        from sparse_ext.masks.masking import measured
 
         return measured(backbone)
 
@@ -168,7 +167,7 @@ def sparsify(
             encoder it updates that through `module.momentum_updater`, as the methods of solo do.
         config: a method's name, a mapping with `name`, or one of `sparse_ext.config`'s classes.
     """
-    from sparse_ext.attach import attach
+    from sparse_ext.training.attach import attach
 
     return attach(module, schema.build(config))
 

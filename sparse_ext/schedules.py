@@ -96,3 +96,29 @@ class Ramp:
     def index(self, t: int) -> int:
         """Index of the latest update at step `t`, clamped to [0, n]."""
         return min(max((t - self.t0) // self.period, 0), self.n)
+
+
+CIFAR_PERIOD = 1000  # optimizer steps, in the paper's runs of 195 steps an epoch, 1000 epochs
+
+
+CIFAR_UPDATES = 195  # that many updates fit into those runs
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Length of a run.
+
+    Attributes:
+        steps: optimizer steps in all.
+        epochs: epochs in all (the last one may be cut short).
+        steps_per_epoch: optimizer steps of a full epoch.
+    """
+
+    steps: int
+    epochs: int
+    steps_per_epoch: int
+
+
+def default_period(steps: int) -> int:
+    """Update period of a run of `steps` optimizer steps, in proportion to the paper's."""
+    return min(CIFAR_PERIOD, max(1, steps // CIFAR_UPDATES))

@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from solo.utils.zoo import read_manifest, sha256  # noqa: E402
+from solo.checkpoints.zoo import read_manifest, sha256  # noqa: E402
 
 BEGIN, END = "<!-- zoo:begin -->", "<!-- zoo:end -->"
 REQUIRED = {

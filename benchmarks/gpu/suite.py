@@ -16,7 +16,7 @@ from results import ROOT, Results
 
 JOBS = {
     "tests": ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"],
-    "quickstart": ["-m", "sparse_ext.quickstart"],
+    "quickstart": ["-m", "scripts.experiments.quickstart"],
 }
 LIMIT = 600  # seconds
 

@@ -5,4 +5,4 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-exec "${PYTHON:-python3}" -m sparse_ext.tables "$@"
+exec "${PYTHON:-python3}" -m scripts.experiments.tables "$@"

@@ -28,7 +28,7 @@ def convert_imgfolder_to_h5(folder_path: str | Path, h5_path: str | Path) -> Non
     import numpy as np
     from tqdm import tqdm
 
-    from solo.data.sources import image_folder
+    from solo.data.datasets.folders import image_folder
     from solo.errors import DataError
 
     target = Path(h5_path)

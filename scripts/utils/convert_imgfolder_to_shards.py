@@ -44,7 +44,7 @@ def convert_imgfolder_to_shards(
     """
     from tqdm import tqdm
 
-    from solo.data.shards import LIST, read_shards
+    from solo.data.shards.index import LIST, read_shards
     from solo.errors import DataError
 
     images, classes = _images(folder_path, no_labels)
@@ -67,7 +67,7 @@ def convert_imgfolder_to_shards(
 
 def _images(folder: str | Path, no_labels: bool) -> tuple[list[tuple[str, int]], list[str] | None]:
     """Files with their labels, and the names of the classes."""
-    from solo.data.sources import image_files, image_folder, require_folder
+    from solo.data.datasets.folders import image_files, image_folder, require_folder
     from solo.errors import DataError
 
     if not no_labels:

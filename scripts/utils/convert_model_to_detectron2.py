@@ -48,7 +48,8 @@ def convert(source: str | Path, output: str | Path, encoder: str = "online") -> 
     Raises:
         CheckpointError: unreadable file, or an encoder that Detectron2's ResNet cannot take.
     """
-    from solo.utils.weights import plain_state, read_checkpoint
+    from solo.checkpoints.exporting import plain_state
+    from solo.checkpoints.loading import read_checkpoint
 
     # as with torchvision's own files, the classifier of a bare state dict is of no use there
     state = plain_state(read_checkpoint(source), encoder)

@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from solo import extensions
 from solo.args import schema
 from solo.args.check import check, fill, select
-from solo.data.voc_folder import class_lists
+from solo.data import catalogue
+from solo.data.datasets.voc_folder import class_lists
 from solo.errors import ConfigError, DataError, did_you_mean
 
 
@@ -62,7 +63,7 @@ def dataset_cfg(
     Args:
         more: datasets that are allowed beside the usual ones.
     """
-    choice(cfg, "data.dataset", [*schema.SUPPORTED_DATASETS, *more])
+    choice(cfg, "data.dataset", [*catalogue.SUPPORTED_DATASETS, *more])
     fill(cfg, "data", data, keys)
     fill(cfg, "", schema.Pretrain, ["debug_augmentations"])
     return cfg
@@ -95,17 +96,17 @@ def set_num_classes(cfg: DictConfig) -> None:
         DataError: when that folder does not exist.
     """
     name = cfg.data.dataset
-    if name in schema.N_CLASSES_PER_DATASET:
-        cfg.data.num_classes = schema.N_CLASSES_PER_DATASET[name]
+    if name in catalogue.N_CLASSES_PER_DATASET:
+        cfg.data.num_classes = catalogue.N_CLASSES_PER_DATASET[name]
         return
     folder = Path(str(required(cfg, "data.train_path")))
-    if name in schema.MULTILABEL_DATASETS:
+    if name in catalogue.MULTILABEL_DATASETS:
         cfg.data.num_classes = len(class_lists(folder, "trainval"))
         return
     if cfg.data.format in ("h5", "resident") and folder.is_file():
         raise ConfigError("H5 files are for imagenet and imagenet100, not for data.dataset=custom")
     if cfg.data.format == "webdataset":
-        from solo.data.shards import read_shards
+        from solo.data.shards.index import read_shards
 
         cfg.data.num_classes = read_shards(folder, "data.train_path").num_classes
         return
@@ -117,12 +118,12 @@ def set_num_classes(cfg: DictConfig) -> None:
 def check_format(cfg: DictConfig) -> None:
     """Refuse formats that do not go with the data set, or with another key of `data`."""
     data_format = cfg.data.format
-    if data_format in ("dali", "webdataset") and cfg.data.dataset not in schema.DALI_DATASETS:
+    if data_format in ("dali", "webdataset") and cfg.data.dataset not in catalogue.DALI_DATASETS:
         raise ConfigError(
-            f"data.format={data_format} works with {', '.join(schema.DALI_DATASETS)}, "
+            f"data.format={data_format} works with {', '.join(catalogue.DALI_DATASETS)}, "
             f"not with data.dataset={cfg.data.dataset}: write data.format=image_folder"
         )
-    if cfg.data.format == "resident" and cfg.data.dataset in schema.MULTILABEL_DATASETS:
+    if cfg.data.format == "resident" and cfg.data.dataset in catalogue.MULTILABEL_DATASETS:
         raise ConfigError(f"data.format=resident does not go with data.dataset={cfg.data.dataset}")
     if cfg.data.format == "dali" and cfg.data.get("augment") == "device":
         raise ConfigError(

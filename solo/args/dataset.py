@@ -7,7 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
-from solo.args.schema import IMAGENET_MEAN, IMAGENET_STD, SUPPORTED_DATASETS
+from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD, SUPPORTED_DATASETS
 
 # Legacy augmentation arguments: one value per pipeline. name -> (type, default).
 _AUGMENTATIONS = {

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from solo.args import common, schema
 from solo.args.check import fill
 from solo.args.common import add_and_assert_lightning_cfg, add_and_assert_wandb_cfg
+from solo.data import catalogue
 from solo.errors import ConfigError
 
 __all__ = [
@@ -17,8 +18,8 @@ __all__ = [
     "parse_cfg",
 ]
 
-_N_CLASSES_PER_DATASET = schema.N_CLASSES_PER_DATASET
-_SUPPORTED_DATASETS = schema.SUPPORTED_DATASETS
+_N_CLASSES_PER_DATASET = catalogue.N_CLASSES_PER_DATASET
+_SUPPORTED_DATASETS = catalogue.SUPPORTED_DATASETS
 
 
 def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo.args import common, schema
 from solo.args.check import check_section, fill
 from solo.args.common import add_and_assert_lightning_cfg, add_and_assert_wandb_cfg
+from solo.data import catalogue
 from solo.errors import ConfigError
 
 __all__ = [
@@ -17,8 +18,8 @@ __all__ = [
     "parse_cfg",
 ]
 
-_N_CLASSES_PER_DATASET = schema.N_CLASSES_PER_DATASET
-_SUPPORTED_DATASETS = schema.SUPPORTED_DATASETS
+_N_CLASSES_PER_DATASET = catalogue.N_CLASSES_PER_DATASET
+_SUPPORTED_DATASETS = catalogue.SUPPORTED_DATASETS
 
 
 def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
@@ -28,7 +29,7 @@ def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
         ConfigError: when the dataset is missing or unknown.
     """
     keys = ["val_path", "train_path", "format", "no_labels", "fraction", "num_workers"]
-    several = schema.MULTILABEL_DATASETS if cfg.get("method") == "multilabel" else ()
+    several = catalogue.MULTILABEL_DATASETS if cfg.get("method") == "multilabel" else ()
     return common.dataset_cfg(cfg, schema.Data, keys, several)
 
 

@@ -11,20 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-N_CLASSES_PER_DATASET = {
-    "cifar10": 10,
-    "cifar100": 100,
-    "stl10": 10,
-    "imagenet": 1000,
-    "imagenet100": 100,
-    "digits": 10,
-}
-SUPPORTED_DATASETS = ["cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom", "digits"]
-DALI_DATASETS = ["imagenet100", "imagenet", "custom"]  # and shards
-MULTILABEL_DATASETS = ("voc07",)  # for method=multilabel; no program evaluates on them
+from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
 
 # What the optimizer receives when the YAML leaves it out.
 OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {

@@ -14,24 +14,28 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
 
-from solo.args.schema import N_CLASSES_PER_DATASET
-from solo.data.digits import DIGITS_MEAN, DIGITS_STD, SIZE, DigitsDataset
-from solo.data.loading import make_loader, seeded
-from solo.data.sources import (
+from solo.data.catalogue import (
     CIFAR_CLASSES,
+    DIGITS_MEAN,
+    DIGITS_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    N_CLASSES_PER_DATASET,
+    require_dataset,
+)
+from solo.data.datasets.digits import SIZE, DigitsDataset
+from solo.data.datasets.folders import (
     default_data_path,
     image_folder,
     is_cifar_in_folders,
     item_labels,
     named_torchvision,
-    require_dataset,
     require_format,
     take_fraction,
 )
-from solo.data.splits import Split
-from solo.data.voc import VOCClassification
+from solo.data.datasets.splits import Split
+from solo.data.datasets.voc import VOCClassification
+from solo.data.loading import make_loader, seeded
 from solo.errors import DataError
 
 TRAIN_KEY, VAL_KEY = "data.train_path", "data.val_path"
@@ -169,7 +173,7 @@ def _split(
 
         return seeded(H5Dataset)(dataset, path, transform, key=key)
     if data_format == "webdataset":
-        from solo.data.shard_dataset import ShardDataset
+        from solo.data.shards.dataset import ShardDataset
 
         classes = N_CLASSES_PER_DATASET.get(dataset)
         return seeded(ShardDataset)(path, transform, key, labels="needed", num_classes=classes)

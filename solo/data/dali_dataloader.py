@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 
-from solo.data.dali_ops import (
+from solo.data.dali.operations import (
     AugWrapper,
     RandomColorJitter,
     RandomGaussianBlur,
@@ -24,7 +24,7 @@ from solo.data.dali_ops import (
     RandomSolarize,
     build_transform_pipeline_dali,
 )
-from solo.data.dali_pipelines import (
+from solo.data.dali.pipelines import (
     READER,
     CustomNormalPipelineBuilder,
     NormalPipelineBuilder,
@@ -32,10 +32,10 @@ from solo.data.dali_pipelines import (
     PretrainPipelineBuilder,
     require_device,
 )
-from solo.data.loading import mix
-from solo.data.splits import Split
+from solo.data.datasets.splits import Split
 from solo.data.temp_dali_fix import TempDALIGenericIterator
 from solo.errors import ConfigError, did_you_mean
+from solo.seeding import mix
 
 __all__ = [
     "AugWrapper",

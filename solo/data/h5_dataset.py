@@ -15,8 +15,8 @@ from typing import Any
 import h5py
 from torch.utils.data import Dataset
 
-from solo.data.images import ReadError, decode_image
-from solo.data.stored_index import fingerprint, read_index, write_index
+from solo.data.datasets.images import ReadError, decode_image
+from solo.data.shards.stored_index import fingerprint, read_index, write_index
 from solo.errors import ConfigError, DataError, did_you_mean
 
 _DATASETS = ("imagenet100", "imagenet", "custom")

@@ -19,25 +19,27 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
 
-from solo.args.schema import N_CLASSES_PER_DATASET
-from solo.data.augmentations import STRENGTHS, checked_augmentation
-from solo.data.digits import DigitsDataset
-from solo.data.images import decode_image, decode_pixels, read_image, read_pixels
-from solo.data.loading import make_loader, picklable_state, seeded
-from solo.data.sources import (
+from solo.data.catalogue import (
     CIFAR_CLASSES,
+    N_CLASSES_PER_DATASET,
+    pretrain_statistics,
+    require_dataset,
+)
+from solo.data.datasets.digits import DigitsDataset
+from solo.data.datasets.folders import (
     default_data_path,
     image_files,
     image_folder,
     is_cifar_in_folders,
     named_torchvision,
-    pretrain_statistics,
-    require_dataset,
     require_folder,
     require_format,
     take_fraction,
 )
-from solo.data.voc import VOCClassification
+from solo.data.datasets.images import decode_image, decode_pixels, read_image, read_pixels
+from solo.data.datasets.voc import VOCClassification
+from solo.data.loading import make_loader, picklable_state, seeded
+from solo.data.views.augmentation_keys import STRENGTHS, checked_augmentation
 from solo.errors import ConfigError, DataError
 
 TRAIN_KEY = "data.train_path"
@@ -175,7 +177,7 @@ def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
     Args:
         dataset: its name decides mean and standard deviation; a dataset without its own uses the
             entry's `mean` and `std`, or else those of ImageNet.
-        cfg: the entry, see `solo.data.augmentations`.
+        cfg: the entry, see `solo.data.views.augmentation_keys`.
 
     Returns:
         Compose from a PIL image to a (3, crop_size, crop_size) tensor.
@@ -292,7 +294,7 @@ def prepare_datasets(
             dataset, path, transform, decode=decode_pixels if pixels else decode_image
         )
     elif data_format == "webdataset":
-        from solo.data.shard_dataset import ShardDataset
+        from solo.data.shards.dataset import ShardDataset
 
         built = dataset_with_index(ShardDataset)(
             path,

@@ -19,7 +19,7 @@ from nvidia.dali.plugin.pytorch import DALIGenericIterator
 from nvidia.dali.types import PipelineAPIType
 from PIL import Image
 
-from solo.data.images import ReadError
+from solo.data.datasets.images import ReadError
 
 
 class TempDALIGenericIterator(DALIGenericIterator):

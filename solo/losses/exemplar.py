@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solo.utils.misc import gather, get_rank
+from solo.utils.ranks import gather, get_rank
 
 
 def exemplar_loss_func(z1: Tensor, z2: Tensor, margin: float = 0.5) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solo.utils.misc import concat_all_gather_no_grad, get_rank
+from solo.utils.ranks import concat_all_gather_no_grad, get_rank
 
 
 def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solo.utils.misc import gather, get_rank
+from solo.utils.ranks import gather, get_rank
 
 
 def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:

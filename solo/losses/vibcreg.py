@@ -9,7 +9,7 @@ from torch import Tensor
 
 from solo.losses.correlation import off_diagonal_energy
 from solo.losses.vicreg import invariance_loss, variance_loss
-from solo.utils.misc import gather
+from solo.utils.ranks import gather
 
 
 def covariance_loss(z1: Tensor, z2: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo.losses.correlation import off_diagonal_energy
-from solo.utils.misc import gather
+from solo.utils.ranks import gather
 
 
 def invariance_loss(z1: Tensor, z2: Tensor) -> Tensor:

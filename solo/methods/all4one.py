@@ -17,7 +17,7 @@ from solo.errors import ConfigError
 from solo.losses.correlation import off_diagonal
 from solo.losses.nnclr import nnclr_loss_func
 from solo.methods.base import BaseMomentumMethod
-from solo.methods.heads import mlp, momentum_pair, spread
+from solo.methods.heads import Head, mlp, momentum_pair, spread
 from solo.methods.queues import NeighbourQueueMixin
 from solo.utils.positional_encodings import PositionalEncodingPermute1D, Summer
 
@@ -36,10 +36,10 @@ class All4One(NeighbourQueueMixin, BaseMomentumMethod):
         "queue_size": 65536,
     }
     HEADS = {
-        "projector": {},
-        "predictor": {},
-        "predictor2": {},
-        "transformer_encoder": {"lr": 0.1},
+        "projector": Head("z", momentum_unit=True),
+        "predictor": Head("p", of="z"),
+        "predictor2": Head(),
+        "transformer_encoder": Head(group={"lr": 0.1}),
     }
 
     def __init__(self, cfg: DictConfig):
@@ -66,16 +66,8 @@ class All4One(NeighbourQueueMixin, BaseMomentumMethod):
         self.register_neighbours(self.queue_size, out, index=-1)
 
     def forward(self, X: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Adds projection `z` and prediction `p`, (N, proj_output_dim)."""
-        out = super().forward(X)
-        z = self.projector(out["feats"])
-        return {**out, "z": z, "p": self.predictor(z)}
-
-    @torch.no_grad()
-    def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z`, unit rows."""
-        out = super().momentum_forward(X)
-        return {**out, "z": F.normalize(self.momentum_projector(out["feats"]), dim=-1)}
+        """As `BaseMethod`'s; further arguments are ignored."""
+        return super().forward(X)
 
     def dequeue_and_enqueue(self, z: Tensor, y: Tensor, idx: Tensor) -> None:  # type: ignore[override]
         """Replace the oldest rows by all ranks' features `z`, labels `y`, image indexes `idx`."""

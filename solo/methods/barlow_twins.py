@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solo.losses.barlow import barlow_loss_func
 from solo.methods.base import BaseMethod
-from solo.methods.heads import mlp
+from solo.methods.heads import Head, mlp
 
 
 class BarlowTwins(BaseMethod):
@@ -23,7 +23,7 @@ class BarlowTwins(BaseMethod):
         "lamb": 0.0051,
         "scale_loss": 0.024,
     }
-    HEADS = {"projector": {}}
+    HEADS = {"projector": Head("z")}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -32,11 +32,6 @@ class BarlowTwins(BaseMethod):
         self.lamb: float = kwargs.lamb
         self.scale_loss: float = kwargs.scale_loss
         self.projector = mlp(self.features_dim, hidden, hidden, out)
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z` (N, proj_output_dim)."""
-        out = super().forward(X)
-        return {**out, "z": self.projector(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Redundancy reduction between the two views plus the class loss."""

@@ -2,8 +2,8 @@
 """What every self-supervised method shares: encoder, online classifier, steps.
 
 A method declares `KWARGS` (its method_kwargs) and `HEADS` (its projectors and predictors) and
-writes its forward pass and its loss; parameter groups, views, metrics and checkpoints follow from
-them here, momentum copies in `base_momentum`.
+writes its loss; forward passes, parameter groups, views, metrics and checkpoints follow from them
+here, momentum copies in `base_momentum`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from solo import extensions
 from solo.backbones import BACKBONES, build_encoder, features_dim
 from solo.errors import CheckpointError, ConfigError
+from solo.methods.heads import Head, apply_heads
 from solo.methods.kwargs import check_kwargs
 from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
 from solo.methods.step import average, by_key, class_metrics, val_metrics
+from solo.monitoring.step_metrics import StepMetrics
 from solo.utils.metrics import weighted_mean
-from solo.utils.misc import get_world_size, omegaconf_select
-from solo.utils.step_metrics import StepMetrics
+from solo.utils.misc import omegaconf_select
+from solo.utils.ranks import get_world_size
 from solo.utils.views import encoding
 
 _METHOD_DEFAULTS = {
@@ -53,7 +55,10 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         KWARGS: method_kwargs; a type stands for a required value of that type, anything else
             is the default. None leaves method_kwargs unchecked.
         IGNORED_KWARGS: method_kwargs that published recipes carry without effect.
-        HEADS: attribute name of each trained head to the extra keys of its parameter group.
+        HEADS: the heads by attribute name, in the order in which they are applied and in which
+            the optimizer gets them. A mapping of extra keys for the parameter group stands for a
+            head that the method applies itself.
+        HEADS_ON_SMALL_CROPS: whether small crops go through the heads, too.
 
     Raises:
         ConfigError: for a key that is missing, unknown or of the wrong type.
@@ -61,7 +66,8 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
 
     KWARGS: Mapping[str, Any] | None = None
     IGNORED_KWARGS: frozenset[str] | set[str] = frozenset()
-    HEADS: Mapping[str, Mapping[str, Any]] = {}
+    HEADS: Mapping[str, Head | Mapping[str, Any]] = {}
+    HEADS_ON_SMALL_CROPS = False
 
     _BACKBONES = BACKBONES
     _ACCEPTED_SCHEDULERS = ("warmup_cosine", "warmup_step", "step", "none")
@@ -115,10 +121,19 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
             *extensions.parameter_groups(self.backbone, name="backbone"),
             self._classifier_group("classifier"),
             *(
-                {"name": name, "params": getattr(self, name).parameters(), **extra}
-                for name, extra in self.HEADS.items()
+                {"name": name, "params": getattr(self, name).parameters(), **head.group}
+                for name, head in self.declared_heads.items()
+                if head.trained
             ),
         ]
+
+    @property
+    def declared_heads(self) -> dict[str, Head]:
+        """`HEADS`, all of one kind."""
+        return {
+            name: head if isinstance(head, Head) else Head(group=head)
+            for name, head in self.HEADS.items()
+        }
 
     def _classifier_group(self, name: str) -> dict[str, Any]:
         params = getattr(self, name).parameters()
@@ -166,13 +181,19 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         return X if self.no_channel_last else X.to(memory_format=torch.channels_last)
 
     def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) to `feats` (N, F) and `logits` (N, C)."""
+        """Images (N, 3, H, W) to `feats` (N, F), `logits` (N, C) and the outputs of the heads."""
         feats = self.backbone(self._channels(X))
-        return {"logits": self.classifier(feats.detach()), "feats": feats}
+        return {
+            "logits": self.classifier(feats.detach()),
+            "feats": feats,
+            **apply_heads(feats, self.declared_heads, self.get_submodule),
+        }
 
     def multicrop_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Small crops to `feats` (N, F)."""
-        return {"feats": self.backbone(self._channels(X))}
+        """Small crops to `feats` (N, F), with the heads' outputs where the loss needs them."""
+        feats = self.backbone(self._channels(X))
+        heads = self.declared_heads if self.HEADS_ON_SMALL_CROPS else {}
+        return {"feats": feats, **apply_heads(feats, heads, self.get_submodule)}
 
     # ---- training ----
 

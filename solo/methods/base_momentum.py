@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from solo.backbones import build_encoder
 from solo.methods.base_method import BaseMethod
+from solo.methods.heads import apply_heads
 from solo.methods.step import average, by_key, class_metrics, val_metrics
 from solo.utils.misc import set_default
 from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
@@ -67,8 +68,14 @@ class BaseMomentumMethod(BaseMethod):
 
     @torch.no_grad()
     def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Images to the momentum encoder's `feats` (N, F)."""
-        return {"feats": self.momentum_backbone(self._channels(X))}
+        """Images to the momentum encoder's `feats` (N, F) and its heads' outputs."""
+        feats = self.momentum_backbone(self._channels(X))
+        heads = {
+            f"momentum_{name}": head.momentum()
+            for name, head in self.declared_heads.items()
+            if hasattr(self, f"momentum_{name}")
+        }
+        return {"feats": feats, **apply_heads(feats, heads, self.get_submodule)}
 
     def _shared_step_momentum(self, X: Tensor, targets: Tensor) -> dict[str, Tensor]:
         out = self.momentum_forward(X)

@@ -6,20 +6,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from solo.losses.byol import byol_loss_func
 from solo.methods.base import BaseMomentumMethod
-from solo.methods.heads import mlp, momentum_pair, spread
+from solo.methods.heads import Head, mlp, momentum_pair, spread
 
 
 class BYOL(BaseMomentumMethod):
     """Targets come from the large crops, predictions from every crop."""
 
     KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "pred_hidden_dim": int}
-    HEADS = {"projector": {}, "predictor": {}}
+    HEADS = {"projector": Head("z"), "predictor": Head("p", of="z")}
+    HEADS_ON_SMALL_CROPS = True
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -29,24 +29,6 @@ class BYOL(BaseMomentumMethod):
             lambda: mlp(self.features_dim, hidden, out)
         )
         self.predictor = mlp(out, kwargs.pred_hidden_dim, out)
-
-    def _project(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
-        z = self.projector(out["feats"])
-        return {**out, "z": z, "p": self.predictor(z)}
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds projection `z` and prediction `p`, (N, proj_output_dim)."""
-        return self._project(super().forward(X))
-
-    def multicrop_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z` and `p`."""
-        return self._project(super().multicrop_forward(X))
-
-    @torch.no_grad()
-    def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z`."""
-        out = super().momentum_forward(X)
-        return {**out, "z": self.momentum_projector(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Sum of the losses over all pairs (target view, other view), plus the class loss."""

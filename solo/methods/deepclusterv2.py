@@ -14,10 +14,18 @@ from torch import Tensor, nn
 from solo.errors import ConfigError
 from solo.losses.deepclusterv2 import deepclusterv2_loss_func
 from solo.methods.base import BaseMethod
-from solo.methods.heads import mlp
+from solo.methods.heads import Head, mlp
 from solo.methods.queues import LateBuffersMixin
 from solo.utils.kmeans import KMeans
-from solo.utils.misc import get_rank, get_world_size
+from solo.utils.ranks import get_rank, get_world_size
+
+
+class Prototypes(nn.ModuleList):
+    """The prototypes of several clusterings, each a linear layer without bias."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Unit projections (N, D) to scores (clusterings, N, prototypes)."""
+        return torch.stack([prototype(z) for prototype in self])
 
 
 class DeepClusterV2(LateBuffersMixin, BaseMethod):
@@ -35,7 +43,10 @@ class DeepClusterV2(LateBuffersMixin, BaseMethod):
         "num_prototypes": [3000, 3000, 3000],
         "kmeans_iters": 10,
     }
-    HEADS = {"projector": {}}
+    HEADS = {
+        "projector": Head("z", unit=True),
+        "prototypes": Head("p", of="z", of_unit=True, trained=False),
+    }
     LATE_BUFFERS = ("local_memory_index", "local_memory_embeddings")
 
     def __init__(self, cfg: DictConfig):
@@ -51,7 +62,7 @@ class DeepClusterV2(LateBuffersMixin, BaseMethod):
             )
         self.kmeans_iters: int = kwargs.kmeans_iters
         self.projector = mlp(self.features_dim, kwargs.proj_hidden_dim, self.proj_output_dim)
-        self.prototypes = nn.ModuleList(
+        self.prototypes = Prototypes(
             nn.Linear(self.proj_output_dim, clusters, bias=False)
             for clusters in self.num_prototypes
         )
@@ -101,12 +112,6 @@ class DeepClusterV2(LateBuffersMixin, BaseMethod):
         self.local_memory_index[rows] = idxs
         for memory, view in zip(self.local_memory_embeddings, z, strict=False):
             memory[rows] = view.to(memory.dtype)
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds unit projection `z` (N, O) and prototype scores `p` (heads, N, K)."""
-        out = super().forward(X)
-        z = F.normalize(self.projector(out["feats"]), dim=-1)
-        return {**out, "z": z, "p": torch.stack([head(z) for head in self.prototypes])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Cross entropy of every view against its image's clusters."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from solo.losses.dino import DINOLoss
 from solo.methods.base import BaseMomentumMethod
-from solo.methods.heads import WeightNormLinear, mlp, momentum_pair
+from solo.methods.heads import Head, WeightNormLinear, mlp, momentum_pair
 
 
 class DINOHead(nn.Module):
@@ -77,7 +77,7 @@ class DINO(BaseMomentumMethod):
         "warmup_teacher_temperature": 0.04,
         "warmup_teacher_temperature_epochs": 0,
     }
-    HEADS = {"head": {}}
+    HEADS = {"head": Head("z")}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -116,17 +116,6 @@ class DINO(BaseMomentumMethod):
     def on_train_epoch_start(self) -> None:
         """Tell the loss the epoch: its teacher temperature warms up."""
         self.dino_loss_func.epoch = self.current_epoch
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds prototype scores `z` (N, num_prototypes)."""
-        out = super().forward(X)
-        return {**out, "z": self.head(out["feats"])}
-
-    @torch.no_grad()
-    def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z`."""
-        out = super().momentum_forward(X)
-        return {**out, "z": self.momentum_head(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Cross entropy between the teacher's and the student's outputs of different views."""

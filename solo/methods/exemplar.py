@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from solo.losses.exemplar import exemplar_loss_func
 from solo.methods.base import BaseMethod
+from solo.methods.heads import Head
 
 
 class Exemplar(BaseMethod):
@@ -21,17 +22,12 @@ class Exemplar(BaseMethod):
     """
 
     KWARGS = {"proj_output_dim": 128, "margin": 0.5}
-    HEADS = {"projector": {}}
+    HEADS = {"projector": Head("z")}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self.margin: float = cfg.method_kwargs.margin
         self.projector = nn.Linear(self.features_dim, cfg.method_kwargs.proj_output_dim)
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z` (N, proj_output_dim)."""
-        out = super().forward(X)
-        return {**out, "z": self.projector(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Triplet loss over both views plus the online classifier's loss."""

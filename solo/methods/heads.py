@@ -6,9 +6,10 @@ The order of the layers fixes the state-dict keys, so it is part of the interfac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,62 @@ def mlp(
     if last_norm != "none":
         layers.append(nn.BatchNorm1d(dims[-1], affine=last_norm == "affine"))
     return nn.Sequential(*layers)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head of a method: what it reads, what it adds to a forward pass, how it trains.
+
+    Args:
+        output: key of its output in the dictionary that a forward pass returns; None for a head
+            that the method applies itself.
+        of: key of what it reads: `feats`, or the output of a head that stands before it.
+        of_unit: read the l2-normalised rows of `of`; otherwise what the head before it computed.
+        unit: return l2-normalised rows.
+        momentum_output: key of the momentum copy's output; None means `output`.
+        momentum_unit: l2-normalise the momentum copy's rows; None means `unit`.
+        trained: whether the optimizer gets its parameters.
+        group: extra keys of its parameter group, such as `static_lr`.
+    """
+
+    output: str | None = None
+    of: str = "feats"
+    of_unit: bool = False
+    unit: bool = False
+    momentum_output: str | None = None
+    momentum_unit: bool | None = None
+    trained: bool = True
+    group: Mapping[str, Any] = field(default_factory=dict)
+
+    def momentum(self) -> Head:
+        """The momentum copy of this head, as a head of its own."""
+        unit = self.unit if self.momentum_unit is None else self.momentum_unit
+        return Head(self.momentum_output or self.output, self.of, self.of_unit, unit)
+
+
+def apply_heads(
+    feats: Tensor, heads: Mapping[str, Head], modules: Callable[[str], nn.Module]
+) -> dict[str, Tensor]:
+    """Features through the heads, each after the one that it reads.
+
+    Args:
+        feats: (N, F).
+        heads: by attribute name.
+        modules: the module of an attribute name.
+
+    Returns:
+        the outputs by `Head.output`.
+    """
+    raw, unit = {"feats": feats}, {}
+    outputs = {}
+    for name, head in heads.items():
+        if head.output is None:
+            continue
+        x = (unit if head.of_unit else raw)[head.of]
+        raw[head.output] = outputs[head.output] = modules(name)(x)
+        if head.unit:
+            unit[head.output] = outputs[head.output] = F.normalize(raw[head.output], dim=-1)
+    return outputs
 
 
 def simsiam_projector(fan_in: int, hidden: int, out: int) -> nn.Sequential:

@@ -16,9 +16,9 @@ from solo import extensions
 from solo.backbones import features_dim
 from solo.errors import ConfigError
 from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
+from solo.monitoring.step_metrics import StepMetrics
 from solo.utils.metrics import accuracy_at_k, weighted_mean
-from solo.utils.misc import param_groups_layer_decay
-from solo.utils.step_metrics import StepMetrics
+from solo.utils.param_groups import param_groups_layer_decay
 
 _LINEAR_DEFAULTS = {**DEFAULTS, "optimizer.layer_decay": 0.0, "finetune": False}
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from solo.errors import ConfigError
 from solo.losses.mae import mae_loss_func
 from solo.methods.base import BaseMethod
+from solo.methods.heads import Head
 from solo.utils.misc import generate_2d_sincos_pos_embed
 
 
@@ -100,7 +101,7 @@ class MAE(BaseMethod):
         "mask_ratio": 0.75,
         "norm_pix_loss": False,
     }
-    HEADS = {"decoder": {}}
+    HEADS = {"decoder": Head()}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
 from solo.losses.mocov2plus import mocov2plus_loss_func
 from solo.methods.base import BaseMomentumMethod
-from solo.methods.heads import mlp, momentum_pair
+from solo.methods.heads import Head, mlp, momentum_pair
 from solo.methods.queues import QueueMixin
 
 
@@ -29,7 +28,7 @@ class MoCoV2Plus(QueueMixin, BaseMomentumMethod):
         "temperature": float,
         "queue_size": 65536,
     }
-    HEADS = {"projector": {}}
+    HEADS = {"projector": Head("z", unit=True)}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -41,17 +40,6 @@ class MoCoV2Plus(QueueMixin, BaseMomentumMethod):
             lambda: mlp(self.features_dim, hidden, out, norm=False)
         )
         self.register_queue((2, out, self.queue_size), slot_dim=2, unit_dim=1)
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z` (N, proj_output_dim), unit rows."""
-        out = super().forward(X)
-        return {**out, "z": F.normalize(self.projector(out["feats"]), dim=-1)}
-
-    @torch.no_grad()
-    def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z`, unit rows."""
-        out = super().momentum_forward(X)
-        return {**out, "z": F.normalize(self.momentum_projector(out["feats"]), dim=-1)}
 
     def _dequeue_and_enqueue(self, keys: Tensor) -> None:
         """Replace the oldest keys of both queues by all ranks' `keys` (2, N, D)."""

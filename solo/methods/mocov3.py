@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo.losses.mocov3 import mocov3_loss_func
 from solo.methods.base import BaseMomentumMethod
-from solo.methods.heads import mlp, momentum_pair
+from solo.methods.heads import Head, mlp, momentum_pair
 
 
 class MoCoV3(BaseMomentumMethod):
@@ -25,7 +24,7 @@ class MoCoV3(BaseMomentumMethod):
         "pred_hidden_dim": int,
         "temperature": float,
     }
-    HEADS = {"projector": {}, "predictor": {}}
+    HEADS = {"projector": Head("z", momentum_output="k"), "predictor": Head("q", of="z")}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -49,18 +48,6 @@ class MoCoV3(BaseMomentumMethod):
             activation=partial(nn.ReLU, inplace=True),
             last_norm="plain" if last_bn else "none",
         )
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds projection `z` and query `q`, (N, proj_output_dim)."""
-        out = super().forward(X)
-        z = self.projector(out["feats"])
-        return {**out, "q": self.predictor(z), "z": z}
-
-    @torch.no_grad()
-    def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds key `k`."""
-        out = super().momentum_forward(X)
-        return {**out, "k": self.momentum_projector(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Each view's queries against the other view's keys, plus the class loss."""

@@ -10,12 +10,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from solo.args.schema import MULTILABEL_DATASETS
+from solo.data.catalogue import MULTILABEL_DATASETS
 from solo.errors import ConfigError
 from solo.losses.multilabel import multilabel_loss_func
 from solo.methods.base import BaseMethod
 from solo.methods.supervised import LabelsMixin
-from solo.utils.misc import concat_all_gather_no_grad
+from solo.utils.ranks import concat_all_gather_no_grad
 from solo.utils.views import encoding
 from solo.utils.voc_svm import mean_average_precision
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
 from solo.losses.byol import byol_loss_func
 from solo.methods.base import BaseMomentumMethod
 from solo.methods.byol import BYOL
-from solo.methods.heads import spread
+from solo.methods.heads import Head, spread
 from solo.methods.queues import NeighbourQueueMixin
 
 
@@ -22,6 +21,7 @@ class NNBYOL(NeighbourQueueMixin, BYOL):
     """Neighbours come from a queue of past momentum projections of view 1."""
 
     KWARGS = {**BYOL.KWARGS, "queue_size": 65536}
+    HEADS = {**BYOL.HEADS, "projector": Head("z", momentum_unit=True)}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -31,12 +31,6 @@ class NNBYOL(NeighbourQueueMixin, BYOL):
     def forward(self, X: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """As BYOL's; further arguments are ignored."""
         return super().forward(X)
-
-    @torch.no_grad()
-    def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """As BYOL's, with unit rows `z`."""
-        out = super().momentum_forward(X)
-        return {**out, "z": F.normalize(out["z"], dim=-1)}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """BYOL's loss of each view's prediction against the other view's neighbour."""

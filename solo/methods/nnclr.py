@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
 from solo.losses.nnclr import nnclr_loss_func
 from solo.methods.base import BaseMethod
-from solo.methods.heads import mlp
+from solo.methods.heads import Head, mlp
 from solo.methods.queues import NeighbourQueueMixin
 
 
@@ -27,7 +26,7 @@ class NNCLR(NeighbourQueueMixin, BaseMethod):
         "temperature": float,
         "queue_size": 65536,
     }
-    HEADS = {"projector": {}, "predictor": {}}
+    HEADS = {"projector": Head("z", unit=True), "predictor": Head("p", of="z")}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -38,12 +37,6 @@ class NNCLR(NeighbourQueueMixin, BaseMethod):
         self.projector = mlp(self.features_dim, hidden, hidden, out, last_norm="affine")
         self.predictor = mlp(out, kwargs.pred_hidden_dim, out)
         self.register_neighbours(self.queue_size, out)
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds unit projection `z` and the raw projection's prediction `p`, (N, O)."""
-        out = super().forward(X)
-        z = self.projector(out["feats"])
-        return {**out, "z": F.normalize(z, dim=-1), "p": self.predictor(z)}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """InfoNCE of each view's neighbours against the other view's predictions."""

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
 from solo.losses.simsiam import simsiam_loss_func
 from solo.methods.base import BaseMethod
-from solo.methods.heads import spread
+from solo.methods.heads import Head, spread
 from solo.methods.queues import NeighbourQueueMixin
 from solo.methods.simsiam import SimSiam
 
@@ -22,16 +21,12 @@ class NNSiam(NeighbourQueueMixin, SimSiam):
     """Neighbours come from a queue of past projections of view 1."""
 
     KWARGS = {**SimSiam.KWARGS, "queue_size": 65536}
+    HEADS = {**SimSiam.HEADS, "projector": Head("z", unit=True)}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self.queue_size: int = cfg.method_kwargs.queue_size
         self.register_neighbours(self.queue_size, cfg.method_kwargs.proj_output_dim)
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """As SimSiam's, with unit rows `z` (the prediction is made from the raw ones)."""
-        out = super().forward(X)
-        return {**out, "z": F.normalize(out["z"], dim=-1)}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """SimSiam's loss of each view's prediction against the other view's neighbour."""

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from solo.errors import ConfigError
 from solo.losses.npid import npid_loss_func, npid_softmax_loss_func, update_bank
 from solo.methods.base import BaseMethod
+from solo.methods.heads import Head
 from solo.methods.queues import LateBuffersMixin
-from solo.utils.misc import concat_all_gather_no_grad, omegaconf_select
+from solo.utils.misc import omegaconf_select
+from solo.utils.ranks import concat_all_gather_no_grad
 
 
 class NPID(LateBuffersMixin, BaseMethod):
@@ -31,7 +33,7 @@ class NPID(LateBuffersMixin, BaseMethod):
         "nce_k": 16384,
         "bank_momentum": 0.5,
     }
-    HEADS = {"projector": {}}
+    HEADS = {"projector": Head("z")}
     LATE_BUFFERS = ("bank",)
     LATE_PER_RANK = False
 
@@ -69,11 +71,6 @@ class NPID(LateBuffersMixin, BaseMethod):
         generator = torch.Generator().manual_seed(int(omegaconf_select(self.cfg, "seed", 0)))
         rows = (2 * torch.rand(n, dim, generator=generator) - 1) / (dim / 3) ** 0.5
         self.start_late_buffer("bank", F.normalize(rows, dim=1).to(self.device))
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z` (N, proj_output_dim)."""
-        out = super().forward(X)
-        return {**out, "z": self.projector(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Instance discrimination plus the online classifier's loss; then the bank moves on."""

@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 from solo.errors import ConfigError, did_you_mean
 from solo.utils.lars import LARS
 from solo.utils.lr_scheduler import MultiStep, WarmupCosine, WarmupMultiStep
-from solo.utils.misc import omegaconf_select, remove_bias_and_norm_from_weight_decay, set_default
+from solo.utils.misc import omegaconf_select, set_default
+from solo.utils.param_groups import remove_bias_and_norm_from_weight_decay
 
 OPTIMIZERS = {
     "sgd": torch.optim.SGD,

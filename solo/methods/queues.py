@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solo.errors import ConfigError
-from solo.utils.misc import concat_all_gather_no_grad, get_rank, get_world_size
+from solo.utils.ranks import concat_all_gather_no_grad, get_rank, get_world_size
 
 
 class QueueMixin(nn.Module):

@@ -6,14 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
 from solo.losses.ressl import ressl_loss_func
 from solo.methods.base import BaseMomentumMethod
-from solo.methods.heads import mlp, momentum_pair
+from solo.methods.heads import Head, mlp, momentum_pair
 from solo.methods.queues import QueueMixin
 
 
@@ -31,7 +29,7 @@ class ReSSL(QueueMixin, BaseMomentumMethod):
         "queue_size": 65536,
     }
     IGNORED_KWARGS = {"base_tau_momentum", "final_tau_momentum", "momentum_classifier"}
-    HEADS = {"projector": {}}
+    HEADS = {"projector": Head("z", unit=True)}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -44,17 +42,6 @@ class ReSSL(QueueMixin, BaseMomentumMethod):
             lambda: mlp(self.features_dim, hidden, out, norm=False)
         )
         self.register_queue((self.queue_size, out), slot_dim=0, unit_dim=1)
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z` (N, proj_output_dim), unit rows."""
-        out = super().forward(X)
-        return {**out, "z": F.normalize(self.projector(out["feats"]), dim=-1)}
-
-    @torch.no_grad()
-    def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z`, unit rows."""
-        out = super().momentum_forward(X)
-        return {**out, "z": F.normalize(self.momentum_projector(out["feats"]), dim=-1)}
 
     def dequeue_and_enqueue(self, k: Tensor) -> None:
         """Replace the oldest rows of the queue by all ranks' features `k` (N, D)."""

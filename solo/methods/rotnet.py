@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from solo.losses.rotnet import balanced_turns, rotate
 from solo.methods.base import BaseMethod
+from solo.methods.heads import Head
 from solo.utils.metrics import accuracy_at_k
 
 
@@ -24,17 +25,12 @@ class RotNet(BaseMethod):
     """
 
     KWARGS = {"all4": False}
-    HEADS = {"rotation_head": {}}
+    HEADS = {"rotation_head": Head("rotation")}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self.all4: bool = cfg.method_kwargs.all4
         self.rotation_head = nn.Linear(self.features_dim, 4)
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `rotation` (N, 4)."""
-        out = super().forward(X)
-        return {**out, "rotation": self.rotation_head(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Rotation loss plus the loss of the classifier, which sees the turned images, too."""

@@ -10,8 +10,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from solo.data.sources import item_labels
-from solo.data.splits import FRACTION_OF, subset_indices
+from solo.data.datasets.folders import item_labels
+from solo.data.datasets.splits import FRACTION_OF, subset_indices
 from solo.errors import ConfigError, did_you_mean
 from solo.methods.rotnet import RotNet
 from solo.methods.supervised import LabelsMixin

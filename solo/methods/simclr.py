@@ -12,14 +12,15 @@ from torch import Tensor
 
 from solo.losses.simclr import simclr_loss_func
 from solo.methods.base import BaseMethod
-from solo.methods.heads import mlp
+from solo.methods.heads import Head, mlp
 
 
 class SimCLR(BaseMethod):
     """Every crop, small ones too, is a view; positives are the crops of the same image."""
 
     KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "temperature": float}
-    HEADS = {"projector": {}}
+    HEADS = {"projector": Head("z")}
+    HEADS_ON_SMALL_CROPS = True
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -28,16 +29,6 @@ class SimCLR(BaseMethod):
         self.projector = mlp(
             self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim, norm=False
         )
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z` (N, proj_output_dim)."""
-        out = super().forward(X)
-        return {**out, "z": self.projector(out["feats"])}
-
-    def multicrop_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z`."""
-        out = super().multicrop_forward(X)
-        return {**out, "z": self.projector(out["feats"])}
 
     def positives(self, batch: Sequence[Any]) -> Tensor:
         """(N,) numbers; rows with the same number attract. Here: the images' indexes."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solo.losses.simsiam import simsiam_loss_func
 from solo.methods.base import BaseMethod
-from solo.methods.heads import mlp, simsiam_projector, spread
+from solo.methods.heads import Head, mlp, simsiam_projector, spread
 
 
 class SimSiam(BaseMethod):
@@ -19,7 +19,10 @@ class SimSiam(BaseMethod):
 
     KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "pred_hidden_dim": int}
     IGNORED_KWARGS = {"temperature"}
-    HEADS = {"projector": {}, "predictor": {"static_lr": True}}
+    HEADS = {
+        "projector": Head("z"),
+        "predictor": Head("p", of="z", group={"static_lr": True}),
+    }
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -27,12 +30,6 @@ class SimSiam(BaseMethod):
         out = kwargs.proj_output_dim
         self.projector = simsiam_projector(self.features_dim, kwargs.proj_hidden_dim, out)
         self.predictor = mlp(out, kwargs.pred_hidden_dim, out, bias=False, last_bias=True)
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds projection `z` and prediction `p`, (N, proj_output_dim)."""
-        out = super().forward(X)
-        z = self.projector(out["feats"])
-        return {**out, "z": z, "p": self.predictor(z)}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Mean of the two negative cosine similarities plus the class loss."""

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
 from solo.losses.swav import swav_loss_func
 from solo.methods.base import BaseMethod
-from solo.methods.heads import WeightNormLinear, mlp
+from solo.methods.heads import Head, WeightNormLinear, mlp
 from solo.methods.queues import LateBuffersMixin
-from solo.utils.misc import get_world_size
+from solo.utils.ranks import get_world_size
 from solo.utils.sinkhorn_knopp import SinkhornKnopp
 
 
@@ -37,7 +36,11 @@ class SwAV(LateBuffersMixin, BaseMethod):
         "freeze_prototypes_epochs": 1,
         "epoch_queue_starts": 15,
     }
-    HEADS = {"projector": {}, "prototypes": {}}
+    HEADS = {
+        "projector": Head("z", unit=True),
+        "prototypes": Head("p", of="z", of_unit=True),
+    }
+    HEADS_ON_SMALL_CROPS = True
     LATE_BUFFERS = ("queue",)
 
     def __init__(self, cfg: DictConfig):
@@ -61,18 +64,6 @@ class SwAV(LateBuffersMixin, BaseMethod):
         if self.queue_size > 0:
             shape = (self.num_large_crops, self.queue_size // ranks, self.proj_output_dim)
             self.start_late_buffer("queue", torch.zeros(shape, device=self.device))
-
-    def _project(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
-        z = F.normalize(self.projector(out["feats"]), dim=-1)
-        return {**out, "z": z, "p": self.prototypes(z)}
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds unit projection `z` (N, O) and prototype scores `p` (N, K)."""
-        return self._project(super().forward(X))
-
-    def multicrop_forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z` and `p`."""
-        return self._project(super().multicrop_forward(X))
 
     @torch.no_grad()
     def get_assignments(self, preds: list[Tensor]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solo.losses.vicreg import vicreg_loss_func
 from solo.methods.base import BaseMethod
-from solo.methods.heads import mlp
+from solo.methods.heads import Head, mlp
 
 
 class VICReg(BaseMethod):
@@ -24,7 +24,7 @@ class VICReg(BaseMethod):
         "var_loss_weight": 25.0,
         "cov_loss_weight": 1.0,
     }
-    HEADS = {"projector": {}}
+    HEADS = {"projector": Head("z")}
     LOSS = staticmethod(vicreg_loss_func)
     METRIC = "train_vicreg_loss"
 
@@ -36,11 +36,6 @@ class VICReg(BaseMethod):
         self.var_loss_weight: float = kwargs.var_loss_weight
         self.cov_loss_weight: float = kwargs.cov_loss_weight
         self.projector = mlp(self.features_dim, hidden, hidden, out)
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z` (N, proj_output_dim)."""
-        out = super().forward(X)
-        return {**out, "z": self.projector(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The three weighted terms plus the class loss."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from solo.errors import ConfigError
 from solo.losses.wmse import wmse_loss_func
 from solo.methods.base import BaseMethod
-from solo.methods.heads import mlp
+from solo.methods.heads import Head, mlp
 from solo.utils.whitening import Whitening2d
 
 
@@ -32,7 +32,7 @@ class WMSE(BaseMethod):
         "whitening_size": 256,
         "whitening_eps": 0.0,
     }
-    HEADS = {"projector": {}}
+    HEADS = {"projector": Head("z")}
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -52,11 +52,6 @@ class WMSE(BaseMethod):
                 f"method_kwargs.whitening_size={size} must not exceed optimizer.batch_size={batch}"
             )
         return cfg
-
-    def forward(self, X: Tensor) -> dict[str, Tensor]:
-        """Adds `z` (N, proj_output_dim)."""
-        out = super().forward(X)
-        return {**out, "z": self.projector(out["feats"])}
 
     def _whiten(self, z: Tensor) -> Tensor:
         """Whiten every view of `z` (views, N, D) in the same random parts of the batch."""

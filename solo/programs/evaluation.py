@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from solo import extensions
+from solo.checkpoints.files import Encoder
+from solo.checkpoints.loading import LoadReport, load_encoder, read_args, read_checkpoint
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
-from solo.utils.checkpoint_file import Encoder
-from solo.utils.loggers import last_weights
-from solo.utils.weights import LoadReport, load_encoder, read_args, read_checkpoint
+from solo.monitoring.loggers import last_weights
 
 _ENCODER_PREFIXES = ("backbone.", "momentum_backbone.", "encoder.", "momentum_encoder.")
 

@@ -16,10 +16,10 @@ from solo.errors import CheckpointError, ConfigError, DataError
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-    from solo.data.splits import Split
+    from solo.checkpoints.loading import LoadReport
+    from solo.data.datasets.splits import Split
     from solo.methods.linear import LinearModel
     from solo.programs.training import Data
-    from solo.utils.weights import LoadReport
 
 
 def linear(cfg: DictConfig) -> Trainer:
@@ -37,7 +37,7 @@ def linear(cfg: DictConfig) -> Trainer:
     import torch
     from lightning.pytorch import seed_everything
 
-    from solo.data import splits
+    from solo.data.datasets import splits
     from solo.programs.training import LogFigures, SaveSplit, find_resume, fit
     from solo.utils.compiled_encoder import compile_encoders
     from solo.utils.misc import make_contiguous
@@ -75,8 +75,8 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
         )
     from solo import extensions
     from solo.backbones import build_encoder
-    from solo.utils.loggers import last_weights
-    from solo.utils.weights import load_encoder
+    from solo.checkpoints.loading import load_encoder
+    from solo.monitoring.loggers import last_weights
 
     if Path(path).is_dir():
         path = last_weights(Path(path)) or path
@@ -88,7 +88,7 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
 
 def _as_trained(cfg: DictConfig, path: str) -> DictConfig:
     """`cfg`, with the data set that the encoder was trained on: it decides a ResNet's stem."""
-    from solo.utils.weights import read_args
+    from solo.checkpoints.loading import read_args
 
     trained = ((read_args(path) or {}).get("data") or {}).get("dataset")
     if trained in (None, cfg.data.dataset):

@@ -36,7 +36,7 @@ def pretrain(cfg: DictConfig) -> Trainer:
 
     from lightning.pytorch import seed_everything
 
-    from solo.data.images import ReadError
+    from solo.data.datasets.images import ReadError
     from solo.programs.training import fit
 
     seed_everything(cfg.seed)
@@ -95,7 +95,7 @@ def build_data(cfg: DictConfig) -> Data:
 
     device_views = None
     if cfg.data.get("augment") == "device":
-        from solo.data.device_views import DeviceData, DeviceViews
+        from solo.data.views.device_views import DeviceData, DeviceViews
 
         compiled = OmegaConf.select(cfg, "performance.compile", default=False)
         device_views = DeviceViews(cfg.data.dataset, cfg.augmentations, compiled)
@@ -116,7 +116,7 @@ def build_data(cfg: DictConfig) -> Data:
         **_which_images(cfg),
     )
     if cfg.data.get("skip_unreadable"):
-        from solo.data.unreadable import without_unreadable
+        from solo.data.datasets.unreadable import without_unreadable
 
         where = f"'{cfg.data.train_path}'"
         dataset = without_unreadable(dataset, where, max(1, cfg.data.num_workers))
@@ -134,8 +134,8 @@ def _which_images(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
-    from solo.data.batched import build_views
-    from solo.data.resident import ResidentData, prepare_resident
+    from solo.data.resident.loader import ResidentData, prepare_resident
+    from solo.data.views.batched import build_views
 
     compiled = OmegaConf.select(cfg, "performance.compile", default=False)
     views = build_views(cfg.data.dataset, cfg.augmentations, compiled)
@@ -162,7 +162,7 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
     if data.dataset in ("imagenet", "imagenet100") and data.val_path is None:
         return None
     from solo.data.classification_dataloader import prepare_val_data
-    from solo.data.sources import stored_format
+    from solo.data.datasets.folders import stored_format
 
     return prepare_val_data(
         data.dataset,

@@ -24,15 +24,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices
-from solo.data import splits
+from solo.data.datasets import splits
 from solo.errors import CheckpointError, ConfigError
+from solo.monitoring.guards import EpochSeeder, NonFiniteGuard
+from solo.monitoring.loggers import CSVMetrics, build_loggers
+from solo.monitoring.profiling import AUGMENTATION, StepProfiler
+from solo.monitoring.progress import ThroughputBar
 from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
-from solo.utils.guards import EpochSeeder, NonFiniteGuard
-from solo.utils.loggers import CSVMetrics, build_loggers
 from solo.utils.misc import omegaconf_select
-from solo.utils.profiling import AUGMENTATION, StepProfiler
-from solo.utils.progress import ThroughputBar
 
 Data = LightningDataModule | tuple[DataLoader, DataLoader | None]
 
@@ -59,7 +59,7 @@ def find_resume(cfg: DictConfig, logdir: Path) -> Resume:
         return Resume(path, run_id)
     if given is None:
         return Resume()
-    from solo.utils.weights import read_args
+    from solo.checkpoints.loading import read_args
 
     run_id = cfg.get("wandb_run_id") or (read_args(given) or {}).get("wandb_run_id")
     return Resume(_resumable(Path(given)), run_id)
@@ -70,7 +70,7 @@ def _resumable(path: Path) -> Path:
 
     The copy is for files of solo-learn (SimSiam, NNSiam) with pickled methods among the weights.
     """
-    from solo.utils.weights import read_checkpoint
+    from solo.checkpoints.loading import read_checkpoint
 
     content = read_checkpoint(path)
     missing = {"loops", "optimizer_states", "lr_schedulers"} - set(content)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo.args.check import fill
 from solo.args.schema import AutoResume
-from solo.utils.loggers import last_checkpoint
+from solo.monitoring.loggers import last_checkpoint
 
 Checkpoint = namedtuple("Checkpoint", ["creation_time", "args", "checkpoint"])
 

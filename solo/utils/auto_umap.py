@@ -18,7 +18,7 @@ from solo.args.check import fill
 from solo.args.schema import AutoUMAP as AutoUMAPKeys
 from solo.errors import ConfigError
 from solo.utils.checkpointer import Checkpointer
-from solo.utils.misc import concat_all_gather_no_grad
+from solo.utils.ranks import concat_all_gather_no_grad
 
 
 class AutoUMAP(Callback):

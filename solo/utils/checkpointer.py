@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo.args.check import fill
 from solo.args.schema import Checkpoint as CheckpointKeys
-from solo.utils.loggers import last_checkpoint, remove_partial
+from solo.monitoring.loggers import last_checkpoint, remove_partial
 
 
 class Checkpointer(Callback):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from solo import extensions
-from solo.data.batched.compiled import CompiledOrPlain
+from solo.data.views.batched.compiled import CompiledOrPlain
 
 # Random numbers of the uncompiled encoder, so that dropout and random masks are the same.
 OPTIONS = {"fallback_random": True}

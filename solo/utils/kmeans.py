@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo.errors import ConfigError
-from solo.utils.misc import concat_all_gather_no_grad
+from solo.utils.ranks import concat_all_gather_no_grad
 
 
 class KMeans:

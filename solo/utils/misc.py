@@ -10,11 +10,39 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from solo.data.catalogue import _SIZES
 from solo.errors import DataError
+from solo.utils.param_groups import param_groups_layer_decay, remove_bias_and_norm_from_weight_decay
+from solo.utils.ranks import (
+    GatherLayer,
+    concat_all_gather_no_grad,
+    gather,
+    get_rank,
+    get_world_size,
+)
+
+__all__ = [
+    "FilterInfNNan",
+    "GatherLayer",
+    "compute_dataset_size",
+    "concat_all_gather_no_grad",
+    "filter_inf_n_nan",
+    "gather",
+    "generate_1d_sincos_pos_embed_from_grid",
+    "generate_2d_sincos_pos_embed",
+    "generate_2d_sincos_pos_embed_from_grid",
+    "get_rank",
+    "get_world_size",
+    "make_contiguous",
+    "omegaconf_select",
+    "param_groups_layer_decay",
+    "remove_bias_and_norm_from_weight_decay",
+    "set_default",
+    "trunc_normal_",
+]
 
 # ---- configuration ------------------------------------------------------------------------------
 
@@ -108,68 +136,7 @@ class FilterInfNNan(nn.Module):
 # ---- ranks --------------------------------------------------------------------------------------
 
 
-def distributed() -> bool:
-    """Whether a process group is running."""
-    return dist.is_available() and dist.is_initialized()
-
-
-def get_rank() -> int:
-    """This process's rank, 0 without a process group."""
-    return dist.get_rank() if distributed() else 0
-
-
-def get_world_size() -> int:
-    """The number of processes, 1 without a process group."""
-    return dist.get_world_size() if distributed() else 1
-
-
-class GatherLayer(torch.autograd.Function):
-    """All ranks' tensors as a tuple; the backward pass sums each rank's gradients for its own."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, ...]:
-        if not distributed():
-            return (x.clone(),)
-        output = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(output, x.contiguous())
-        return tuple(output)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> Tensor:
-        gradients = torch.stack(grads)
-        if distributed():
-            dist.all_reduce(gradients)
-        return gradients[get_rank()]
-
-
-def gather(X: Tensor, dim: int = 0) -> Tensor:
-    """`X` of every rank joined along `dim`, differentiable; `X` itself without a process group."""
-    if not distributed():
-        return X
-    if not X.is_floating_point():
-        return concat_all_gather_no_grad(X, dim)
-    return torch.cat(GatherLayer.apply(X), dim=dim)
-
-
-@torch.no_grad()
-def concat_all_gather_no_grad(tensor: Tensor, dim: int = 0) -> Tensor:
-    """`tensor` of every rank joined along `dim`, without gradient."""
-    if not distributed():
-        return tensor
-    output = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(output, tensor.contiguous())
-    return torch.cat(output, dim=dim)
-
-
 # ---- data ---------------------------------------------------------------------------------------
-
-_SIZES = {
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
-    "stl10": (105_000, 8_000),
-    "voc07": (5_011, 4_952),
-    "digits": (2_874, 720),  # two renderings of 1,437 and 360 originals
-}
 
 
 def compute_dataset_size(
@@ -197,7 +164,7 @@ def compute_dataset_size(
 
         size = len(H5Dataset(dataset, data_path))
     elif data_format == "webdataset" and data_path is not None:
-        from solo.data.shards import read_shards
+        from solo.data.shards.index import read_shards
 
         size = len(read_shards(data_path, "data_path").places)
     elif name in _SIZES:
@@ -227,65 +194,6 @@ def make_contiguous(module: nn.Module) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.set_(parameter.contiguous())
-
-
-def _layer_ids(model: nn.Module) -> dict[str, int]:
-    """Depth of every parameter, 0 at the input: timm's own grouping, or one layer per child."""
-    if hasattr(model, "group_matcher"):
-        from timm.models import group_parameters
-
-        return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
-    children = {name: index for index, (name, _) in enumerate(model.named_children())}
-    return {name: children.get(name.split(".")[0], 0) for name, _ in model.named_parameters()}
-
-
-def param_groups_layer_decay(
-    model: nn.Module,
-    weight_decay: float = 0.05,
-    no_weight_decay_list: Sequence[str] = (),
-    layer_decay: float = 0.75,
-) -> list[dict[str, Any]]:
-    """Parameter groups with a learning rate that falls by `layer_decay` per layer below the top.
-
-    Source: BEiT / MAE fine-tuning. 1-d parameters and the named ones get no weight decay.
-
-    Returns:
-        groups `{"lr_scale", "weight_decay", "params"}`; whoever builds the optimizer multiplies
-        the learning rate by `lr_scale`.
-    """
-    layer_ids = _layer_ids(model)
-    top = max(layer_ids.values())
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decays = parameter.ndim != 1 and name not in set(no_weight_decay_list)
-        layer = layer_ids.get(name, top)
-        empty = {
-            "lr_scale": layer_decay ** (top - layer),
-            "weight_decay": weight_decay if decays else 0.0,
-            "params": [],
-        }
-        groups.setdefault((layer, decays), empty)["params"].append(parameter)
-    return list(groups.values())
-
-
-def remove_bias_and_norm_from_weight_decay(
-    parameter_groups: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    """Split each group: parameters with at most one dimension go to a group without weight decay.
-
-    Its name gets the ending `_no_decay`; every other key is copied; empty groups are left out.
-    """
-    out = []
-    for group in parameter_groups:
-        params = list(group["params"])
-        no_decay = {**group, "weight_decay": 0, "params": [p for p in params if p.ndim <= 1]}
-        if group.get("name"):
-            no_decay["name"] = f"{group['name']}_no_decay"
-        decay = {**group, "params": [p for p in params if p.ndim > 1]}
-        out += [part for part in (decay, no_decay) if part["params"]]
-    return out
 
 
 # ---- position tables ----------------------------------------------------------------------------

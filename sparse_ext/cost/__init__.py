@@ -9,14 +9,12 @@ is what a kernel that skips every zero would compute. A masked dense convolution
 Command: `python3 -m sparse_ext.cost CHECKPOINT`.
 """
 
-from sparse_ext.cost.layers import CostTable, LayerCost, count
-from sparse_ext.cost.live import CostMeter
+from sparse_ext.cost.conventions import CONVENTIONS, training_ratios
 from sparse_ext.cost.memory import Memory, memory
-from sparse_ext.cost.training import CONVENTIONS, training_ratios
+from sparse_ext.cost.per_layer import CostTable, LayerCost, count
 
 __all__ = [
     "CONVENTIONS",
-    "CostMeter",
     "CostTable",
     "LayerCost",
     "Memory",

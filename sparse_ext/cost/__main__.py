@@ -19,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     from solo.errors import SoloError
+    from sparse_ext.extension import register
+
+    register()
 
     try:
         print(_answer(args))
@@ -29,9 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(args: argparse.Namespace) -> str:
-    from sparse_ext.cost.checkpoint import granularity, input_size, rebuild, training_cost
-    from sparse_ext.cost.layers import count
+    from solo.checkpoints.loading import rebuild
+    from solo.data.catalogue import input_size
     from sparse_ext.cost.memory import memory
+    from sparse_ext.cost.of_checkpoint import granularity, training_cost
+    from sparse_ext.cost.per_layer import count
     from sparse_ext.cost.text import describe
 
     backbone, run = rebuild(args.checkpoint, args.encoder)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from sparse_ext.cost.layers import CostTable, LayerCost
-from sparse_ext.granularity import NM, Granularity, parse
+from sparse_ext.cost.per_layer import CostTable, LayerCost
+from sparse_ext.masks.granularity import NM, Granularity, parse
 
 BYTES = 4  # of a float32
 

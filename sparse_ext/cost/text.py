@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sparse_ext.cost.layers import CostTable
 from sparse_ext.cost.memory import Memory
+from sparse_ext.cost.per_layer import CostTable
 
 _NOTE = (
     "MACs: multiply-accumulates per image, FLOPs = 2 x MACs. Effective: kept weights only, modelled"

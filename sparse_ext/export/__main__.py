@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--input_size", type=int, help="image side; by default the dataset's")
     args = parser.parse_args(argv)
     from solo.errors import SoloError
+    from sparse_ext.extension import register
+
+    register()
 
     try:
         print(_slim(args) if args.format == "slim" else _write(args))
@@ -75,7 +78,8 @@ def _slim(args: argparse.Namespace) -> str:
 
 
 def _write(args: argparse.Namespace) -> str:
-    from sparse_ext.cost.checkpoint import input_size, rebuild
+    from solo.checkpoints.loading import rebuild
+    from solo.data.catalogue import input_size
 
     backbone, run = rebuild(args.checkpoint, args.encoder)
     source = Path(args.checkpoint)
@@ -83,7 +87,7 @@ def _write(args: argparse.Namespace) -> str:
     path = Path(args.out or source.with_name(f"{source.stem}-{args.format}.{suffix}"))
     size, lines = args.input_size or input_size(run), []
     if args.format == "dense":
-        from solo.utils.weights import export_encoder
+        from solo.checkpoints.exporting import export_encoder
 
         export_encoder(backbone, path)
     elif args.format == "packed":

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from solo.errors import CheckpointError
-from sparse_ext import maskfile
 from sparse_ext.export.strip import masked_weights, strip
+from sparse_ext.masks import files as maskfile
 
 Parts = dict[str, Tensor]  # what a coding makes of one tensor, by the suffix of its key
 

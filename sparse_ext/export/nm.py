@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError, ConfigError
-from sparse_ext.granularity import NM, parse
+from sparse_ext.masks.granularity import NM, parse
 
 OUTPUTS, INPUTS = 8, 16  # multiples that tensor cores want of a layer's channels (ASP)
 

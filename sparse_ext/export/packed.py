@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from solo.errors import CheckpointError
-from sparse_ext import maskfile
 from sparse_ext.export import layout
+from sparse_ext.masks import files as maskfile
 
 FORMAT = "sparse_ext.packed/1"
 _BITS = ":bits"

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError, ConfigError
-from sparse_ext import maskfile
-from sparse_ext.channels import Channels
-from sparse_ext.encoder import SIDE_BUFFERS
-from sparse_ext.shrink import Report, shrink_
+from sparse_ext.masks import files as maskfile
+from sparse_ext.masks.channels.removal import Report, shrink_
+from sparse_ext.masks.channels.tracing import Channels
+from sparse_ext.masks.encoder import SIDE_BUFFERS
 
 FORMAT = "sparse_ext.slim/1"
 
@@ -59,8 +59,9 @@ def slim(
         CheckpointError: it cannot be read, its masks do not fit its weights, or there is no
             channel that could go.
     """
-    from sparse_ext.cost.checkpoint import input_size, rebuild
-    from sparse_ext.cost.layers import count
+    from solo.checkpoints.loading import rebuild
+    from solo.data.catalogue import input_size
+    from sparse_ext.cost.per_layer import count
 
     if multiple < 1:
         raise ConfigError(f"multiple={multiple}: widths are multiples of 1 or more.")
@@ -103,7 +104,7 @@ def load_slim(path: str | Path) -> nn.Module:
     Raises:
         CheckpointError: there is none, or it does not fit the `args.json` beside it.
     """
-    from solo.utils.weights import load_pretrained
+    from solo.checkpoints.loading import load_pretrained
     from sparse_ext.extension import register
 
     register()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from solo.errors import CheckpointError
-from sparse_ext.functional import evaluated
+from sparse_ext.masks.living_weights import evaluated
 
 _SIDE_BUFFERS = ("mask", "shadow", "score")
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from sparse_ext.gating.branches import Meter
 from sparse_ext.gating.encoder import Gating, gating_of
-from sparse_ext.gating.training import idle_parameters
+from sparse_ext.gating.step import idle_parameters
 
 
 class GatingCallback(Callback):

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError, ConfigError
+from sparse_ext.config.reading import to_dict
 from sparse_ext.gating.branches import BranchContext, Pass
-from sparse_ext.gating.config import GatingConfig, build
+from sparse_ext.gating.config.sections import GatingConfig, build
 from sparse_ext.gating.method import Gated, GatingMethod, method_of
-from sparse_ext.gating.pair import TwoEncoders
-from sparse_ext.schema import to_dict
+from sparse_ext.gating.two_encoders import TwoEncoders
 
 CONFIG_KEY = "gating_config"
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from solo import extensions
 from solo.errors import ConfigError
-from sparse_ext import schema
-from sparse_ext.gating import config as settings
+from sparse_ext.config import reading
+from sparse_ext.gating.config import sections as settings
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule
@@ -38,7 +38,7 @@ class GatingExtension(extensions.Extension):
         """
         from omegaconf import open_dict
 
-        section = schema.plain(cfg.get("gating"))
+        section = reading.plain(cfg.get("gating"))
         if section is None or _only_eval(section, cfg):
             return
         config = settings.build(section)
@@ -53,7 +53,7 @@ class GatingExtension(extensions.Extension):
                 f"are built for all of them: leave sparse.{removing} out."
             )
         with open_dict(cfg):
-            cfg.gating = schema.to_dict(config)
+            cfg.gating = reading.to_dict(config)
 
     def patch_backbone(self, backbone: nn.Module, cfg: DictConfig) -> nn.Module:
         """Put the gates of `cfg.gating` into a freshly built encoder.
@@ -61,7 +61,7 @@ class GatingExtension(extensions.Extension):
         Raises:
             ConfigError: it cannot be gated, or not as asked at the size of the run's images.
         """
-        section = schema.plain(cfg.get("gating"))
+        section = reading.plain(cfg.get("gating"))
         if section is None or _only_eval(section, cfg):
             return backbone
         from sparse_ext.gating.encoder import gating_of, patch, trace
@@ -100,7 +100,7 @@ class GatingExtension(extensions.Extension):
         Raises:
             ConfigError: the encoder has no gates, or no such branch.
         """
-        section = schema.plain(cfg.get("gating"))
+        section = reading.plain(cfg.get("gating"))
         if section is not None:
             from sparse_ext.gating.encoder import choose
 
@@ -118,7 +118,7 @@ class GatingExtension(extensions.Extension):
 
     def losses(self, module: LightningModule, views: Sequence[Tensor]) -> dict[str, Tensor]:
         """The method's further losses, as `gating/<name>`."""
-        from sparse_ext.gating.training import losses
+        from sparse_ext.gating.step import losses
 
         return losses(module, views)
 
@@ -132,7 +132,7 @@ class GatingExtension(extensions.Extension):
         self, backbone: nn.Module, group: Mapping[str, Any]
     ) -> list[Mapping[str, Any]]:
         """The encoder's group, and one of its gates with options of their own."""
-        from sparse_ext.gating.training import parameter_groups
+        from sparse_ext.gating.step import parameter_groups
 
         return parameter_groups(backbone, group)
 
@@ -152,7 +152,7 @@ class GatingExtension(extensions.Extension):
 
 def _removes_channels(sparse: Any) -> str:
     """The key of `sparse` that asks for smaller tensors; empty if none does."""
-    section = schema.plain(sparse)
+    section = reading.plain(sparse)
     if not isinstance(section, Mapping):
         return ""
     keys = ("coupled", "slim_at")

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from solo.utils.views import View
 from sparse_ext.gating.branches import BranchContext, Pass
-from sparse_ext.gating.config import GatingConfig
+from sparse_ext.gating.config.sections import GatingConfig
 
 # name of a method -> "module:class"; a module is imported when its method is used
 _METHODS = {
-    "vicreg_gating": "sparse_ext.gating.channel.method:ChannelGating",
-    "vicreg_dual": "sparse_ext.gating.channel.method:ChannelDual",
-    "cgnet": "sparse_ext.gating.spatial.cgnet:CGNet",
-    "cdg": "sparse_ext.gating.spatial.cdg:CDG",
-    "fbs": "sparse_ext.gating.saliency.fbs:FBS",
-    "dgc": "sparse_ext.gating.saliency.dgc:DGC",
+    "vicreg_gating": "sparse_ext.gating.methods.channel.method:ChannelGating",
+    "vicreg_dual": "sparse_ext.gating.methods.channel.method:ChannelDual",
+    "cgnet": "sparse_ext.gating.methods.spatial.cgnet:CGNet",
+    "cdg": "sparse_ext.gating.methods.spatial.cdg:CDG",
+    "fbs": "sparse_ext.gating.methods.saliency.fbs:FBS",
+    "dgc": "sparse_ext.gating.methods.saliency.dgc:DGC",
 }
 
 
@@ -54,7 +54,7 @@ class GatingMethod(ABC):
 
     @property
     def two_encoders(self) -> bool:
-        """Whether the branches have an encoder each (see `sparse_ext.gating.pair`)."""
+        """Whether the branches have an encoder each (see `sparse_ext.gating.two_encoders`)."""
         return False
 
     def __init__(self, config: Any) -> None:
@@ -131,3 +131,19 @@ def method_of(config: GatingConfig) -> GatingMethod:
     """The method that a configuration asks for."""
     module, _, name = _METHODS[config.name].partition(":")
     return getattr(import_module(module), name)(config)
+
+
+class GatedConv2d(Gated, nn.Conv2d):
+    """Made from a plain convolution by swapping its class; the weight keeps its key.
+
+    Its forward pass asks `seen_weight()`: with masks that prune in the forward pass
+    (`sparse_ext.masks.living_weights`) that is not the stored weight.
+    """
+
+    def seen_weight(self) -> Tensor:
+        """(C_out, C_in, kh, kw) as this pass sees it."""
+        return self.weight
+
+    def own_convs(self) -> list[nn.Module]:
+        """Itself."""
+        return [self]

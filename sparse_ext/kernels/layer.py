@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import ConfigError
-from sparse_ext.encoder import unwrapped
 from sparse_ext.kernels.function import backend_of, block_conv2d
 from sparse_ext.kernels.plan import Plan, Window
-from sparse_ext.layers import MaskedConv2d
+from sparse_ext.masks.masked_layers import MaskedConv2d, unwrapped
 
 MIN_SPARSITY = 0.75  # of blocks; below, the dense convolution is as fast
 

@@ -2,11 +2,11 @@
 """Which 8x8 blocks of a convolution's weight are kept, in the orders that the kernels read them.
 
 A block is 8 output by 8 input channels at one kernel position (`block8` of
-`sparse_ext.granularity`). The kernel position k reads, for output row a, the input row a * stride
-+ t with t = k * dilation - padding. With t = shift * stride + phase that is row a + shift of the
-`phase` rows of the input (those with index = phase modulo stride), so inside a phase the stride is
-gone; columns alike. The input gradient goes the other way: row a of the input's phase gets from
-row a - shift of the output's gradient.
+`sparse_ext.masks.granularity`). The kernel position k reads, for output row a, the input row
+a * stride + t with t = k * dilation - padding. With t = shift * stride + phase that is row
+a + shift of the `phase` rows of the input (those with index = phase modulo stride), so inside a
+phase the stride is gone; columns alike. The input gradient goes the other way: row a of the input's
+phase gets from row a - shift of the output's gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sparse_ext.granularity import Block
+from sparse_ext.masks.granularity import Block
 
 SIZE = 8
 

@@ -10,8 +10,8 @@ from importlib import import_module
 _LAZY = {
     "RunLog": "sparse_ext.report.runlog",
     "Page": "sparse_ext.report.page",
-    "run_section": "sparse_ext.report.run",
-    "write_report": "sparse_ext.report.run",
+    "run_section": "sparse_ext.report.one_run",
+    "write_report": "sparse_ext.report.one_run",
 }
 __all__ = [*_LAZY]
 

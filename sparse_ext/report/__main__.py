@@ -39,9 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.umap is not None and (args.compare or args.umap < 4):
         parser.error("--umap goes with reports of single runs, and takes at least 4 images")
     from solo.errors import SoloError
-    from sparse_ext.report.compare import write_comparison
-    from sparse_ext.report.gating import Chosen
-    from sparse_ext.report.run import write_report
+    from sparse_ext.extension import register
+
+    register()
+    from sparse_ext.report.gating_panels import Chosen
+    from sparse_ext.report.one_run import write_report
+    from sparse_ext.report.several_runs import write_comparison
 
     try:
         if args.compare:

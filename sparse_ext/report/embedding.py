@@ -65,8 +65,8 @@ def features(log: RunLog, images: int) -> dict[str, tuple[np.ndarray, np.ndarray
 
 
 def _encoder(log: RunLog) -> Any:
+    from solo.checkpoints.loading import rebuild
     from solo.utils.checkpointer import last_checkpoint
-    from sparse_ext.cost.checkpoint import rebuild
 
     path = last_checkpoint(log.folder)
     if path is None or not log.args:
@@ -76,7 +76,7 @@ def _encoder(log: RunLog) -> Any:
 
 def _images(log: RunLog) -> Any:
     from solo.data.classification_dataloader import prepare_val_data
-    from solo.data.sources import stored_format
+    from solo.data.datasets.folders import stored_format
 
     data = log.args["data"]
     path = data.get("val_path")

@@ -214,7 +214,7 @@ def _trigger(log: RunLog) -> dict[str, float]:
 
 def _final(sparse: Mapping[str, Any] | str) -> tuple[float, float] | None:
     """Final sparsity of both encoders, as configured."""
-    from sparse_ext.config import build
+    from sparse_ext.config.sections import build
 
     if not sparse:
         return None

@@ -16,7 +16,7 @@ def step_times(page: Page, log: RunLog) -> None:
     Raises:
         DataError: `profile.json` is damaged.
     """
-    from solo.utils.profiling import FILE
+    from solo.monitoring.profiling import FILE
 
     path = log.folder / FILE
     if not path.is_file():

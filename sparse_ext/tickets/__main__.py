@@ -46,11 +46,11 @@ def _curves(args: argparse.Namespace) -> None:
 
 
 def _natural(args: argparse.Namespace) -> None:
-    from sparse_ext.tickets import store
-    from sparse_ext.tickets.randommasks import MACHINE_ZERO, natural_sparsity
+    from sparse_ext.tickets import run_folder
+    from sparse_ext.tickets.sweeps.random_masks import MACHINE_ZERO, natural_sparsity
 
-    level = store.RunFolder(args.folder).level(args.level)
-    weights, masks = store.load_weights(level.final), level.masks()
+    level = run_folder.RunFolder(args.folder).level(args.level)
+    weights, masks = run_folder.load_weights(level.final), level.masks()
     shares = natural_sparsity({name: weights[f"{name}.weight"] for name in masks})
     width = max(map(len, shares))
     print(

@@ -9,7 +9,7 @@ from typing import Any
 
 from solo.args.schema import Pretrain
 from solo.errors import ConfigError, did_you_mean
-from sparse_ext.typed import fill
+from sparse_ext.config.reading import fill
 
 RESETS = ("winning_ticket", "random_reinit")
 INITS = (*RESETS, "final")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from solo.errors import DataError, did_you_mean
-from sparse_ext.tickets.store import RUN, RunFolder
+from sparse_ext.tickets.run_folder import RUN, RunFolder
 
 
 class Point(NamedTuple):

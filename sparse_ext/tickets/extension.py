@@ -53,15 +53,15 @@ class TicketExtension(extensions.Extension):
         """
         if not _BEGINNING.get():
             return backbone
-        from sparse_ext.tickets.load import load_ticket
+        from sparse_ext.tickets.load_ticket import load_ticket
 
         config = _config(cfg)
         return load_ticket(backbone, config.masks, config.weights or None)
 
     def callbacks(self, module: LightningModule, cfg: DictConfig) -> list[Callback]:
         """Masks stay as they are; weights are kept before the first step and at the rewind."""
-        from sparse_ext.fixed import FixedMasks
         from sparse_ext.tickets.snapshot import Snapshot
+        from sparse_ext.training.fixed_masks import FixedMasks
 
         config = _config(cfg)
         points = ((config.initial, 0), (config.rewind, config.rewind_step))

@@ -11,7 +11,7 @@ from solo.errors import ConfigError
 from sparse_ext.tickets.config import RetrainConfig, TicketsConfig, build
 
 if TYPE_CHECKING:
-    from sparse_ext.tickets.store import RunFolder
+    from sparse_ext.tickets.run_folder import RunFolder
 
 
 def tickets(cfg: DictConfig) -> RunFolder:
@@ -30,9 +30,9 @@ def tickets(cfg: DictConfig) -> RunFolder:
         )
     section = OmegaConf.to_container(cfg[given[0]], resolve=True)
     if given == ["tickets"]:
-        from sparse_ext.tickets.sweep import sweep
+        from sparse_ext.tickets.sweeps.sweep import sweep
 
         return sweep(cfg, build(TicketsConfig, section, "tickets"))
-    from sparse_ext.tickets.retrain import retrain
+    from sparse_ext.tickets.sweeps.retrain import retrain
 
     return retrain(cfg, build(RetrainConfig, section, "retrain"))

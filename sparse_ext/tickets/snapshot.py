@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from solo.errors import ConfigError
-from sparse_ext.tickets import store
+from sparse_ext.tickets import run_folder
 
 
 class Snapshot(Callback):
@@ -54,4 +54,4 @@ class Snapshot(Callback):
             return
         self._taken = True
         if trainer.is_global_zero:
-            store.save_weights(self.path, store.encoder_weights(pl_module.backbone))  # type: ignore[arg-type]
+            run_folder.save_weights(self.path, run_folder.encoder_weights(pl_module.backbone))  # type: ignore[arg-type]

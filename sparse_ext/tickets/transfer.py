@@ -11,12 +11,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
-from solo.data.sources import IMAGENET_MEAN, IMAGENET_STD
-from solo.data.voc import VOCClassification
+from solo.checkpoints.loading import load_pretrained
+from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
+from solo.data.datasets.voc import VOCClassification
 from solo.errors import DataError
 from solo.utils.voc_svm import SVMResult, evaluate
-from solo.utils.weights import load_pretrained
-from sparse_ext.tickets.store import Level, RunFolder
+from sparse_ext.tickets.run_folder import Level, RunFolder
 
 
 def central_crops(resize: int = 256, size: int = 224) -> T.Compose:

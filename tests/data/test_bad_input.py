@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from solo.data.classification_dataloader import prepare_data, prepare_transforms
-from solo.data.images import ReadError, read_image
+from solo.data.datasets.images import ReadError, read_image
 from solo.data.pretrain_dataloader import CustomDatasetWithoutLabels as NoLabels
 from solo.data.pretrain_dataloader import dataset_with_index, prepare_dataloader, prepare_datasets
 from solo.errors import ConfigError, DataError

@@ -11,9 +11,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from solo.data.digits import DigitsDataset
-from solo.data.loading import SeededItems, make_loader, mix, seeded
+from solo.data.datasets.digits import DigitsDataset
+from solo.data.loading import SeededItems, make_loader, seeded
 from solo.data.pretrain_dataloader import dataset_with_index, prepare_dataloader
+from solo.seeding import mix
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
 
-from solo.data.digits import DigitsDataset
+from solo.data.datasets.digits import DigitsDataset
 from solo.data.pretrain_dataloader import (
     CustomDatasetWithoutLabels,
     FullTransformPipeline,

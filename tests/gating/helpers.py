@@ -7,9 +7,9 @@ from omegaconf import OmegaConf
 
 from solo.backbones import build_encoder
 from solo.methods import METHODS
-from solo.utils.guards import EpochSeeder
+from solo.monitoring.guards import EpochSeeder
 from sparse_ext import enable
-from sparse_ext.gating.config import build
+from sparse_ext.gating.config.sections import build
 from sparse_ext.gating.encoder import gating_of, patch
 from tests.methods.helpers import tiny_cfg, tiny_loaders, tiny_trainer
 

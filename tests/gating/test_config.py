@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 
 import sparse_ext
 from solo.errors import ConfigError
-from sparse_ext import schema
+from sparse_ext.config import reading
 from sparse_ext.extension import register
-from sparse_ext.gating.config import VICRegDualConfig, VICRegGatingConfig, build
+from sparse_ext.gating.config.channel import VICRegDualConfig, VICRegGatingConfig
+from sparse_ext.gating.config.sections import build
 from tests.gating.helpers import method
 
 pytestmark = pytest.mark.unit
@@ -27,7 +28,7 @@ def test_the_papers_defaults():
     assert (dual.include_stem, dual.sync_flops, dual.gate_bias_init) == (True, False, None)
     assert (dual.encoders, dual.eval) == (1, "gated")
     assert type(build("vicreg_gating")) is VICRegGatingConfig
-    assert build(schema.to_dict(dual)) == dual
+    assert build(reading.to_dict(dual)) == dual
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_the_group_exists_behind_any_yaml(tmp_path):
     register()
     with initialize_config_dir(str(tmp_path), version_base="1.2"):
         cfg = compose("plain", ["+gating=vicreg_dual", "gating.budget=0.4"])
-    assert build(schema.plain(cfg.gating)).budget == 0.4
+    assert build(reading.plain(cfg.gating)).budget == 0.4
 
 
 def test_enable_completes_the_section():

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from sparse_ext.distributed import mean_with_own_gradient
+from solo.utils.ranks import mean_with_own_gradient
 from sparse_ext.gating.encoder import gating_of
 from tests.gating.helpers import method
 from tests.methods.helpers import tiny_loaders, tiny_trainer
-from tests.sparse.test_dist import launch
+from tests.training.test_dist import launch
 
 pytestmark = pytest.mark.dist
 

@@ -126,7 +126,7 @@ def test_a_linear_layer_behind_the_features_is_kept(tmp_path):
 
 
 def test_masks_of_a_sparse_method_are_in_the_weights():
-    from sparse_ext.layers import mask_module
+    from sparse_ext.masks.masked_layers import mask_module
 
     encoder = settled()
     conv = mask_module(encoder.layer1[0].conv1)

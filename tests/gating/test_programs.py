@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from solo.args.knn import parse_args_knn
+from solo.checkpoints.loading import load_pretrained
 from solo.errors import CheckpointError, ConfigError
 from solo.programs.knn import knn
 from solo.programs.linear import linear, load_backbone
 from solo.programs.pretrain import pretrain
-from solo.utils.weights import load_pretrained
 from sparse_ext.extension import register
 from sparse_ext.gating.encoder import choose, gating_of
 from tests.programs.tiny import LINEAR, PRETRAIN, config, run_of

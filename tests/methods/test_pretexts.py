@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from solo.backbones import BACKBONES, features_dim
-from solo.data.splits import subset_indices
+from solo.data.datasets.splits import subset_indices
 from solo.errors import ConfigError
 from solo.losses import exemplar_loss_func
 from solo.losses.rotnet import balanced_turns, rotate

@@ -5,21 +5,11 @@ import os
 import warnings
 
 import pytest
-import torch
 
 from solo.programs.pretrain import pretrain
 from tests.programs.tiny import PRETRAIN, config, run_of
 
 warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Nets this small are slower on two threads, many times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_a_killed_run_resumes_by_itself_to_the_same_bits(cwd, monkeypatch, worke
     options["seed"] = workers and 5  # 0 is a seed like any other
     if sparse:
         pytest.importorskip("sparse_ext.extension").register()
-        pytest.importorskip("sparse_ext.callback")
+        pytest.importorskip("sparse_ext.training.callback")
         options["sparse"] = {"name": "synccp", "update_period": 1}
     options["checkpoint"] = {"enabled": True, "dir": "straight/trained_models"}
     pretrain(config(PRETRAIN, **options))

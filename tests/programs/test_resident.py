@@ -7,7 +7,7 @@ from PIL import Image
 
 from solo.args.linear import parse_cfg as parse_linear
 from solo.args.pretrain import parse_cfg
-from solo.data.images import ReadError
+from solo.data.datasets.images import ReadError
 from solo.errors import ConfigError, DataError
 from solo.programs import training
 from solo.programs.pretrain import build_data, pretrain

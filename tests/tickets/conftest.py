@@ -4,20 +4,10 @@
 import os
 
 import pytest
-import torch
 
 from sparse_ext.tickets.extension import register
 from sparse_ext.tickets.program import tickets
 from tests.tickets.tiny import config, sweep_section
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Nets this small are slower on two threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from solo.data import classification_dataloader, pretrain_dataloader
 from solo.errors import ConfigError, DataError
 from solo.programs.pretrain import pretrain
 from solo.utils.voc_svm import mean_average_precision
-from sparse_ext.tickets import store
+from sparse_ext.tickets import run_folder
 from sparse_ext.tickets.extension import register
 from sparse_ext.tickets.program import tickets
 from tests.tickets.test_voc import CLASSES, write_voc
@@ -76,7 +76,7 @@ def test_pruned_before_the_transfer(swept, cwd):
     for level, before in zip(run.finished(), source.finished(), strict=True):
         assert level.done["checksum"] == before.done["checksum"]
         assert 0 <= level.done["metrics"]["val_map"] <= 100
-        final = store.load_weights(level.final)
+        final = run_folder.load_weights(level.final)
         assert not any(final[f"{name}.weight"][~mask].any() for name, mask in level.masks().items())
 
 
@@ -85,7 +85,7 @@ def test_pruned_during_the_transfer(swept, cwd):
     start = source.level(0).final
     run = tickets(config(sweep_section(start=str(start), rewind_samples=0), **voc(root)))
     assert [level.number for level in run.finished()] == [0, 1, 2]
-    dense, rewound = store.load_weights(start), store.load_weights(run.level(0).rewind)
+    dense, rewound = run_folder.load_weights(start), run_folder.load_weights(run.level(0).rewind)
     assert torch.equal(dense["layer1.0.conv1.weight"], rewound["layer1.0.conv1.weight"])
     assert run.level(2).masks().density == pytest.approx(0.64, abs=1e-3)
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from solo.data.voc import VOCClassification
+from solo.data.datasets.voc import VOCClassification
 from solo.errors import DataError
 from solo.utils import voc_svm
 from sparse_ext.tickets.__main__ import main
-from sparse_ext.tickets.store import RunFolder
+from sparse_ext.tickets.run_folder import RunFolder
 
 pytestmark = pytest.mark.unit
 CLASSES = ("blue", "red")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from solo.errors import ConfigError
+from solo.monitoring.loggers import CSVMetrics
 from solo.utils import auto_umap
 from solo.utils.auto_umap import AutoUMAP, OfflineUMAP, embed
-from solo.utils.loggers import CSVMetrics
 from tests.utils.toy import Toy, fit, loader
 
 pytest.importorskip("umap")

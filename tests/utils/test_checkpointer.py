@@ -9,9 +9,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from solo.monitoring.guards import EpochSeeder
+from solo.monitoring.loggers import CSVMetrics
 from solo.utils.checkpointer import Checkpointer, last_checkpoint
-from solo.utils.guards import EpochSeeder
-from solo.utils.loggers import CSVMetrics
 from tests.utils.toy import Toy, cfg, fit
 
 pytestmark = pytest.mark.unit

@@ -9,24 +9,21 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from solo.data.digits import DigitsDataset
+from solo.data.datasets.digits import DigitsDataset
 from solo.errors import DataError
 from solo.utils.misc import (
     FilterInfNNan,
     compute_dataset_size,
-    concat_all_gather_no_grad,
     filter_inf_n_nan,
-    gather,
     generate_1d_sincos_pos_embed_from_grid,
     generate_2d_sincos_pos_embed,
-    get_rank,
     make_contiguous,
     omegaconf_select,
-    param_groups_layer_decay,
-    remove_bias_and_norm_from_weight_decay,
     set_default,
     trunc_normal_,
 )
+from solo.utils.param_groups import param_groups_layer_decay, remove_bias_and_norm_from_weight_decay
+from solo.utils.ranks import concat_all_gather_no_grad, gather, get_rank
 
 pytestmark = pytest.mark.unit
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from solo.checkpoints.zoo import read_manifest, sha256
 from solo.methods import METHODS
-from solo.utils.zoo import read_manifest, sha256
 
 pytestmark = pytest.mark.unit
 

@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--eval_encoder", choices=("online", "momentum"), default="online")
     args = parser.parse_args(argv)
     from solo.errors import SoloError
+    from sparse_ext.extension import register
+
+    register()
 
     try:
         _export(args.run, args.output, args.eval_encoder)
@@ -40,9 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(run: Path, output: Path, which: str) -> None:
+    from solo.checkpoints.loading import rebuild
+    from solo.data.catalogue import input_size
     from solo.errors import CheckpointError
-    from solo.utils.loggers import last_checkpoint
-    from sparse_ext.cost.checkpoint import input_size, rebuild
+    from solo.monitoring.loggers import last_checkpoint
     from sparse_ext.gating.export import export_gated, save_gated
 
     path = (last_checkpoint(run) if run.is_dir() else run) or run

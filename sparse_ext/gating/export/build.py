@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import ConfigError
-from sparse_ext.gating.channel.blocks import GatedBlock
-from sparse_ext.gating.channel.gate import ChannelGate
-from sparse_ext.gating.channel.method import ChannelGating
+from sparse_ext.config.reading import to_dict
 from sparse_ext.gating.encoder import gating_of
 from sparse_ext.gating.export.encoder import OpenEncoder
 from sparse_ext.gating.export.layers import ConvShape, OpenBlock, OpenConv, OpenGate
-from sparse_ext.schema import to_dict
+from sparse_ext.gating.methods.channel.blocks import GatedBlock
+from sparse_ext.gating.methods.channel.gate import ChannelGate
+from sparse_ext.gating.methods.channel.method import ChannelGating
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def export_gated(backbone: nn.Module, facts: Mapping[str, Any] | None = None) ->
     gating = gating_of(backbone)
     if gating is None:
         raise ConfigError(
-            "This encoder has no gates: solo.utils.weights.export_encoder is for dense ones."
+            "This encoder has no gates: solo.checkpoints.loading.export_encoder is for dense ones."
         )
     if not isinstance(gating.method, ChannelGating):
         raise ConfigError(

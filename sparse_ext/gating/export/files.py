@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from solo.errors import CheckpointError
-from sparse_ext import maskfile
 from sparse_ext.gating.export.encoder import OpenEncoder, from_description
+from sparse_ext.masks import files as maskfile
 
 FORMAT = "sparse_ext.gated/1"
 CONFIG, MODEL = "config.json", "model.safetensors"

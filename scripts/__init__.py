@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Code that needs a checkout: launchers, not library."""

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""The programs of this repository as jobs: what to run them with, their progress, their files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from solo.errors import ConfigError, DataError, SoloError
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "solo" / "recipes"
+SLOTS = 2  # programs at a time: one thread each is faster than two threads for one after the other
+
+
+def require_checkout() -> None:
+    """Raise ConfigError unless this is a checkout of the repository, with its programs."""
+    if not (ROOT / "main_pretrain.py").is_file():
+        raise ConfigError(f"This needs a checkout of the repository; {ROOT} is none.")
+
+
+def share_cores() -> tuple[int, dict[str, str]]:
+    """How many small programs to run at a time on this machine, and their environment."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    slots = min(SLOTS, cores)
+    threads = str(max(1, min(4, cores // slots)))
+    return slots, {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def newest(folder: Path, pattern: str) -> Path:
+    """The newest file in `folder` that fits `pattern`.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise DataError(f"{folder}: nothing there fits {pattern}. Start again with --fresh.")
+    return found[-1]
+
+
+def fingerprint(command: Sequence[object], folders: Sequence[str] = ()) -> str:
+    """Of a command and of the code and recipes in `folders`: a change makes a job run again."""
+    digest = hashlib.sha256(repr([str(part) for part in command]).encode())
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".yaml") and os.access(path, os.R_OK):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def max_epochs(recipe: Path, overrides: Sequence[str] = ()) -> int:
+    """Epochs of a run: the last override, else the recipe, else the recipe that it builds on."""
+    own = recipe.read_text(encoding="utf-8")
+    bases = [RECIPES / f"{name}.yaml" for name in re.findall(r"^  - /?(base/\w+)$", own, re.M)]
+    found = re.findall(r"^max_epochs[:=] *(\d+)", "\n".join((own, *overrides)), re.MULTILINE)
+    return int(found[-1]) if found else max_epochs(bases[0])
+
+
+def epochs(total: int) -> Callable[[str], float | None]:
+    """Reads Lightning's progress bar: `Epoch 3:  40%|...`."""
+
+    def progress(line: str) -> float | None:
+        found = re.search(r"Epoch (\d+): +(\d+)%", line)
+        return None if found is None else (int(found[1]) + int(found[2]) / 100) / total
+
+    return progress
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep others out of `folder`; the lock goes with the process, however it ends.
+
+    Raises:
+        SoloError: another process is at work there.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SoloError(f"Another run is at work in {folder}; wait for it.") from None
+        yield
+
+
+def precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """bf16 where the processor computes in it, which is faster there and slower anywhere else."""
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    native = re.search(r"^flags.*\b(avx512_bf16|amx_bf16)\b", text, re.MULTILINE)
+    return ("precision=bf16-mixed",) if native else ()

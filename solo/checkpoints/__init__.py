@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Runs and weight files: opened, checked, rebuilt, exported."""

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""Opens weight files and takes an encoder's part out of them. Public through `weights`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from solo.checkpoints import restricted_pickle
+from solo.errors import CheckpointError, did_you_mean
+
+Encoder = Literal["online", "momentum"]
+SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
+# the second of each: releases of solo-learn before 1.0.3
+PREFIXES = {
+    "online": ("backbone.", "encoder."),
+    "momentum": ("momentum_backbone.", "momentum_encoder."),
+}
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a weight file: a Lightning checkpoint, a plain state dict, or safetensors.
+
+    Tensors are read onto the CPU, with `weights_only=True`. Files that this refuses (solo-learn's
+    SimSiam and NNSiam) are read once more without whatever is no tensor or plain container.
+
+    Returns:
+        the file's dictionary; `state_dict` is always there.
+
+    Raises:
+        CheckpointError: missing, a folder, empty, truncated, or no weights in it.
+    """
+    path = existing_file(Path(path))
+    try:
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _torch_load(path)
+    except Exception as error:  # torch.load raises anything on a damaged file
+        raise CheckpointError(_damage(path, error)) from error
+    if isinstance(content, Mapping):
+        for state in (content.get("state_dict"), content.get("model"), content):
+            if isinstance(state, Mapping) and any(isinstance(v, Tensor) for v in state.values()):
+                rest = {} if state is content else content
+                return {**rest, "state_dict": dict(state)}
+    raise CheckpointError(
+        f"{path}: there are no weights in this file. "
+        "Expected a Lightning checkpoint with a 'state_dict', or a dictionary of tensors."
+    )
+
+
+def existing_file(path: Path) -> Path:
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
+        hint = f"Name the file, such as '{inside[-1]}'." if inside else "No checkpoint is in it."
+        raise CheckpointError(f"{path} is a folder, not a checkpoint. {hint}")
+    if not path.exists():
+        folder = next(p for p in path.absolute().parents if p.exists())
+        names = {p.name for p in folder.iterdir() if p.suffix in SUFFIXES or p.is_dir()}
+        typed = path.absolute().relative_to(folder).parts[0]
+        near = did_you_mean(typed, names)
+        if not near.startswith("Did"):
+            near = f"The nearest folder that exists is '{folder}'."
+        raise CheckpointError(f"{path}: there is no such checkpoint. {near}")
+    return path
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return {"state_dict": state, "metadata": file.metadata() or {}}
+
+
+def _torch_load(path: Path) -> Any:
+    import pickle
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # safe although weights_only=False: this unpickler imports and calls nothing that is named
+        # in the file, see restricted_pickle
+        content = torch.load(
+            path,
+            map_location="cpu",
+            weights_only=False,
+            pickle_module=restricted_pickle.pickle_module,
+        )
+        return restricted_pickle.without_placeholders(content)
+
+
+def _damage(path: Path, error: Exception) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(2)
+    if size and start != b"PK" and path.suffix != ".safetensors":
+        return (
+            f"{path}: not a checkpoint of PyTorch ({size} bytes). "
+            "Give a .ckpt, .pth, .pt or .safetensors file."
+        )
+    reason = str(error).split("\n")[0][:200]
+    return (
+        f"{path}: the file is truncated or damaged ({size} bytes; {reason}). "
+        "Copy it again, or take the checkpoint before it."
+    )
+
+
+def read_args(path: str | Path) -> dict[str, Any] | None:
+    """The configuration that a run wrote beside its checkpoint (`args.json`), or None.
+
+    Args:
+        path: the checkpoint, or the folder of the run.
+
+    Raises:
+        CheckpointError: the file is there and is no JSON object.
+    """
+    path = Path(path)
+    file = (path if path.is_dir() else path.parent) / "args.json"
+    if not file.exists():
+        return None
+    try:
+        args = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: damaged, no JSON ({error})") from error
+    if not isinstance(args, dict):
+        raise CheckpointError(f"{file}: expected a JSON object")
+    return args
+
+
+def encoder_state(checkpoint: Mapping[str, Any], encoder: Encoder = "online") -> dict[str, Tensor]:
+    """An encoder's part of a checkpoint, by the encoder's own key names.
+
+    Knows `backbone.` and `momentum_backbone.`, the older `encoder.` and `momentum_encoder.`, files
+    that are an encoder's state dict by themselves, and the names that timm has changed.
+
+    Args:
+        checkpoint: what `read_checkpoint` returned.
+        encoder: which of the two encoders of a momentum method.
+
+    Raises:
+        CheckpointError: no such encoder in the checkpoint.
+    """
+    if encoder not in PREFIXES:
+        raise CheckpointError(f"encoder='{encoder}': {did_you_mean(encoder, PREFIXES)}")
+    state = {
+        key.removeprefix("module.").replace("_orig_mod.", ""): value
+        for key, value in checkpoint["state_dict"].items()
+        if isinstance(value, Tensor)
+    }
+    for prefix in PREFIXES[encoder]:
+        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if part:
+            return _current_names(part)
+    if encoder == "momentum":
+        raise CheckpointError(
+            "The checkpoint has no momentum encoder (no key starts with 'momentum_backbone.'): "
+            "its method trains without one. Use the online encoder."
+        )
+    if any(key.startswith(p) for key in state for p in ("projector.", "momentum_", "predictor.")):
+        raise CheckpointError(
+            "The checkpoint has heads but no encoder: no key starts with 'backbone.' or 'encoder.'"
+        )
+    return _current_names(state)
+
+
+def _current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of timm 1.0 for weights that were written with timm 0.4 to 0.6 (Swin)."""
+    if not any(key.endswith("relative_position_bias_table") for key in state):
+        return state
+    constants = (".relative_position_index", ".attn_mask")
+    state = {key: value for key, value in state.items() if not key.endswith(constants)}
+    if not any(key.startswith("layers.0.downsample.") for key in state):
+        return state
+    # downsampling stood at the end of stage i, and stands at the beginning of stage i + 1
+    renamed = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] == "layers" and parts[2] == "downsample":
+            parts[1] = str(int(parts[1]) + 1)
+        renamed[".".join(parts)] = value
+    return renamed

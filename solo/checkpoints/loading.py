@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: MIT
+"""The one place that opens weight files, and that puts an encoder's weights into an encoder.
+
+Loading is strict: either every tensor of the encoder comes from the file, or a `CheckpointError`
+says what did not fit. An encoder is never silently left at its random initialisation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from solo import extensions
+from solo.checkpoints.files import Encoder, encoder_state, existing_file, read_args, read_checkpoint
+from solo.errors import CheckpointError
+
+__all__ = [
+    "LoadReport",
+    "encoder_state",
+    "load_encoder",
+    "load_pretrained",
+    "read_args",
+    "read_checkpoint",
+]
+
+# classifiers that files of torchvision and timm carry and our encoders do not have
+_HEADS = ("fc.", "head.weight", "head.bias", "head.fc.", "classifier.")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_encoder` did.
+
+    Attributes:
+        backbone: the encoder with the weights (extensions may have changed its modules).
+        source: file, or "checkpoint".
+        encoder: "online" or "momentum".
+        matched: tensors that were loaded: all that the encoder has.
+        values: numbers in them.
+        left_out: keys of the file that the encoder does not need (training state, classifiers).
+        method: method that trained it, where `args.json` says so.
+        figures: what the extensions measured on the encoder, such as its sparsity.
+    """
+
+    backbone: nn.Module
+    source: str
+    encoder: str
+    matched: int
+    values: int
+    left_out: tuple[str, ...]
+    method: str | None
+    figures: dict[str, float]
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.source}: loaded all {self.matched} tensors ({self.values:,} values) "
+            f"of the {self.encoder} encoder"
+        )
+        text += f" of {self.method}" if self.method else ""
+        text += f"; left out {_some(self.left_out)}" if self.left_out else ""
+        figures = ", ".join(f"{name} {_number(value)}" for name, value in self.figures.items())
+        return text + (f"; measured: {figures}" if figures else "")
+
+
+def load_encoder(
+    backbone: nn.Module,
+    checkpoint: str | Path | Mapping[str, Any],
+    encoder: Encoder = "online",
+) -> LoadReport:
+    """Load an encoder's weights into `backbone`, in place; all of them or none.
+
+    The registered extensions first give it the modules that the checkpoint needs (masks).
+
+    Args:
+        backbone: as `solo.backbones.build_encoder` makes it.
+        checkpoint: a file, or what `read_checkpoint` returned.
+        encoder: which encoder of a momentum method.
+
+    Raises:
+        CheckpointError: the file cannot be read, has no such encoder, or does not fit.
+    """
+    source, args = "checkpoint", None
+    if isinstance(checkpoint, (str, Path)):
+        source, args = str(checkpoint), read_args(checkpoint)
+        checkpoint = read_checkpoint(checkpoint)
+    state = encoder_state(checkpoint, encoder)
+    _check_heads(backbone, source, args)
+    for extension in extensions.registered():
+        backbone = extension.rebuild(backbone, state, checkpoint)
+    own = backbone.state_dict()
+    optional = _training_keys(own)
+    left_out = (_training_keys(state) | _foreign_heads(state, checkpoint)) - set(own)
+    found = extensions.evaluated(state)
+    state = {key: value for key, value in found.items() if key not in left_out}
+    _check_fit(state, own, optional, source, args)
+    backbone.load_state_dict(state, strict=False)  # strictness: _check_fit
+    return LoadReport(
+        backbone=backbone,
+        source=source,
+        encoder=encoder,
+        matched=len(state),
+        values=sum(value.numel() for value in state.values()),
+        left_out=tuple(sorted(left_out)),
+        method=_trained_by(args),
+        figures={k: v for e in extensions.registered() for k, v in e.describe(backbone).items()},
+    )
+
+
+def _trained_by(args: Mapping[str, Any] | None) -> str | None:
+    return None if args is None else args.get("pretrain_method") or args.get("method")
+
+
+def _training_keys(state: Mapping[str, Tensor]) -> set[str]:
+    return {key for e in extensions.registered() for key in e.training_state(state)}
+
+
+def _foreign_heads(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> set[str]:
+    """Classifiers in a file that is an encoder by itself; a run's encoder has none."""
+    bare = set(state) <= set(checkpoint["state_dict"])
+    return {key for key in state if key.startswith(_HEADS)} if bare else set()
+
+
+def _check_fit(
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    optional: set[str],
+    source: str,
+    args: Mapping[str, Any] | None,
+) -> None:
+    missing = [key for key in own if key not in state and key not in optional]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} here"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if not (missing or unexpected or shapes):
+        return
+    facts = [
+        f"{len(found)} {title}: {_some(found)}"
+        for title, found in (
+            ("tensors of the encoder are not in the file", missing),
+            ("tensors of the file are not in the encoder", unexpected),
+            ("shapes differ", shapes),
+        )
+        if found
+    ]
+    hint = _hint(missing, unexpected, shapes, args)
+    raise CheckpointError(f"{source} does not fit the encoder.\n  " + "\n  ".join([*facts, hint]))
+
+
+def _hint(missing: list, unexpected: list, shapes: list, args: Mapping[str, Any] | None) -> str:
+    masks = [key for key in unexpected if key.endswith((".mask", "_mask"))]
+    if masks and len(masks) == len(unexpected) and not (missing or shapes):
+        return (
+            "The encoder was trained sparse and nothing here can place its masks: "
+            "call `sparse_ext.extension.register()` before loading."
+        )
+    if missing and all(key.endswith(".mask") for key in missing) and not (unexpected or shapes):
+        return (
+            "The checkpoint is dense and the encoder is masked: remove the sparse section of the "
+            "configuration, or give the checkpoint of the sparse run."
+        )
+    if not (missing or unexpected) and all(text.startswith("conv1.weight") for text in shapes):
+        return (
+            "The stems differ: ResNets get a 3x3 stem for cifar10, cifar100 and digits. "
+            "Set data.dataset to the data set that the encoder was trained on."
+        )
+    if not (missing or unexpected) and all(text.startswith("pos_embed") for text in shapes):
+        return "Set backbone.kwargs.img_size and patch_size as they were in training."
+    trained = (args or {}).get("backbone")
+    if trained:
+        kwargs = f" and backbone.kwargs={trained['kwargs']}" if trained.get("kwargs") else ""
+        return f"It was trained with backbone.name={trained.get('name')}{kwargs} (its args.json)."
+    return "Check backbone.name and backbone.kwargs: this is another architecture."
+
+
+def _check_heads(backbone: nn.Module, source: str, args: Mapping[str, Any] | None) -> None:
+    """ViTs of MAE and MoCo v3 have other numbers of heads, which no shape shows."""
+    from solo.backbones import BACKBONES
+
+    trained = (args or {}).get("backbone") or {}
+    if not trained.get("name", "").startswith("vit_") or trained["name"] not in BACKBONES:
+        return
+    method = _trained_by(args)
+    with torch.device("meta"):
+        original = BACKBONES[trained["name"]](method, **(trained.get("kwargs") or {}))
+    heads = [
+        getattr(getattr(next(iter(net.blocks), None), "attn", None), "num_heads", None)
+        for net in (original, backbone)
+        if hasattr(net, "blocks")
+    ]
+    if len(heads) == 2 and None not in heads and heads[0] != heads[1]:
+        raise CheckpointError(
+            f"{source} was trained by '{method}', whose {trained['name']} has {heads[0]} attention "
+            f"heads; this encoder has {heads[1]}. Set pretrain_method: {method}."
+        )
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _some(items: Iterable[str], limit: int = 3) -> str:
+    items = list(items)
+    more = f", ... ({len(items)} in all)" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def load_pretrained(name_or_path: str | Path, encoder: Encoder = "online") -> nn.Module:
+    """A trained encoder, ready for evaluation, from the zoo or from a run's folder or checkpoint.
+
+    Args:
+        name_or_path: a name in `zoo/manifest.json`, the folder of a run, or a checkpoint beside
+            which its `args.json` lies.
+        encoder: which encoder of a momentum method.
+
+    Returns:
+        the encoder in eval mode; `solo.backbones.features_dim` says the size of its output.
+
+    Raises:
+        CheckpointError: nothing of that name, or see `load_encoder`.
+    """
+    from omegaconf import OmegaConf
+
+    from solo.backbones import build_encoder
+    from solo.checkpoints.zoo import resolve
+    from solo.monitoring.loggers import last_weights
+
+    path = resolve(name_or_path)
+    if path.is_dir():
+        path = last_weights(path) or path
+    args = read_args(path)
+    checkpoint = existing_file(path)
+    if args is None:
+        raise CheckpointError(
+            f"{path}: there is no args.json beside it, so nothing says which encoder it is. "
+            "Build the encoder with solo.backbones and use solo.checkpoints.loading.load_encoder."
+        )
+    report = load_encoder(build_encoder(OmegaConf.create(args)), checkpoint, encoder)
+    _log.info("%s", report)
+    return report.backbone.eval()
+
+
+def rebuild(checkpoint: str | Path, encoder: str = "online") -> tuple[nn.Module, dict[str, Any]]:
+    """The encoder of a run with its weights and masks, and the run's configuration.
+
+    Args:
+        checkpoint: a file with `args.json` in its folder.
+        encoder: `online` or `momentum`.
+
+    Raises:
+        CheckpointError: no such file, no `args.json`, or the two do not fit.
+    """
+    from omegaconf import OmegaConf
+
+    from solo.backbones import build_encoder
+
+    args = read_args(checkpoint)
+    if args is None:
+        raise CheckpointError(
+            f"{checkpoint}: its folder has no args.json, which says what encoder this is. "
+            f"Keep the file that the run wrote beside its checkpoints."
+        )
+    dense = {key: value for key, value in args.items() if key not in ("sparse", "gating")}
+    backbone = build_encoder(OmegaConf.create(dense))
+    return load_encoder(backbone, checkpoint, encoder).backbone, args  # type: ignore[arg-type]

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Pipelines of NVIDIA DALI, built from one table of operations."""

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: MIT
+"""Where images come from: the named datasets, image folders, fractions of them, and their errors.
+
+Shared by `pretrain_dataloader` and `classification_dataloader`. Every error that depends on
+something the user typed names the configuration key that holds it (`key`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+from torchvision import datasets as tv
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from solo.data.catalogue import CIFAR_CLASSES
+from solo.data.datasets.images import read_image
+from solo.data.datasets.splits import Split, draw
+from solo.errors import ConfigError, DataError, did_you_mean
+
+DATA_FORMATS = ("image_folder", "h5", "dali", "resident", "webdataset")
+
+
+def default_data_path() -> Path:
+    """`datasets` inside the package: where data goes when no path is given."""
+    return Path(__file__).resolve().parents[2] / "datasets"
+
+
+def require_format(data_format: str | None) -> str:
+    """The data format, `image_folder` when none is given.
+
+    Raises:
+        ConfigError: it is unknown; the message has the nearest name.
+    """
+    data_format = data_format or "image_folder"
+    if data_format not in DATA_FORMATS:
+        raise ConfigError(
+            f"data.format: '{data_format}' is unknown. {did_you_mean(data_format, DATA_FORMATS)}"
+        )
+    return data_format
+
+
+def stored_format(data_format: str, path: str | os.PathLike | None) -> str:
+    """How the images at `path` lie on disk: `image_folder`, `h5` or `webdataset`.
+
+    `dali` and `resident` are ways to load them: both read folders, `resident` a file of format h5
+    as well.
+    """
+    if data_format == "resident" and path is not None and Path(path).is_file():
+        return "h5"
+    return "image_folder" if data_format in ("dali", "resident") else data_format
+
+
+def require_folder(path: str | os.PathLike, key: str) -> Path:
+    """`path` if it is a folder that can be listed.
+
+    Raises:
+        DataError: it is missing or a file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise DataError(f"{key}: '{path}' is a file, a folder is needed.")
+    parent = path.parent
+    names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    hint = did_you_mean(path.name, names) if names else f"'{parent}' does not exist either."
+    hint = hint.replace("Valid names:", f"Folders in '{parent}':")
+    raise DataError(f"{key}: there is no folder '{path}' (from {Path.cwd()}). {hint}")
+
+
+def image_files(folder: Path) -> list[str]:
+    """Names of the image files directly in `folder`, sorted; hidden files do not count."""
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(IMG_EXTENSIONS)
+            and not entry.name.startswith(".")
+            and entry.is_file()
+        )
+
+
+def image_folder(
+    path: str | os.PathLike,
+    transform: Callable | None,
+    key: str,
+    cls: type[tv.ImageFolder] = tv.ImageFolder,
+    loader: Callable = read_image,
+) -> tv.ImageFolder:
+    """A torchvision ImageFolder (`<path>/<class>/<image>`) whose reader names broken files.
+
+    Args:
+        path: the folder.
+        transform: applied to each image.
+        key: configuration key that holds `path`, for messages.
+        cls: ImageFolder or a subclass.
+        loader: from a path to an image, `read_image` or `read_pixels`.
+
+    Raises:
+        DataError: the folder is missing, has no class folders, or has an empty one.
+    """
+    folder = require_folder(path, key)
+    classes = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    if not classes:
+        raise DataError(f"{key}: {_why_no_classes(folder)}")
+    try:
+        return cls(str(folder), transform, loader=loader)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{key}: some class folders of '{folder}' hold no images: {error}"
+        ) from None
+
+
+def is_cifar_in_folders(dataset: str, path: str | os.PathLike) -> bool:
+    """Whether `dataset` is CIFAR and `path` has it, whole or in part, as `<class>/<image>`."""
+    if dataset not in CIFAR_CLASSES or not Path(path).is_dir():
+        return False
+    folders = [p for p in Path(path).iterdir() if p.is_dir() and not p.name.startswith(".")]
+    return len(folders) == CIFAR_CLASSES[dataset] and all(map(image_files, folders))
+
+
+def _why_no_classes(folder: Path) -> str:
+    if image_files(folder):
+        return (
+            f"'{folder}' holds images but no class folders. For images without labels set "
+            "data.no_labels=True; otherwise sort them into one folder per class."
+        )
+    return f"'{folder}' is empty: expected <class>/<image> inside."
+
+
+def named_torchvision(
+    dataset: str, path: str | os.PathLike, download: bool, key: str, cls: type, **kwargs: Any
+) -> Dataset:
+    """Build a torchvision dataset (`cls`), downloading it if asked.
+
+    Raises:
+        DataError: it is not there and could not be downloaded.
+    """
+    try:
+        return cls(str(path), download=download, **kwargs)
+    except (RuntimeError, OSError) as error:
+        action = "and could not be downloaded" if download else "and downloading is off"
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{key}: {dataset} is not in '{path}' {action} ({reason}). Put torchvision's "
+            f"extracted files there, or choose a dataset that needs none (data.dataset=digits)."
+        ) from None
+
+
+def require_fraction(data_fraction: float | None) -> float | None:
+    """The fraction if one is asked for, None for the whole dataset (None or -1).
+
+    Raises:
+        ConfigError: it is neither -1 nor between 0 and 1.
+    """
+    if data_fraction is None or data_fraction == -1:
+        return None
+    if not 0 < data_fraction < 1:
+        raise ConfigError(
+            f"data.fraction={data_fraction} is out of range: use a number between 0 and 1 "
+            "(both excluded), or -1 for the whole dataset."
+        )
+    return float(data_fraction)
+
+
+def take_fraction(
+    dataset: Dataset, data_fraction: float | None, of: str = "images", split: Split | None = None
+) -> Dataset:
+    """Keep a fixed random part of `dataset`, in place, and note it as `dataset.split`.
+
+    Understands `.samples` (image folders), `.images` (no labels), H5 files and the array datasets
+    of torchvision (`.data` with `.targets` or `.labels`).
+
+    Args:
+        dataset: changed.
+        data_fraction: between 0 and 1; None or -1 keeps all.
+        of: see `solo.data.datasets.splits.subset_indices`.
+        split: what an earlier run has drawn; None draws.
+
+    Raises:
+        ConfigError: the fraction cannot be drawn.
+        DataError: `split` is a part of other data.
+    """
+    fraction = require_fraction(data_fraction)
+    if fraction is None:
+        return dataset
+    labels = item_labels(dataset)
+    if split is None:
+        split = draw(len(dataset), labels, fraction, of)
+    split.require(len(dataset), labels, fraction, of)
+    dataset.split = split
+    return keep_items(dataset, split.indices)
+
+
+# What datasets call their items, one entry per item.
+_PER_ITEM = (
+    "samples",
+    "imgs",
+    "images",
+    "targets",
+    "labels",
+    "data",
+    "_data",
+    "originals",
+    "ids",
+    "places",
+)
+
+
+def keep_items(dataset: Dataset, kept: Sequence[int]) -> Dataset:
+    """Keep the items at the positions `kept`, in that order, in place."""
+    n = len(dataset)
+    for name in _PER_ITEM:
+        value = getattr(dataset, name, None)
+        if isinstance(value, np.ndarray) and len(value) == n:
+            setattr(dataset, name, value[kept])
+        elif isinstance(value, list):
+            setattr(dataset, name, [value[i] for i in kept])
+    return dataset
+
+
+def item_labels(dataset: Dataset) -> list[int] | None:
+    """Labels of all items without reading an image; None if there are none, or several each."""
+    for name in ("samples", "_data"):
+        if isinstance(getattr(dataset, name, None), list):
+            return [int(item[-1]) for item in getattr(dataset, name)]
+    for name in ("targets", "labels"):
+        labels = getattr(dataset, name, None)
+        if labels is not None and np.ndim(labels) == 1:
+            return [int(label) for label in labels]
+    return None

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Datasets that stay decoded in memory."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Views: augmentation keys, crops of tensors, views made on the training device."""

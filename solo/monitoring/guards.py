@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""Callbacks that guard a run: no training on NaN, and the same random numbers after a resume."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from solo.errors import NonFiniteError
+from solo.seeding import mix
+
+
+class NonFiniteGuard(Callback):
+    """Stops a run whose loss or weights are no longer finite.
+
+    The losses are summed on the device and looked at every `log_every_n_steps` steps, so there is
+    no host synchronisation per step; the weights are looked at before a checkpoint is taken.
+
+    Args:
+        checkpointer: the callback whose last checkpoint the message names.
+    """
+
+    def __init__(self, checkpointer: Any = None):
+        super().__init__()
+        self.checkpointer = checkpointer
+        self._losses: list[tuple[int, Tensor]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the loss; look at all remembered ones when it is time."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor):
+            self._losses.append((trainer.global_step, loss.detach()))
+        if len(self._losses) >= max(1, trainer.log_every_n_steps):
+            self._check_losses(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the remaining losses, then the weights, before anything is saved."""
+        self._check_losses(trainer)
+        tensors = [p.detach() for p in pl_module.parameters() if p.is_floating_point()]
+        norms = torch.stack([n.to(pl_module.device) for n in torch._foreach_norm(tensors)])
+        if self._any(trainer, not bool(norms.isfinite().all())):
+            self._stop(trainer, "a weight is NaN or infinite", trainer.global_step)
+
+    def _check_losses(self, trainer: Trainer) -> None:
+        if not self._losses:
+            return
+        steps, losses = zip(*self._losses, strict=True)
+        self._losses = []
+        bad = (~torch.stack(losses).isfinite()).nonzero()
+        if self._any(trainer, len(bad) > 0):
+            index = int(bad[0]) if len(bad) else len(steps) - 1
+            self._stop(trainer, f"the loss is {float(losses[index])}", steps[index])
+
+    @staticmethod
+    def _any(trainer: Trainer, mine: bool) -> bool:
+        return bool(trainer.strategy.reduce_boolean_decision(mine, all=False))
+
+    def _stop(self, trainer: Trainer, what: str, step: int) -> None:
+        last = getattr(self.checkpointer, "last_ckpt", None)
+        good = f"Last good checkpoint: {last}." if last else "No checkpoint was written yet."
+        raise NonFiniteError(
+            f"{what} at step {step} (epoch {trainer.current_epoch}). {good} "
+            "Lower optimizer.lr, lengthen scheduler.warmup_epochs, or use precision=bf16-mixed "
+            "or 32."
+        )
+
+
+class EpochSeeder(Callback):
+    """Seeds `random`, numpy and torch from (seed, epoch, rank) when an epoch starts.
+
+    What a training step draws (dropout, masks of MAE, ...) then depends on nothing before the
+    epoch, so that a resumed run repeats a straight one. Augmentations have seeds of their own,
+    see `solo.data.loading`.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed for what happens before the first batch (clustering, the order of batches)."""
+        self._seed(trainer, 0)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed once more: making a loader's iterator draws a number, before or after the hook
+        above depending on whether the run was resumed."""
+        if batch_idx == 0:
+            self._seed(trainer, 1)
+
+    def _seed(self, trainer: Trainer, part: int) -> None:
+        seed = mix(self.seed, trainer.current_epoch, trainer.global_rank, part)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: MIT
+"""Where metrics go: always a CSV file beside args.json; wandb and TensorBoard when asked."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from solo.errors import ConfigError
+from solo.monitoring.profiling import LOGGING, section
+
+FILE = "metrics.csv"
+
+
+def next_version(logdir: str | Path) -> str:
+    """The lowest number that names no folder in `logdir` yet: "0", "1", ...; claims nothing."""
+    logdir = Path(logdir)
+    taken = {int(p.name) for p in logdir.iterdir() if p.name.isdigit()} if logdir.is_dir() else ()
+    return str(max(taken, default=-1) + 1)
+
+
+class CSVMetrics(Logger):
+    """Appends every logged row to `<logdir>/<version>/metrics.csv`, surviving kills and resumes.
+
+    One row per call, columns in order of appearance (`step` and `epoch` as Lightning gives them),
+    empty where a row has no value. New columns rewrite the file through a temporary one.
+
+    Args:
+        logdir: folder of the method, such as `trained_models/byol`.
+        version: name of the run's folder; the next free number when None.
+        start_from: metrics.csv of the run that is resumed; `keep_before` decides what is taken.
+    """
+
+    def __init__(
+        self, logdir: str | Path, version: str | None = None, start_from: Path | None = None
+    ):
+        super().__init__()
+        self.logdir = Path(logdir)
+        self.start_from = start_from
+        self._version = version
+        self._columns: list[str] = []
+        self._pending: list[dict[str, Any]] = []
+
+    @property
+    def name(self) -> str:
+        """The folder of the method."""
+        return self.logdir.name
+
+    @property
+    def version(self) -> str:
+        """The folder of the run; the first call by rank 0 creates it, so that two runs differ."""
+        if self._version is None:
+            self._version = self._claim() if rank_zero_only.rank == 0 else next_version(self.logdir)
+        return self._version
+
+    @property
+    def path(self) -> Path:
+        """The CSV file."""
+        return self.logdir / self.version / FILE
+
+    def _claim(self) -> str:
+        try:
+            self.logdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"checkpoint.dir: the folder '{self.logdir}' cannot be made ({error.strerror})"
+            ) from error
+        while True:
+            version = next_version(self.logdir)
+            try:
+                (self.logdir / version).mkdir()
+                return version
+            except FileExistsError:  # another run was faster
+                continue
+
+    @rank_zero_only
+    def keep_before(self, step: int) -> None:
+        """Start the file with the rows of `start_from` logged before `step`; drop later ones.
+
+        A run that was killed had logged steps after its last checkpoint; they are repeated.
+        """
+        if self.start_from is None or not Path(self.start_from).is_file():
+            return
+        with open(self.start_from, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if row.get("step") and int(float(row["step"])) < step]
+            self._columns = list(reader.fieldnames or [])
+        self._rewrite(rows)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Queue one row; it is written at the next `save`."""
+        with section(LOGGING):
+            row = {k: getattr(value, "item", lambda v=value: v)() for k, value in metrics.items()}
+            self._pending.append({**row, "step": step})
+            if len(self._pending) >= 100:
+                self.save()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args, **kwargs) -> None:
+        """Nothing to do: args.json holds the configuration."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the queued rows to the disk."""
+        if not self._pending:
+            return
+        rows, self._pending = self._pending, []
+        new = [
+            key for key in dict.fromkeys(k for row in rows for k in row) if key not in self._columns
+        ]
+        if new:
+            old = self._read()
+            self._columns += new
+            self._rewrite([*old, *rows])
+            return
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerows(rows)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left at the end of the run, however it ends."""
+        self.save()
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self._columns or not self.path.is_file():
+            return []
+        with open(self.path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(partial, self.path)
+
+
+def build_loggers(
+    cfg: DictConfig, logdir: Path, resume: Path | None = None, wandb_run_id: str | None = None
+) -> list[Logger]:
+    """The loggers of a run. The first one names the run's folder (wandb's id, or a number).
+
+    Args:
+        cfg: parsed configuration.
+        logdir: `<checkpoint.dir>/<method>`.
+        resume: checkpoint that the run continues; its folder is used again if it lies in `logdir`
+            and holds no newer one.
+        wandb_run_id: id of the wandb run to continue.
+    """
+    version = None
+    if resume is not None:
+        run = Path(resume).resolve().parent
+        # Going back to an older checkpoint must not overwrite what came after it.
+        newest = last_checkpoint(run)
+        if run.parent == Path(logdir).resolve() and newest and newest.samefile(resume):
+            version = run.name
+    loggers: list[Logger] = []
+    if cfg.wandb.enabled:
+        loggers.append(_wandb(cfg, wandb_run_id))
+        version = str(loggers[0].version) if rank_zero_only.rank == 0 else version
+    start = None if resume is None else Path(resume).parent / FILE
+    loggers.append(CSVMetrics(logdir, version, start))
+    if cfg.tensorboard.enabled:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(logdir, name="", version=loggers[-1].version))
+    return loggers
+
+
+def _wandb(cfg: DictConfig, run_id: str | None) -> Logger:
+    from lightning.pytorch.loggers import WandbLogger
+
+    if run_id is not None and run_id.isdigit():  # the folder of a run without wandb
+        run_id = None
+    logger = WandbLogger(
+        name=cfg.name,
+        project=cfg.wandb.project,
+        entity=cfg.wandb.entity,
+        offline=cfg.wandb.offline,
+        resume="allow" if run_id else None,
+        id=run_id,
+    )
+    logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    return logger
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what a killed run left half written in `folder`."""
+    for path in Path(folder).glob("*.partial"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run's folder, None when there is none."""
+    return _newest(folder, "*.ckpt")
+
+
+def last_weights(folder: Path) -> Path | None:
+    """What an evaluation of a folder loads: its newest checkpoint, or an exported encoder."""
+    return last_checkpoint(folder) or _newest(folder, "*.safetensors")
+
+
+def _newest(folder: Path, pattern: str) -> Path | None:
+    found = sorted(Path(folder).glob(pattern), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""Groups of parameters for the optimizer: rates by depth, no decay of biases and norms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+
+def _layer_ids(model: nn.Module) -> dict[str, int]:
+    """Depth of every parameter, 0 at the input: timm's own grouping, or one layer per child."""
+    if hasattr(model, "group_matcher"):
+        from timm.models import group_parameters
+
+        return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    children = {name: index for index, (name, _) in enumerate(model.named_children())}
+    return {name: children.get(name.split(".")[0], 0) for name, _ in model.named_parameters()}
+
+
+def param_groups_layer_decay(
+    model: nn.Module,
+    weight_decay: float = 0.05,
+    no_weight_decay_list: Sequence[str] = (),
+    layer_decay: float = 0.75,
+) -> list[dict[str, Any]]:
+    """Parameter groups with a learning rate that falls by `layer_decay` per layer below the top.
+
+    Source: BEiT / MAE fine-tuning. 1-d parameters and the named ones get no weight decay.
+
+    Returns:
+        groups `{"lr_scale", "weight_decay", "params"}`; whoever builds the optimizer multiplies
+        the learning rate by `lr_scale`.
+    """
+    layer_ids = _layer_ids(model)
+    top = max(layer_ids.values())
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim != 1 and name not in set(no_weight_decay_list)
+        layer = layer_ids.get(name, top)
+        empty = {
+            "lr_scale": layer_decay ** (top - layer),
+            "weight_decay": weight_decay if decays else 0.0,
+            "params": [],
+        }
+        groups.setdefault((layer, decays), empty)["params"].append(parameter)
+    return list(groups.values())
+
+
+def remove_bias_and_norm_from_weight_decay(
+    parameter_groups: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Split each group: parameters with at most one dimension go to a group without weight decay.
+
+    Its name gets the ending `_no_decay`; every other key is copied; empty groups are left out.
+    """
+    out = []
+    for group in parameter_groups:
+        params = list(group["params"])
+        no_decay = {**group, "weight_decay": 0, "params": [p for p in params if p.ndim <= 1]}
+        if group.get("name"):
+            no_decay["name"] = f"{group['name']}_no_decay"
+        decay = {**group, "params": [p for p in params if p.ndim > 1]}
+        out += [part for part in (decay, no_decay) if part["params"]]
+    return out

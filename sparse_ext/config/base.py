@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+"""What every method's section of the configuration holds, and how values are checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from solo.errors import ConfigError, did_you_mean
+from sparse_ext.config.granularity_names import read as read_granularity
+
+#: how densities are dealt out to layers
+ALLOCATIONS = ("erk", "er", "uniform")
+
+
+@dataclass(frozen=True)
+class SparseConfig:
+    """What every weight-sparsity method is asked.
+
+    Attributes:
+        name: the method.
+        granularity: what is pruned as one unit: `element` (single weights), `2:4` (any N:M: N of M
+            consecutive input channels stay), `block8` (8 x 8 channels at one kernel position; any
+            size, `block8-merged` = all kernel positions), `filter`. Sparsity then is the share of
+            units that are pruned; with N:M the share of groups that are N:M, at most 1.
+        initial: sparsity of the online encoder before the ramp, in [0, 1).
+        final: its sparsity after the ramp, in [0, 1); left out: 0.8, or 1 with N:M.
+        momentum_initial: the same for the momentum encoder; None = derived by the method.
+        momentum_final: the same for the momentum encoder; None = derived by the method.
+        update_period: optimizer steps between two mask updates; None = min(1000, T // 195) for a
+            run of T optimizer steps (1000 in the CIFAR runs of the paper).
+        ramp_end: fraction of the run at which the final sparsity is reached.
+        ema_mode: how the momentum encoder follows: `latent` averages the dense views of both
+            encoders, `leaky` the stored weights, zeros included, `hold` only where both are kept.
+        stem_dense: leave the first convolution out of the prunable set.
+        exclude: glob patterns of module names that stay dense.
+        coupled: with `filter` or `block<size>`: prune whole channels (or that many neighbours) at
+            once, from all layers that share them, so that they can be removed physically. Sparsity
+            then is the share of channel groups (see `sparse_ext.pruning.coupled_units`).
+        slim_at: when masks become final and training goes on with physically smaller encoders:
+            an optimizer step, or a fraction of the run (below 1); after the ramp.
+        kernel: how masked convolutions are computed: `dense`, or `block`, which skips pruned 8x8
+            blocks wherever a layer has lost 75% of them (on the CPU, see `sparse_ext.kernels`).
+        seed: of random masks; None = the run's seed.
+        debug: check the storage invariants after every step (slow).
+    """
+
+    PAIR_ONLY: ClassVar[tuple[str, ...]] = ("momentum_initial", "momentum_final", "ema_mode")
+
+    name: str = ""
+    granularity: str = "element"
+    initial: float = 0.0
+    final: float = None  # type: ignore[assignment]  # see __post_init__
+    momentum_initial: float | None = None
+    momentum_final: float | None = None
+    update_period: int | None = None
+    ramp_end: float = 0.69
+    ema_mode: str = "latent"
+    stem_dense: bool = True
+    exclude: tuple[str, ...] = ()
+    coupled: bool = False
+    slim_at: float | None = None
+    kernel: str = "dense"
+    seed: int | None = None
+    debug: bool = False
+
+    def __post_init__(self):
+        self.fill_in()
+        for key in ("initial", "final", "momentum_initial", "momentum_final"):
+            self._check_sparsity(key, getattr(self, key))
+        require_rising("initial", self.initial, "final", self.final)
+        require_rising("momentum_initial", self.momentum[0], "momentum_final", self.momentum[1])
+        require_choice("ema_mode", self.ema_mode, ("latent", "leaky", "hold"))
+        if self.update_period is not None and self.update_period < 1:
+            raise ConfigError(f"sparse.update_period={self.update_period} must be at least 1 step.")
+        if not 0 < self.ramp_end <= 1:
+            raise ConfigError(f"sparse.ramp_end={self.ramp_end} is not a fraction in (0, 1].")
+        self._check_channels()
+        self._check_kernel()
+
+    def fill_in(self) -> None:
+        """Set the defaults that depend on other keys; twice changes nothing."""
+        if self.final is None:
+            derive(self, "final", 1.0 if self.some_survive else 0.8)
+
+    def momentum_options(self) -> list[str]:
+        """Keys that were set though they mean nothing without a momentum encoder."""
+        plain = {f.name: f.default for f in fields(self)}
+        found = [key for key in self.PAIR_ONLY if getattr(self, key) != plain[key]]
+        return [key for key in found if key != "gap" or getattr(self, key)]
+
+    @property
+    def some_survive(self) -> bool:
+        """Whether a pruned unit keeps some of its weights: N:M."""
+        return read_granularity(self.granularity).kind == "nm"
+
+    @property
+    def momentum(self) -> tuple[float, float]:
+        """Initial and final sparsity of the momentum encoder: the online ones where not given."""
+        first, last = self.momentum_initial, self.momentum_final
+        return (self.initial if first is None else first, self.final if last is None else last)
+
+    def obstacle(self, shape: tuple[int, ...]) -> str:
+        """Why this method leaves a layer of that weight shape dense; empty if it does not."""
+        return ""
+
+    def _check_channels(self) -> None:
+        """`coupled` and `slim_at` are for granularities that can empty a channel."""
+        kind = read_granularity(self.granularity).kind
+        asked = {"coupled": self.coupled, "slim_at": self.slim_at is not None}
+        for key in (key for key, set_ in asked.items() if set_ and kind in ("element", "nm")):
+            raise ConfigError(
+                f"sparse.{key}={getattr(self, key)} removes channels, and "
+                f"sparse.granularity={self.granularity} empties none: set sparse.granularity to "
+                f"filter or block8."
+            )
+        at = self.slim_at
+        if at is not None and (at < 0 or (at > 1 and at % 1)):
+            raise ConfigError(
+                f"sparse.slim_at={at} is neither a fraction of the run (below 1) nor a "
+                f"number of optimizer steps."
+            )
+
+    def _check_kernel(self) -> None:
+        """The block kernel skips blocks of 8x8, of layers that keep their class."""
+        require_choice("kernel", self.kernel, ("dense", "block"))
+        if self.kernel == "dense":
+            return
+        spelling = read_granularity(self.granularity)
+        if spelling.kind != "block" or spelling.size % 8:
+            raise ConfigError(
+                f"sparse.kernel=block skips pruned blocks of 8x8, and "
+                f"sparse.granularity={self.granularity} makes none: set sparse.granularity=block8."
+            )
+        if self.slim_at is not None:
+            raise ConfigError(
+                f"sparse.kernel=block and sparse.slim_at={self.slim_at} do not go together: choose "
+                f"between skipping blocks and removing channels."
+            )
+
+    def _check_sparsity(self, key: str, value: float | None) -> None:
+        if value is None or 0 <= value < 1 or (value == 1 and self.some_survive):
+            return
+        if self.some_survive:
+            raise ConfigError(
+                f"sparse.{key}={value} is not a share of groups: with "
+                f"sparse.granularity={self.granularity} it lies between 0 and 1 (all groups)."
+            )
+        raise ConfigError(
+            f"sparse.{key}={value} is not a sparsity: it must be at least 0 and below 1 "
+            f"(0.9 means that 90% of the weights are zero)."
+        )
+
+
+@dataclass(frozen=True)
+class ConstantConfig(SparseConfig):
+    """A method whose sparsity is `final` from the first step to the last; it has no ramp."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        refuse_unused(
+            self, "initial", "momentum_initial", "ramp_end", why="its sparsity is constant"
+        )
+
+
+def require_choice(key: str, value: str, choices: tuple, extra: tuple = ()) -> None:
+    if value not in choices:
+        raise ConfigError(f"Unknown sparse.{key}={value!r}. {did_you_mean(value, choices + extra)}")
+
+
+def require_rising(first_key: str, first: float, last_key: str, last: float) -> None:
+    if last < first:
+        raise ConfigError(
+            f"sparse.{last_key}={last} is below sparse.{first_key}={first}: sparsity only grows "
+            f"during training. Swap them, or lower sparse.{first_key}."
+        )
+
+
+def clean(value: float) -> float:
+    """0.8 - 0.3 is 0.5, not 0.5000000000000001, in messages and files."""
+    return round(value, 12)
+
+
+def derive(config: Any, key: str, value: Any) -> None:
+    """Set a default that depends on other keys; only from `__post_init__` of a frozen section."""
+    object.__setattr__(config, key, value)
+
+
+def refuse_unused(config: Any, *keys: str, why: str) -> None:
+    """Raise ConfigError if a key that the method inherits without using it was set."""
+    defaults = {f.name: f.default for f in fields(config)}
+    for key in keys:
+        if getattr(config, key) != defaults[key]:
+            raise ConfigError(
+                f"sparse.{key}={getattr(config, key)} has no effect on {config.name}: {why}. "
+                f"Leave it out."
+            )
+
+
+def _fractions(config: Any, *keys: str) -> None:
+    for key in keys:
+        if not 0 <= getattr(config, key) < 1:
+            raise ConfigError(f"sparse.{key}={getattr(config, key)} must be in [0, 1).")
+
+
+@dataclass(frozen=True)
+class FixedConfig(ConstantConfig):
+    """Masks that do not depend on an update period."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        refuse_unused(self, "update_period", why="nothing happens every so many steps")
+
+
+def _all_nm(config: Any) -> None:
+    if not config.some_survive or config.final != 1:
+        raise ConfigError(
+            f"sparse.name={config.name} makes every group N:M: sparse.granularity="
+            f"{config.granularity} with sparse.final={config.final} is not for it. Set a "
+            f"granularity such as 2:4, and leave sparse.final out."
+        )

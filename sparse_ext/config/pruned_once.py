@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""The settings of methods whose masks follow no update period (see `sparse_ext.config`).
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from solo.errors import ConfigError
+from sparse_ext.config.base import (
+    ALLOCATIONS,
+    FixedConfig,
+    _all_nm,
+    derive,
+    require_choice,
+)
+
+
+@dataclass(frozen=True)
+class RandomConfig(FixedConfig):
+    """Random masks from the first step to the last.
+
+    Attributes:
+        allocation: `erk`, `er` and `uniform` give every layer its budget, `global` draws over all
+            layers together.
+    """
+
+    name: str = "random"
+    allocation: str = "erk"
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_choice("allocation", self.allocation, (*ALLOCATIONS, "global"))
+
+
+@dataclass(frozen=True)
+class OneShotConfig(FixedConfig):
+    """Magnitude pruning at one moment.
+
+    Attributes:
+        allocation: `global` compares weights of all layers; `erk`, `er` and `uniform` give every
+            layer its budget and compare within it.
+        prune_at: fraction of the run after which it happens: 0 = before the first step, 1 = after
+            the last; what is left of the run fine-tunes.
+        dense_checkpoint: file of a trained dense run, whose weights a fresh run starts from.
+    """
+
+    name: str = "oneshot"
+    allocation: str = "global"
+    prune_at: float = 0.0
+    dense_checkpoint: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_choice("allocation", self.allocation, ("global", *ALLOCATIONS))
+        if not 0 <= self.prune_at <= 1:
+            raise ConfigError(f"sparse.prune_at={self.prune_at} is not a fraction of the run.")
+
+
+@dataclass(frozen=True)
+class SNIPConfig(FixedConfig):
+    """Connection sensitivity on the first batch (SNIP)."""
+
+    name: str = "snip"
+
+
+@dataclass(frozen=True)
+class GraSPConfig(FixedConfig):
+    """Gradient signal preservation on the two halves of the first batch (GraSP).
+
+    Attributes:
+        temperature: what logits are divided by; 1 for a self-supervised loss, 200 in the paper,
+            which is supervised.
+        head: attribute of the module whose output are the logits; read if there are labels.
+        samples_per_class: score that many samples of each class instead of the first batch, 0 =
+            the first batch; left out: 25 if `temperature` is not 1, that is with labels, else 0.
+    """
+
+    name: str = "grasp"
+    temperature: float = 1.0
+    head: str = "classifier"
+    samples_per_class: int = None  # type: ignore[assignment]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ConfigError(f"sparse.temperature={self.temperature} must be above 0.")
+        if self.samples_per_class < 0:
+            raise ConfigError(
+                f"sparse.samples_per_class={self.samples_per_class} must not be negative."
+            )
+
+    def fill_in(self) -> None:
+        """Labels are there where logits have a temperature."""
+        super().fill_in()
+        if self.samples_per_class is None:
+            derive(self, "samples_per_class", 0 if self.temperature == 1 else 25)
+
+
+@dataclass(frozen=True)
+class ASPConfig(FixedConfig):
+    """One-shot N:M from a trained dense network, fine-tuned with fixed masks (NVIDIA's ASP).
+
+    Attributes:
+        dense_checkpoint: file of a trained dense run, whose weights a fresh run starts from.
+        tensor_core: leave layers dense whose outputs are no multiple of 8 or whose inputs are
+            none of 16, as ASP does.
+    """
+
+    name: str = "asp"
+    granularity: str = "2:4"
+    dense_checkpoint: str | None = None
+    tensor_core: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        _all_nm(self)
+
+    def obstacle(self, shape: tuple[int, ...]) -> str:
+        """Why a layer stays dense whose groups would fit; empty if it does not."""
+        rows, columns = shape[:2]
+        if self.tensor_core and (rows % 8 or columns % 16):
+            return f"{rows}x{columns} channels, tensor cores take multiples of 8x16"
+        return ""

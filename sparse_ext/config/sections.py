@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""The schema of the `sparse:` section: frozen dataclasses, the only place with its defaults.
+
+`build` turns what a user wrote (a name, a mapping) into one of them and names every mistake.
+`store` registers each as a Hydra config group entry, so that `+sparse=synccp sparse.final=0.9`
+works behind any YAML. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
+from typing import Any
+
+from solo.errors import ConfigError, did_you_mean
+from sparse_ext.config.base import SparseConfig
+from sparse_ext.config.gradual import GMPConfig, GraNetConfig, GraNetSSLConfig
+from sparse_ext.config.granularity_names import spoken
+from sparse_ext.config.living_weights import MCPConfig, SDCLRConfig, SDConfig, SRSTEConfig
+from sparse_ext.config.pruned_once import (
+    ASPConfig,
+    GraSPConfig,
+    OneShotConfig,
+    RandomConfig,
+    SNIPConfig,
+)
+from sparse_ext.config.reading import fill
+from sparse_ext.config.rigl import RigLConfig, RigLITOPConfig
+from sparse_ext.config.synccp import CSIConfig, SyncCPConfig
+
+__all__ = [
+    "METHODS",
+    "CSIConfig",
+    "GMPConfig",
+    "SparseConfig",
+    "SyncCPConfig",
+    "build",
+    "defaults",
+    "store",
+    "to_dict",
+]
+
+
+GROWING: dict[str, type[SparseConfig]] = {
+    "granet": GraNetConfig,
+    "granet_ssl": GraNetSSLConfig,
+    "rigl": RigLConfig,
+    "rigl_itop": RigLITOPConfig,
+}
+
+
+FIXED: dict[str, type[SparseConfig]] = {
+    "random": RandomConfig,
+    "oneshot": OneShotConfig,
+    "snip": SNIPConfig,
+    "grasp": GraSPConfig,
+    "asp": ASPConfig,
+    "sr_ste": SRSTEConfig,
+    "sd": SDConfig,
+    "sdclr": SDCLRConfig,
+    "mcp": MCPConfig,
+}
+
+METHODS: dict[str, type[SparseConfig]] = {
+    "synccp": SyncCPConfig,
+    "gmp": GMPConfig,
+    **GROWING,
+    **FIXED,
+}
+
+
+def build(section: str | Mapping[str, Any] | SparseConfig) -> SparseConfig:
+    """The checked configuration of a `sparse:` section.
+
+    Args:
+        section: a method's name, or a mapping with `name` and any of that method's keys.
+
+    Raises:
+        ConfigError: for an unknown method or key, a wrong type, or values that contradict.
+    """
+    if isinstance(section, SparseConfig):
+        return section
+    if isinstance(section, str):
+        section = {"name": section}
+    if not isinstance(section, Mapping):
+        raise ConfigError(
+            f"sparse={section!r}: expected a method's name or a mapping with its keys. "
+            f"{did_you_mean('', METHODS)}"
+        )
+    name = section.get("name")
+    if name not in METHODS:
+        what = "sparse.name is missing" if name is None else f"sparse.name={name!r} is unknown"
+        raise ConfigError(f"{what}. {did_you_mean(name or '', METHODS)}")
+    if "granularity" in section:
+        section = {**section, "granularity": spoken(section["granularity"])}
+    return fill(METHODS[name], section, "sparse")
+
+
+def to_dict(config: SparseConfig) -> dict[str, Any]:
+    """Plain data (lists for tuples) that `build` turns into the same configuration again."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+def defaults(schema: type[SparseConfig]) -> dict[str, Any]:
+    """Every key with its default as plain data; None where it depends on other keys."""
+    values = {f.name: f.default for f in fields(schema)}
+    nested = {
+        f.name: asdict(f.default_factory())
+        for f in fields(schema)
+        if f.default_factory is not MISSING
+    }
+    lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+    return values | nested | lists
+
+
+def store() -> None:
+    """Register every method as an entry of Hydra's group `sparse`; twice changes nothing."""
+    from hydra.core.config_store import ConfigStore
+
+    for name, schema in METHODS.items():
+        # plain data: a frozen dataclass would become a read-only node that nobody can override
+        ConfigStore.instance().store(group="sparse", name=name, node=defaults(schema))

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""From a run's checkpoint to its encoder, and to what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from solo.checkpoints.loading import read_checkpoint, rebuild
+from solo.data.catalogue import input_size
+from sparse_ext.cost.conventions import training_ratios
+from sparse_ext.cost.per_layer import CostTable, count
+
+if TYPE_CHECKING:
+    pass
+
+
+def granularity(args: Mapping[str, Any]) -> str:
+    """Pattern of the masks of this run."""
+    return (args.get("sparse") or {}).get("granularity") or "element"
+
+
+def measure(checkpoint: str | Path, encoder: str = "online", size: int | None = None) -> CostTable:
+    """Cost of the encoder in a checkpoint, at the size its evaluation uses unless told otherwise.
+
+    Raises:
+        CheckpointError: see `rebuild`.
+        ConfigError: the encoder does not take images of that size.
+    """
+    backbone, args = rebuild(checkpoint, encoder)
+    return count(backbone, size or input_size(args))
+
+
+def training_cost(checkpoint: str | Path) -> dict[str, float]:
+    """Training cost up to this checkpoint over that of dense training; empty for a dense run."""
+    cost = read_checkpoint(checkpoint).get("sparse_state", {}).get("cost", {})
+    if not cost.get("steps"):
+        return {}
+    return training_ratios(*(total / cost["steps"] for total in cost["sums"]))

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Channels that exist together: traced, found constant, removed from the network."""

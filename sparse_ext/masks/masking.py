@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""Masks go on an encoder: which layers get one, by rule or by name, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from solo.errors import CheckpointError, ConfigError, did_you_mean
+from sparse_ext.config.sections import SparseConfig
+from sparse_ext.masks import patching as patching
+from sparse_ext.masks.channels.widths import MARK, resize_
+from sparse_ext.masks.encoder import SIDE_BUFFERS, Encoder, _add_buffer, masked_layers, unwrapped
+from sparse_ext.masks.granularity import parse
+from sparse_ext.masks.masked_layers import MASKED_TYPES, Masked
+from sparse_ext.masks.prunable import Selection, select
+
+
+def patch(backbone: nn.Module, config: SparseConfig) -> nn.Module:
+    """Put masks (all ones) on the layers of `backbone` that `config` makes prunable.
+
+    Raises:
+        ConfigError: if it has masks already, or no layer is prunable.
+    """
+    if masked_layers(backbone):
+        raise ConfigError("This encoder has masks already: make it sparse once only.")
+    return _mask(backbone, selection(backbone, config).layers)
+
+
+def selection(backbone: nn.Module, config: SparseConfig) -> Selection:
+    """Which layers of an encoder `config` makes prunable, and why the others stay dense."""
+    granularity, obstacle = parse(config.granularity), config.obstacle
+    net = unwrapped(backbone)
+    return select(net, config.stem_dense, config.exclude, granularity, obstacle)
+
+
+def patch_named(backbone: nn.Module, names: Iterable[str]) -> nn.Module:
+    """Put masks on the layers called `names` that have none yet.
+
+    Raises:
+        CheckpointError: if the encoder has no such layer.
+    """
+    modules = dict(unwrapped(backbone).named_modules())
+    for name in names:
+        if type(modules.get(name)) not in (*MASKED_TYPES, *MASKED_TYPES.values()):
+            raise CheckpointError(
+                f"The checkpoint has a mask for '{name}', which is no convolution or linear layer "
+                f"of this {type(backbone).__name__}. It belongs to another architecture: set "
+                f"backbone.name and backbone.kwargs as in training. {did_you_mean(name, modules)}"
+            )
+    return _mask(backbone, [n for n in names if not isinstance(modules[n], Masked)])
+
+
+def measured(backbone: nn.Module) -> dict[str, float]:
+    """Sparsity of an encoder, from its masks; nothing for a dense one.
+
+    Returns:
+        `sparsity` over the prunable set, `backbone_sparsity` over the weights of all convolutions
+        and linear layers, `prunable_weights`, `kept_weights`.
+
+    Raises:
+        CheckpointError: if a weight under a zero of its mask is not zero.
+    """
+    if not masked_layers(backbone):
+        return {}
+    encoder = Encoder(backbone)
+    for name, layer in encoder.layers.items():
+        if layer.weight.detach()[~layer.mask].any():
+            raise CheckpointError(
+                f"The mask of '{name}' has no effect: weights under its zeros are not zero. "
+                f"Load weights and masks from the same checkpoint."
+            )
+    n, kept = encoder.masks.n, encoder.masks.nnz
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    layers = [m for m in unwrapped(backbone).modules() if isinstance(m, kinds)]
+    total = sum(m.weight.numel() for m in layers)
+    return {
+        "sparsity": 1 - kept / n,
+        "backbone_sparsity": (n - kept) / total,
+        "prunable_weights": n,
+        "kept_weights": kept,
+    }
+
+
+def _mask(backbone: nn.Module, names: Iterable[str]) -> nn.Module:
+    if names := list(names):
+        patching.apply([patching.masking(names)], unwrapped(backbone))
+    for layer in masked_layers(backbone).values():
+        if not any(hook is _adopt for hook in _pre_hooks(layer)):
+            layer.register_load_state_dict_pre_hook(_adopt)
+    net = unwrapped(backbone)
+    if not any(hook is _adopt_widths for hook in _pre_hooks(net)):
+        net.register_load_state_dict_pre_hook(_adopt_widths)
+    return backbone
+
+
+def _pre_hooks(layer: nn.Module) -> list[Callable]:
+    hooks = layer._load_state_dict_pre_hooks.values()
+    return [getattr(hook, "hook", hook) for hook in hooks]
+
+
+def _adopt(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before loading: a weight without its mask is an error; missing side buffers are made."""
+    if prefix + "weight" in state and prefix + "mask" not in state:
+        raise CheckpointError(
+            f"These weights have no mask for '{prefix.rstrip('.')}', but this model is sparse. "
+            f"Load them into a dense model (leave out the sparse section), or start from a "
+            f"checkpoint of a sparse run."
+        )
+    for name in SIDE_BUFFERS:
+        if prefix + name in state:
+            _add_buffer(layer, name)
+
+
+def _adopt_widths(net: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before loading what slimming has left of an encoder: take over its widths."""
+    if prefix + MARK in state:
+        resize_(net, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def check_pattern(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> None:
+    """Check that the masks of an N:M run are N:M: no group is in between.
+
+    Args:
+        state: an encoder's, with masks.
+        checkpoint: the file it comes from; its sparse state names the pattern.
+
+    Raises:
+        CheckpointError: names the layer.
+    """
+    from sparse_ext.masks.granularity import NM, parse
+
+    goal = (checkpoint.get("sparse_state") or {}).get("goal") or {}
+    pattern = parse(goal.get("granularity", "element"))
+    if not isinstance(pattern, NM):
+        return
+    masks = {key: mask for key, mask in state.items() if key.endswith(".mask")}
+    for key, mask in masks.items():
+        if mask.shape[1] % pattern.m or not pattern.fits(mask):
+            raise CheckpointError(
+                f"The mask of '{key.removesuffix('.mask')}' is not what a run with "
+                f"sparse.granularity={pattern} makes: masks were edited or come from another file."
+            )

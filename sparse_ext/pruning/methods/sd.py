@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""SD-MoCo, SD-BYOL, SD-Barlow: the sparse-dense baselines of SyncCP.
+
+One encoder of a pair is pruned at a fixed sparsity, the other one is dense; at the start of every
+epoch the mask is chosen anew by magnitude among all weights. Pruned weights rest: they get no
+gradient and no weight decay, keep their value and may be chosen again (it lies in `shadow`). With
+one encoder, view 0 goes through the mask and the others through the dense network, whose gradient
+keeps pruned weights moving; evaluation sees the pruned network.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from solo.errors import ConfigError
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.living_weights import Branches, make_functional
+from sparse_ext.pruning.constant_sparsity import EpochMasks
+
+FIRST_VIEW = Branches(first=True, others=False, evaluation=True)
+
+
+class SD(EpochMasks):
+    """A new magnitude mask every epoch; the stored weights of a pair are zero where pruned."""
+
+    regrow_init = "latent"
+
+    @classmethod
+    def keeps_latents(cls, config: Any, shared: bool) -> bool:
+        """Pruned weights of a pair rest in shadows; one encoder stores them alive."""
+        return not shared
+
+    @classmethod
+    def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
+        """With one encoder both branches share their weights."""
+        if len(encoders) > 1:
+            return encoders
+        if config.reverse:
+            raise ConfigError(
+                f"sparse.reverse=true prunes the momentum encoder, and {type(module).__name__} "
+                f"has none. Leave sparse.reverse out."
+            )
+        return [make_functional(encoders[0], FIRST_VIEW)]
+
+    @property
+    def finals(self) -> list[float]:
+        """Sparsity of each encoder: one is dense."""
+        return [0.0, self.config.final] if self.config.reverse else super().finals
+
+
+PRUNER = SD

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""From the name of a method to its pruner."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from sparse_ext.config.sections import SparseConfig
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.pruning.log import listen
+from sparse_ext.pruning.pruner import Pruner
+from sparse_ext.schedules import Clock
+
+
+def build_pruner(
+    config: SparseConfig,
+    online: Encoder,
+    momentum: Encoder | None,
+    clock: Clock,
+    seed: int = 0,
+) -> Pruner:
+    """The pruner that `config` names."""
+    listen()
+    return method_class(config)(config, online, momentum, clock, seed)
+
+
+def method_class(config: SparseConfig) -> type[Pruner]:
+    """The class of a method's pruner: `sparse_ext.pruning.methods.<name>.PRUNER`."""
+    return import_module(f"sparse_ext.pruning.methods.{config.name}").PRUNER

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: MIT
+"""The only Lightning glue: it owns the order of things within one optimizer step.
+
+    forward, backward (DDP averages)      Lightning and the method
+    score update, gradient *= mask        on_before_optimizer_step: unscaled, before clipping
+    clipping, optimizer step              Lightning
+    weight *= mask, state *= mask,        post hook of the optimizer: not called when the AMP
+    new masks if due, t += 1              scaler skips the step
+    momentum encoder on latents           the module's `momentum_updater`, a MaskedEMA
+
+(section 0.4 of the algorithms specification). All counts are optimizer steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from solo.errors import CheckpointError
+from solo.monitoring.profiling import MASKS, section
+from solo.utils import ranks
+from sparse_ext.config.sections import SparseConfig
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.masked_layers import unwrapped
+from sparse_ext.masks.masking import selection
+from sparse_ext.pruning.log import log
+from sparse_ext.pruning.pruner import Pruner
+from sparse_ext.pruning.registry import build_pruner, method_class
+from sparse_ext.pruning.scores.first_batch import Probe
+from sparse_ext.training import block_kernel as kernels
+from sparse_ext.training import mask_agreement, resume, run_checks, slimming
+from sparse_ext.training.cost_meter import CostMeter
+from sparse_ext.training.mask_figures import all_dead_filters, dead_filters, oscillation
+from sparse_ext.training.momentum_encoder import install
+
+STATE_KEY = "sparse_state"
+
+
+class PruningCallback(Callback):
+    """Makes the encoders of one LightningModule sparse while it trains.
+
+    Get one from `sparse_ext.sparsify`, or from the configuration of a run of `solo`.
+
+    Args:
+        config: the pruning method and its settings.
+        seed: of random masks where `config.seed` is None.
+
+    Attributes:
+        pruner: the method at work; None before training.
+        meter: what training costs.
+    """
+
+    def __init__(self, config: SparseConfig, seed: int | None = None) -> None:
+        self.config = config
+        self.seed = config.seed if config.seed is not None else (seed or 0)
+        self.pruner: Pruner | None = None
+        self.meter = CostMeter()
+        self._encoders: list[Encoder] = []
+        self._restored: dict[str, Any] | None = None
+        self._hook: Any = None
+        self._loading: Any = None
+        self._graded = False
+        self._slimming: slimming.Slimming | None = None
+        self._unseen = False  # the initial masks wait for the first batch
+        self._updated = False  # figures of a mask update wait for the end of the batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are not hooked into this optimizer."""
+        return {**self.__dict__, "_hook": None, "_loading": None}
+
+    @property
+    def running(self) -> Pruner:
+        """The pruner, during training."""
+        if self.pruner is None:
+            raise RuntimeError("PruningCallback: training has not started.")
+        return self.pruner
+
+    # -- before training --------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that this run can be sparse and add the buffers that a checkpoint may fill."""
+        if stage != "fit":
+            return
+        run_checks.check_strategy(trainer, pl_module)
+        self._encoders = run_checks.encoders_of(pl_module)
+        self._restored = None
+        self.meter = CostMeter()
+        shared = len(self._encoders) == 1
+        run_checks.check_encoders(self._encoders, self.config)
+        method = method_class(self.config)
+        self._encoders = method.prepare(self.config, pl_module, self._encoders)
+        if self.config.slim_at is not None:
+            slimming.check(self.config, self._encoders)
+        if method.keeps_latents(self.config, shared):
+            for encoder in self._encoders:
+                encoder.add_buffer("shadow")
+        if method.scores_gradients:
+            self._encoders[0].add_buffer("score")
+        if not shared and method.stores_zeros:
+            install(pl_module, self.config.ema_mode)
+        if self.config.kernel == "block":
+            kernels.equip(trainer, pl_module)
+        run_checks.ignore_in_ddp(pl_module)
+        self._loading = pl_module.register_load_state_dict_pre_hook(run_checks.check_storage)
+        # epoch ends are counted before anyone else's hook may write a checkpoint of that epoch
+        others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Build the pruner and, unless this is a resumed run, apply the initial masks."""
+        self._loading.remove()
+        optimizer = run_checks.only_optimizer(trainer)
+        online, *rest = self._encoders
+        momentum = rest[0] if rest else None
+        clock = run_checks.clock_of(trainer)
+        slimmed = slimming.is_final(self._restored)
+        make = slimming.Final if slimmed else build_pruner
+        self.pruner = make(self.config, online, momentum, clock, self.seed)
+        self._slimming = None if self.config.slim_at is None else slimming.Slimming(self.pruner)
+        for encoder in self._encoders:
+            encoder.widen_buffers()
+            ranks.share(encoder.buffers())
+        self.pruner.enter(pl_module, fresh=self._restored is None)
+        self._unseen = self._restored is None and self.pruner.needs_data
+        if self._restored is not None:
+            resume.restore(self.pruner, self._restored)
+            self.meter.load_state_dict(self._restored["cost"])
+        elif not self._unseen:
+            self.pruner.start()
+        self._settle(optimizer)
+        self._detach()
+        self._hook = optimizer.register_step_post_hook(self._after_step)
+        log.info(
+            "%s, granularity %s: update period %d steps, sparsity now %s.\n%s",
+            *(self.config.name, self.config.granularity, self.pruner.period),
+            [encoder.masks.sparsity for encoder in self._encoders],
+            selection(pl_module.backbone, self.config).describe(),  # type: ignore[arg-type]
+        )
+
+    # -- one optimizer step -----------------------------------------------------------------
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Score from the dense, unscaled, unclipped gradient; then mask that gradient."""
+        grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        self._graded = bool(grads)
+        if not grads:
+            return
+        if self.running.wants_gradients():
+            self.running.observe(all_finite(grads))
+        self.running.adjust_gradients(optimizer)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if self._graded:
+            with section(MASKS):
+                self._mask(optimizer)
+
+    def _mask(self, optimizer: Optimizer) -> None:
+        pruner = self.running
+        pruner.online.project(optimizer)
+        self.meter.step()
+        self._updated = pruner.after_step(optimizer)
+        if self._updated:
+            self._agree(f"Masks after step {pruner.t}")
+        if self.config.debug:
+            pruner.check(optimizer)
+
+    # -- epochs -----------------------------------------------------------------------------
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Initial masks that depend on data; masks that change between batches; slimming.
+
+        Also makes up for an epoch whose last batch, but not its end, is in the checkpoint.
+        Lightning calls no hook of that epoch again; the momentum encoder has caught up by now.
+        """
+        if self.running.epoch < trainer.current_epoch:
+            self.running.close_epoch(trainer.current_epoch)
+        if self._slimming is not None and self._slimming.due(self.running):
+            self.pruner, report = self._slimming(self.running, trainer.optimizers[0])
+            self.meter.looked = self.meter.looked and not report.removed
+        if not self.meter.looked:
+            found = (getattr(pl_module, n, None) for n in ("backbone", "momentum_backbone"))
+            self.meter.look([unwrapped(e) for e in found if e is not None], batch)
+        if self._unseen:
+            self._unseen = False
+            self.running.look(Probe(pl_module, trainer, batch))
+            self.running.start()
+            self._settle(trainer.optimizers[0])
+        if self.running.begin_batch(trainer.current_epoch, trainer.optimizers[0]):
+            self._agree(f"Masks before step {self.running.t}")
+        if self.config.kernel == "block":
+            kernels.announce(pl_module, self.running.wants_gradients())
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Log every mask update by itself, whatever the logging interval."""
+        figures = self.running.update_figures() if self._updated else {}
+        self._updated = False
+        if figures:
+            named = {f"sparse/{name}": value for name, value in figures.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(named, step=self.running.t - 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the method look at the epoch (CSI), and log."""
+        figures = self.running.close_epoch(trainer.current_epoch + 1) | self._figures()
+        prefix = "layer_oscillation/"
+        swaps = {k[len(prefix) :]: v for k, v in figures.items() if k.startswith(prefix)}
+        if swaps:
+            figures["oscillation"] = oscillation(self._encoders[0].masks, swaps)
+        named = {f"sparse/{name}": value for name, value in figures.items()}
+        pl_module.log_dict(named, rank_zero_only=True)  # equal on all ranks
+
+    def _figures(self) -> dict[str, float]:
+        sparsities = self.running.weight_sparsities()
+        figures = {"online_sparsity": sparsities[0]}
+        if len(sparsities) > 1:
+            figures |= {"momentum_sparsity": sparsities[1], "gap": sparsities[0] - sparsities[1]}
+        total = sum(encoder.masks.n for encoder in self._encoders)
+        if not self.running.units.single:
+            groups = map(self.running.sparsity_of, self._encoders)
+            named = ("online_group_sparsity", "momentum_group_sparsity")
+            figures |= dict(zip(named, groups, strict=False))
+        figures["mask_flips"], self.running.flips = self.running.flips / total, 0
+        masks = self._encoders[0].masks
+        dead = dead_filters(masks)
+        figures |= {"dead_filters": all_dead_filters(masks, dead)} | self.meter.figures()
+        figures |= {f"layer_dead_filters/{name}": share for name, share in dead.items()}
+        return figures | {f"layer_density/{n}": d for n, d in masks.layer_density().items()}
+
+    # -- state ------------------------------------------------------------------------------
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Masks, shadows and scores are buffers of the module; everything else goes here."""
+        if self.pruner is not None:
+            cost = {"cost": self.meter.state_dict()}
+            checkpoint[STATE_KEY] = resume.take(self.pruner) | cost
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember the state until training starts."""
+        if STATE_KEY not in checkpoint:
+            raise CheckpointError(
+                "This checkpoint holds no state of a sparse run, so training cannot go on from it "
+                "with `sparse` set. Leave out the sparse section, or start anew."
+            )
+        self._restored = checkpoint[STATE_KEY]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if the run never got where it should; leave the optimizer as it was."""
+        self.running.report_end()
+        self._detach()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the optimizer as it was."""
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = None
+
+    def _settle(self, optimizer: Optimizer) -> None:
+        """Masks are in place: pruned weights are zero, and every rank has the same."""
+        for encoder in self._encoders:
+            encoder.project(optimizer)
+        self._agree("Masks at the start")
+
+    def _agree(self, what: str) -> None:
+        if ranks.world_size() > 1:
+            for encoder in self._encoders:
+                mask_agreement.check_equal(encoder.masks.checksum(), what)
+
+
+def all_finite(grads: list[Tensor]) -> Tensor:
+    """Whether no gradient is NaN or infinite, as a 0-dim tensor on their device."""
+    return torch.stack([grad.sum(dtype=torch.float32) for grad in grads]).isfinite().all()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""What a checkpoint holds of a sparse run beside its buffers, and which runs may go on with it.
+
+Section 0.9 of the algorithms specification. A run goes on with the method, the layers, the
+granularity and the sparsities it began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from solo.errors import CheckpointError
+from sparse_ext.masks.granularity import parse
+from sparse_ext.pruning.pruner import Pruner
+from sparse_ext.schedules import Ramp
+
+VERSION = 3
+
+
+def take(pruner: Pruner) -> dict[str, Any]:
+    """Everything that an exact resume needs: tensors and plain data."""
+    ramp = pruner.ramp
+    return {
+        "version": VERSION,
+        "method": pruner.config.name,
+        "goal": goal(pruner),
+        "t": pruner.t,
+        "epoch": pruner.epoch,
+        "period": pruner.period,
+        "ramp": None if ramp is None else [ramp.t0, ramp.period, ramp.n],
+        "seed": pruner.seed,
+        "begins": pruner.begins,
+        "aims": pruner.aims,
+        "layers": pruner.online.sizes,
+        "kept": pruner.kept,
+        "flips": pruner.flips,
+        "extra": pruner.extra_state(),
+    }
+
+
+def restore(pruner: Pruner, state: Mapping[str, Any]) -> None:
+    """Go on where `take` was called; masks must be in place already.
+
+    Raises:
+        CheckpointError: if the state is that of another method, another encoder or another goal,
+            or the masks in place are not those it was taken with.
+    """
+    _check(pruner, state)
+    pruner.t, pruner.period, pruner.seed = state["t"], state["period"], state["seed"]
+    pruner.begins, pruner.epoch = list(state["begins"]), state["epoch"]
+    pruner.ramp = None if state["ramp"] is None else Ramp(*state["ramp"])
+    pruner.aims = list(state["aims"])
+    pruner.flips = state["flips"]
+    pruner.load_extra_state(state["extra"])
+
+
+def goal(pruner: Pruner) -> dict[str, Any]:
+    """The settings that masks in a checkpoint depend on."""
+    config = pruner.config
+    settings = {
+        "granularity": str(parse(config.granularity)),
+        "initial": config.initial,
+        "final": config.final,
+    }
+    if pruner.momentum is not None:
+        settings |= zip(("momentum_initial", "momentum_final"), config.momentum, strict=True)
+    settings |= {"coupled": True} if config.coupled else {}
+    return settings
+
+
+def _check(pruner: Pruner, state: Mapping[str, Any]) -> None:
+    name = pruner.config.name
+    if state["version"] != VERSION or state["method"] != name:
+        raise CheckpointError(
+            f"The checkpoint was trained with sparse.name={state['method']} (state version "
+            f"{state['version']}), this run has {name} ({VERSION})."
+        )
+    if dict(state["layers"]) != pruner.online.sizes:
+        odd = set(state["layers"].items()) ^ set(pruner.online.sizes.items())
+        raise CheckpointError(
+            f"The checkpoint's prunable layers are not those of this run; they differ in "
+            f"{sorted({layer for layer, _ in odd})[:4]}. Keep backbone, sparse.granularity, "
+            f"sparse.stem_dense and sparse.exclude as they were."
+        )
+    mine, theirs = goal(pruner), state["goal"]
+    changed = [key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)]
+    if changed:
+        before = ", ".join(f"sparse.{key}={theirs.get(key)}" for key in changed)
+        now = ", ".join(f"sparse.{key}={mine.get(key)}" for key in changed)
+        raise CheckpointError(
+            f"The checkpoint was trained with {before}, this run has {now}. A run goes on with "
+            f"the settings it began with: set them back. To prune its encoder further, start a "
+            f"new run from its weights."
+        )
+    if list(state["kept"]) != pruner.kept:
+        raise CheckpointError(
+            f"The checkpoint says that {list(state['kept'])} weights are kept, its masks keep "
+            f"{pruner.kept}: it has lost its masks or was edited."
+        )

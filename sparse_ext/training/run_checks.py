@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""What sparse training reads from a Lightning run, and the runs that it refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim import Optimizer
+
+from solo.errors import CheckpointError, ConfigError
+from sparse_ext.config.sections import SparseConfig
+from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.living_weights import MARKER
+from sparse_ext.masks.masked_layers import Masked
+from sparse_ext.schedules import Clock
+
+UNSUPPORTED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
+
+
+def encoders_of(module: LightningModule) -> list[Encoder]:
+    """The masked encoders of a module, online first."""
+    found = (getattr(module, name, None) for name in ("backbone", "momentum_backbone"))
+    return [Encoder(backbone) for backbone in found if backbone is not None]
+
+
+def ignore_in_ddp(module: LightningModule) -> None:
+    """Keep DDP from broadcasting our buffers at every forward: that costs time and hides drift."""
+    names = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
+    for prefix, child in module.named_modules():
+        if isinstance(child, Masked):
+            names |= {f"{prefix}.{name}" for name in child._buffers}  # type: ignore[attr-defined]
+    module._ddp_params_and_buffers_to_ignore = sorted(names)  # type: ignore[assignment]
+
+
+def check_storage(module: Any, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Before a run goes on: its checkpoint must store weights as its method does.
+
+    Raises:
+        CheckpointError: weights live on under their masks on one side only.
+    """
+    kinds = ("are stored as zero where they are pruned", "live on under their masks")
+    for name, layer in module.named_modules():
+        if not isinstance(layer, Masked) or f"{prefix}{name}.mask" not in state:
+            continue
+        mine, theirs = hasattr(layer, MARKER), f"{prefix}{name}.{MARKER}" in state
+        if mine != theirs:
+            raise CheckpointError(
+                f"The weights of '{name}' {kinds[theirs]} in the checkpoint, in this run they "
+                f"{kinds[mine]}: sparse.name was another method. Set it back, or start anew."
+            )
+
+
+def check_strategy(trainer: Trainer, module: LightningModule) -> None:
+    """Raise ConfigError for a way of training that masks cannot follow."""
+    strategy = type(trainer.strategy).__name__
+    if strategy in UNSUPPORTED:
+        raise ConfigError(
+            f"strategy={strategy} replaces or shards the weights, so masks would not follow them. "
+            f"Train a sparse encoder with strategy=ddp or on one device."
+        )
+    if not module.automatic_optimization:
+        raise ConfigError(
+            f"{type(module).__name__} optimizes by hand (automatic_optimization=False); sparse "
+            f"training needs Lightning's automatic optimization."
+        )
+
+
+def check_encoders(encoders: list[Encoder], config: SparseConfig) -> None:
+    """Raise ConfigError if the encoders do not fit each other or the configuration."""
+    if len(encoders) == 1:
+        if given := config.momentum_options():
+            keys = ", ".join(f"sparse.{key}={getattr(config, key)}" for key in given)
+            raise ConfigError(
+                f"{keys}: only for a method with a momentum encoder; this one has none. Leave "
+                f"{'it' if len(given) == 1 else 'them'} out."
+            )
+    elif encoders[0].sizes != encoders[1].sizes:
+        raise ConfigError("The online and the momentum encoder have different prunable layers.")
+
+
+def only_optimizer(trainer: Trainer) -> Optimizer:
+    """The run's optimizer.
+
+    Raises:
+        ConfigError: for several, or one that scales gradients by itself.
+    """
+    if len(trainer.optimizers) != 1:
+        raise ConfigError(
+            f"Sparse training supports one optimizer, this run has {len(trainer.optimizers)}."
+        )
+    optimizer = trainer.optimizers[0]
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise ConfigError(
+            "A fused optimizer with fp16 loss scaling never shows its unscaled gradients. Use "
+            "precision=bf16-mixed, or the optimizer without fused=True."
+        )
+    return optimizer
+
+
+def clock_of(trainer: Trainer) -> Clock:
+    """Length of the run, from the trainer: the one place where batches become steps.
+
+    Raises:
+        ConfigError: for a run without end.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not math.isfinite(steps) or steps < 1:
+        raise ConfigError(
+            "A sparsity schedule needs to know the length of the run: set max_epochs or max_steps."
+        )
+    per_epoch = steps
+    if math.isfinite(trainer.num_training_batches):
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return Clock(int(steps), max(1, math.ceil(steps / per_epoch)), int(per_epoch))
