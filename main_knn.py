@@ -13,8 +13,8 @@ def main() -> None:
     from solo.args.knn import parse_args_knn
     from sparse_ext.extension import register
 
-    args = parse_args_knn()
     register()
+    args = parse_args_knn()
 
     def task() -> None:
         from solo.programs.knn import knn

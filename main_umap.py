@@ -13,8 +13,8 @@ def main() -> None:
     from solo.args.umap import parse_args_umap
     from sparse_ext.extension import register
 
-    args = parse_args_umap()
     register()
+    args = parse_args_umap()
 
     def task() -> None:
         from solo.programs.umap import umap

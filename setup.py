@@ -32,7 +32,7 @@ setup(
     py_modules=["main_pretrain", "main_linear", "main_knn", "main_umap", "main_tickets"],
     package_data={
         "solo": ["recipes/**/*.yaml", "data/dataset_subset/*.txt"],
-        "sparse_ext": ["report/*.html", "kernels/cpp/*"],
+        "sparse_ext": ["kernels/cpp/*"],
     },
     install_requires=[
         "torch>=2.11",
@@ -42,8 +42,9 @@ setup(
         "torchmetrics>=1.4",
         "hydra-core>=1.3",
         "omegaconf>=2.3",
-        "einops>=0.8",
         "safetensors>=0.4",
+        "filelock>=3.12",
+        "jinja2>=3.1",
         "scikit-learn>=1.4",
         "matplotlib>=3.8",
         "wandb>=0.17",

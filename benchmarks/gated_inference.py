@@ -26,9 +26,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from solo.backbones import resnet18, resnet50
 from solo.backbones.build import adapt_resnet
-from solo.checkpoints.loading import rebuild
+from solo.checkpoints import load_run
 from solo.data.catalogue import input_size
-from solo.monitoring.loggers import last_checkpoint
 from sparse_ext.gating.config.sections import build
 from sparse_ext.gating.encoder import choose, gating_of, patch
 from sparse_ext.gating.export import export_gated
@@ -151,7 +150,7 @@ def used(net: nn.Module) -> float:
 
 def trained(run: Path) -> tuple[nn.Module, torch.Tensor]:
     """The gated encoder of a run, and images of its size (random: its own gates decide)."""
-    net, args = rebuild((last_checkpoint(run) if run.is_dir() else run) or run)
+    net, args = load_run(run)
     return choose(net.eval(), "gated"), pictures(input_size(args))
 
 

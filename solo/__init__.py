@@ -14,7 +14,7 @@ def __getattr__(name):
     if name in __all__:
         return import_module(f"solo.{name}")
     if name == "load_pretrained":
-        from solo.checkpoints.loading import load_pretrained
+        from solo.checkpoints import load_pretrained
 
         return load_pretrained
     raise AttributeError(f"module 'solo' has no attribute '{name}'")

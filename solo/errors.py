@@ -30,6 +30,14 @@ class CheckpointError(SoloError, RuntimeError):
     """A checkpoint is missing, truncated, or does not fit the model it is loaded into."""
 
 
+class OutputError(SoloError, OSError):
+    """A file cannot be written: the disk is full, read-only or gone, or a folder has its name."""
+
+
+class BusyError(SoloError, RuntimeError):
+    """Another program is at work in a folder that belongs to one at a time."""
+
+
 class NonFiniteError(SoloError, RuntimeError):
     """The loss or the weights became NaN or infinite."""
 

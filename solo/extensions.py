@@ -9,6 +9,7 @@ rebuilt from a checkpoint and evaluated.
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,36 @@ class Extension:
     def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """`state`, an encoder's weights as training stores them, as evaluation is to see them."""
         return state
+
+    def folded(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """`state`, as `evaluated` and without training state, for a model of another library.
+
+        Nothing of this extension is left in it: the weights alone are what the encoder does.
+        """
+        return state
+
+    def misfit(self, missing: Sequence[str], unexpected: Sequence[str]) -> str:
+        """What to do where only tensors of this extension differ; empty where others do, too.
+
+        Args:
+            missing: tensors of the encoder that the file does not have.
+            unexpected: tensors of the file that the encoder does not have.
+        """
+        return ""
+
+    def before_resume(self, module: LightningModule, state: Mapping[str, Tensor]) -> None:
+        """Look at the weights that `module` is about to continue from, by the module's keys.
+
+        Raises:
+            CheckpointError: they are of a run that this extension changed, and `module` is not.
+        """
+
+    def evaluation_arguments(self, parser: ArgumentParser) -> None:
+        """Add the arguments of evaluations without a configuration (kNN, UMAP)."""
+
+    def evaluation_settings(self, args: Namespace) -> dict[str, Any]:
+        """The sections for `after_load` that those arguments mean."""
+        return {}
 
     def after_load(self, backbone: nn.Module, cfg: DictConfig) -> None:
         """Make an encoder that was loaded from a checkpoint do what the evaluation `cfg` asks."""
@@ -149,6 +180,18 @@ def evaluated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for extension in registered():
         state = extension.evaluated(state)
     return dict(state)
+
+
+def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's weights without anything that an extension needs."""
+    for extension in registered():
+        state = extension.folded(state)
+    return dict(state)
+
+
+def evaluation_settings(args: Namespace) -> dict[str, Any]:
+    """What the command line of an evaluation asks of all extensions, by their sections."""
+    return {key: value for e in registered() for key, value in e.evaluation_settings(args).items()}
 
 
 def collect(backbone: nn.Module) -> dict[str, float]:

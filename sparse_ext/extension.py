@@ -8,10 +8,11 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from solo import extensions
+from solo.errors import CheckpointError
 from sparse_ext.config import sections as schema
 from sparse_ext.gating.config import sections as gating
 from sparse_ext.gating.extension import GatingExtension
@@ -74,6 +75,7 @@ class SparseExtension(extensions.Extension):
             CheckpointError: if `state` masks a layer that this encoder does not have, or its masks
                 are not of the N:M pattern that its run was given.
         """
+        from sparse_ext.compat import unwrapped
         from sparse_ext.masks.channels.widths import MARK, resize_
         from sparse_ext.masks.living_weights import evaluated_masked
         from sparse_ext.masks.masking import check_pattern, patch_named
@@ -82,7 +84,7 @@ class SparseExtension(extensions.Extension):
         masked = [key.removesuffix(".mask") for key in state if key.endswith(".mask")]
         backbone = patch_named(backbone, [name for name in masked if alive.get(name, True)])
         if MARK in state:
-            resize_(getattr(backbone, "_orig_mod", backbone), state)
+            resize_(unwrapped(backbone), state)
         check_pattern(state, checkpoint)
         return backbone
 
@@ -91,6 +93,34 @@ class SparseExtension(extensions.Extension):
         from sparse_ext.masks.living_weights import evaluated
 
         return evaluated(state)
+
+    def folded(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights with zeros where their masks have them, and no masks."""
+        from sparse_ext.masks.masking import folded
+
+        return folded(state)
+
+    def misfit(self, missing: Sequence[str], unexpected: Sequence[str]) -> str:
+        """A dense file for a masked encoder."""
+        if unexpected or not all(key.endswith(".mask") for key in missing):
+            return ""
+        return (
+            "The checkpoint is dense and the encoder is masked: remove the sparse section of the "
+            "configuration, or give the checkpoint of the sparse run."
+        )
+
+    def before_resume(self, module: LightningModule, state: Mapping[str, Tensor]) -> None:
+        """A dense run does not continue a sparse one.
+
+        Raises:
+            CheckpointError: `state` has masks that `module` has not.
+        """
+        masks = {key for key in state if key.startswith("backbone.") and key.endswith(".mask")}
+        if masks - set(module.state_dict()):
+            raise CheckpointError(
+                "The checkpoint is of a sparse run (it has masks), but this run is dense. Add the "
+                "sparse section that is in the checkpoint's args.json, e.g. +sparse=synccp."
+            )
 
     def finetune_callbacks(self, backbone: nn.Module) -> list[Callback]:
         """Masks stay as they are while a sparse encoder is fine-tuned (SyncCP, Table 8)."""

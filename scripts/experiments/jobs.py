@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from solo.errors import SoloError
+from solo.files.whole import write_json
 
 
 class JobError(SoloError, RuntimeError):
@@ -157,9 +158,7 @@ class Runner:
             return
         job.fraction, job.seconds = 1.0, time.monotonic() - job.started
         record = {"fingerprint": job.fingerprint, "seconds": round(job.seconds, 2)}
-        partial = self._record(job).with_suffix(".partial")
-        partial.write_text(json.dumps(record))
-        os.replace(partial, self._record(job))
+        write_json(self._record(job), record)
 
     def _recall(self, job: Job) -> None:
         try:

@@ -6,11 +6,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from solo.errors import ConfigError, DataError, SoloError
+from solo.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "solo" / "recipes"
@@ -71,24 +70,6 @@ def epochs(total: int) -> Callable[[str], float | None]:
         return None if found is None else (int(found[1]) + int(found[2]) / 100) / total
 
     return progress
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep others out of `folder`; the lock goes with the process, however it ends.
-
-    Raises:
-        SoloError: another process is at work there.
-    """
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SoloError(f"Another run is at work in {folder}; wait for it.") from None
-        yield
 
 
 def precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ python3 scripts/utils/convert_imgfolder_to_h5.py --folder_path imagenet100/train
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -30,26 +29,21 @@ def convert_imgfolder_to_h5(folder_path: str | Path, h5_path: str | Path) -> Non
 
     from solo.data.datasets.folders import image_folder
     from solo.errors import DataError
+    from solo.files.whole import whole_file
 
     target = Path(h5_path)
     if target.exists():
         raise DataError(f"--h5_path: '{target}' exists already; move it away first.")
     images = image_folder(folder_path, None, "--folder_path").imgs
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        with h5py.File(partial, "w") as file:
-            for name, _ in tqdm(images, desc=str(target)):
-                relative = Path(name).relative_to(folder_path)
-                file.create_dataset(
-                    f"{relative.parts[0]}/{'_'.join(relative.parts[1:])}",
-                    data=np.fromfile(name, dtype=np.uint8),
-                    compression="gzip",
-                    compression_opts=9,
-                )
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(target) as partial, h5py.File(partial, "w") as file:
+        for name, _ in tqdm(images, desc=str(target)):
+            relative = Path(name).relative_to(folder_path)
+            file.create_dataset(
+                f"{relative.parts[0]}/{'_'.join(relative.parts[1:])}",
+                data=np.fromfile(name, dtype=np.uint8),
+                compression="gzip",
+                compression_opts=9,
+            )
 
 
 def main() -> int:
@@ -58,14 +52,9 @@ def main() -> int:
     parser.add_argument("--folder_path", type=str, required=True, help="image folder to read")
     parser.add_argument("--h5_path", type=str, required=True, help="HDF5 file to write")
     args = parser.parse_args()
-    from solo.errors import SoloError
+    from solo.programs.app import exit_code
 
-    try:
-        convert_imgfolder_to_h5(args.folder_path, args.h5_path)
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: convert_imgfolder_to_h5(args.folder_path, args.h5_path))
 
 
 if __name__ == "__main__":

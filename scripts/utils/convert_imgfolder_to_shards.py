@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import random
 import sys
@@ -46,6 +45,7 @@ def convert_imgfolder_to_shards(
 
     from solo.data.shards.index import LIST, read_shards
     from solo.errors import DataError
+    from solo.files.whole import write_json
 
     images, classes = _images(folder_path, no_labels)
     random.Random(SEED).shuffle(images)
@@ -60,7 +60,7 @@ def convert_imgfolder_to_shards(
         _write_shard(shards[-1], part, number * shard_size)
         listed.append({"url": shards[-1].name, "nsamples": len(part)})
     stored = {"wids_version": 1, "shardlist": listed, "classes": classes}
-    (target / LIST).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    write_json(target / LIST, stored)
     read_shards(target, "--shards_path")  # leaves the index beside them
     return shards
 
@@ -81,18 +81,18 @@ def _images(folder: str | Path, no_labels: bool) -> tuple[list[tuple[str, int]],
 
 def _write_shard(path: Path, images: Iterable[tuple[str, int]], first: int) -> None:
     """The shard appears under its name only once it is complete."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as tar:
-            for number, (name, label) in enumerate(images, start=first):
-                stem, suffix = os.path.splitext(os.path.basename(name))
-                key = f"{number:09d}_{stem.replace('.', '_')}"
-                _add(tar, f"{key}{suffix.lower()}", Path(name).read_bytes())
-                if label >= 0:
-                    _add(tar, f"{key}.cls", str(label).encode())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    from solo.files.whole import whole_file
+
+    with (
+        whole_file(path) as partial,
+        tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as tar,
+    ):
+        for number, (name, label) in enumerate(images, start=first):
+            stem, suffix = os.path.splitext(os.path.basename(name))
+            key = f"{number:09d}_{stem.replace('.', '_')}"
+            _add(tar, f"{key}{suffix.lower()}", Path(name).read_bytes())
+            if label >= 0:
+                _add(tar, f"{key}.cls", str(label).encode())
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -111,16 +111,13 @@ def main() -> int:
     args = parser.parse_args()
     if args.shard_size < 1:
         parser.error("--shard_size must be positive")
-    from solo.errors import SoloError
+    from solo.programs.app import exit_code
 
-    try:
-        convert_imgfolder_to_shards(
+    return exit_code(
+        lambda: convert_imgfolder_to_shards(
             args.folder_path, args.shards_path, args.shard_size, args.no_labels
         )
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from solo.errors import CheckpointError, SoloError
+from solo.errors import CheckpointError
+from solo.files.whole import whole_file
+from solo.programs.app import exit_code
 
 # in this order: torchvision's names on the left, Detectron2's on the right
 _RENAMES = (
@@ -56,12 +58,10 @@ def convert(source: str | Path, output: str | Path, encoder: str = "online") -> 
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     _check(state, source)
     model = {detectron_name(key): value.cpu().numpy() for key, value in state.items()}
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("wb") as file:
+    with whole_file(output) as partial, partial.open("wb") as file:
         content = {"model": model, "__author__": "solo-learn", "matching_heuristics": True}
         pickle.dump(content, file)
-    return output
+    return Path(output)
 
 
 def _check(state: Mapping, source: str | Path) -> None:
@@ -84,12 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output_detectron_model", required=True, help="file to write (.pkl)")
     parser.add_argument("--encoder", default="online", choices=["online", "momentum"])
     args = parser.parse_args(arguments)
-    try:
-        convert(args.pretrained_feature_extractor, args.output_detectron_model, args.encoder)
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(
+        lambda: convert(
+            args.pretrained_feature_extractor, args.output_detectron_model, args.encoder
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -54,14 +54,9 @@ def main() -> int:
     parser.add_argument("full_imagenet", help="folder with train and val of ImageNet")
     parser.add_argument("imagenet100_out", help="folder to make")
     args = parser.parse_args()
-    from solo.errors import SoloError
+    from solo.programs.app import exit_code
 
-    try:
-        make_imagenet100(args.full_imagenet, args.imagenet100_out)
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: make_imagenet100(args.full_imagenet, args.imagenet100_out))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from solo.args.check import check, fill, select
 from solo.data import catalogue
 from solo.data.datasets.voc_folder import class_lists
 from solo.errors import ConfigError, DataError, did_you_mean
+from solo.registry import import_plugins
 
 
 def required(cfg: DictConfig, key: str):
@@ -48,6 +49,7 @@ def choice(cfg: DictConfig, key: str, options: Iterable[str]) -> str:
 def check_keys(cfg: DictConfig, program: type) -> None:
     """Check all keys and types of `cfg`, then let the active extensions check their sections."""
     OmegaConf.set_struct(cfg, False)
+    import_plugins(select(cfg, "imports"))
     check(cfg, program, extensions.sections())
     if "/" in str(cfg.get("name")):
         raise ConfigError(f"'name={cfg.name}' becomes part of file names: leave out the slashes")

@@ -7,7 +7,10 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
+from solo import extensions
 from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD, SUPPORTED_DATASETS
+from solo.errors import ConfigError
+from solo.registry import import_plugins
 
 # Legacy augmentation arguments: one value per pipeline. name -> (type, default).
 _AUGMENTATIONS = {
@@ -83,11 +86,25 @@ def evaluation_args(parser: ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=at_least(int, 1), default=16)
     parser.add_argument("--num_workers", type=at_least(int, 0), default=10)
     parser.add_argument("--eval_encoder", choices=["online", "momentum"], default="online")
-    parser.add_argument(
-        "--gating_eval",
-        help="branch of a gated encoder, such as gated or dense; default: as trained",
-    )
+    for extension in extensions.registered():
+        extension.evaluation_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--imports",
+        type=plugin,
+        nargs="+",
+        default=[],
+        help="modules of your own that register methods, encoders or data sets; write it first",
+    )
+
+
+def plugin(name: str) -> str:
+    """`name` of a module, which is imported; a usage error if that fails."""
+    try:
+        import_plugins(name)
+    except ConfigError as error:
+        raise ArgumentTypeError(str(error)) from error
+    return name
 
 
 def check_paths(parser: ArgumentParser, args) -> None:

@@ -211,6 +211,7 @@ class Run:
     precision: Any = "32-true"
     sync_batchnorm: bool = False
     accumulate_grad_batches: int = 1
+    imports: list | str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from solo.backbones.poolformer import (
     poolformer_s24,
     poolformer_s36,
 )
-from solo.backbones.registry import BACKBONES
+from solo.backbones.registry import BACKBONES, register_backbone
 from solo.backbones.resnet import resnet18, resnet50
 from solo.backbones.swin import swin_base, swin_large, swin_small, swin_tiny
 from solo.backbones.vit import vit_base, vit_large, vit_small, vit_tiny
@@ -32,6 +32,7 @@ __all__ = [
     "poolformer_s12",
     "poolformer_s24",
     "poolformer_s36",
+    "register_backbone",
     "resnet18",
     "resnet50",
     "swin_base",

@@ -11,7 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from solo import extensions
-from solo.checkpoints.files import Encoder, encoder_state, read_args, read_checkpoint
+from solo.checkpoints.files import (
+    Encoder,
+    encoder_state,
+    read_args,
+    read_checkpoint,
+    write_tensors,
+)
 from solo.checkpoints.loading import _trained_by, _training_keys
 
 
@@ -34,8 +40,6 @@ def export_encoder(
     Returns:
         `path`.
     """
-    from safetensors.torch import save_file
-
     metadata = {"format": "pt"}
     if isinstance(source, nn.Module):
         state = dict(source.state_dict())
@@ -50,10 +54,8 @@ def export_encoder(
         if args and "backbone" in args:
             metadata.update(backbone=json.dumps(args["backbone"]), method=_trained_by(args) or "")
     state = _plain(state)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path, metadata)
-    return path
+    plain = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    return write_tensors(path, plain, metadata)
 
 
 def plain_state(checkpoint: Mapping[str, Any], encoder: Encoder = "online") -> dict[str, Tensor]:
@@ -64,13 +66,4 @@ def plain_state(checkpoint: Mapping[str, Any], encoder: Encoder = "online") -> d
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
     training = _training_keys(state)
     found = extensions.evaluated(state)
-    return _fold_masks({key: value for key, value in found.items() if key not in training})
-
-
-def _fold_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    masks = {k for k in state if k.endswith(".mask") and k[: -len("mask")] + "weight" in state}
-    folded = {key: value for key, value in state.items() if key not in masks}
-    for key in masks:
-        weight = key[: -len("mask")] + "weight"
-        folded[weight] = folded[weight].masked_fill(~state[key].bool(), 0)
-    return folded
+    return extensions.folded({key: value for key, value in found.items() if key not in training})

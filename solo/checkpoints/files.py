@@ -13,6 +13,7 @@ from torch import Tensor
 
 from solo.checkpoints import restricted_pickle
 from solo.errors import CheckpointError, did_you_mean
+from solo.files.whole import whole_file
 
 Encoder = Literal["online", "momentum"]
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
@@ -51,10 +52,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     )
 
 
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    """Write a safetensors file; it appears at once and complete, or not at all.
+
+    Raises:
+        OutputError: the disk refuses it.
+    """
+    from safetensors.torch import save_file
+
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata)
+    return Path(path)
+
+
 def existing_file(path: Path) -> Path:
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
-        hint = f"Name the file, such as '{inside[-1]}'." if inside else "No checkpoint is in it."
+        hint = (
+            f"Name the file, such as '{inside[-1]}'." if inside else "There is no .ckpt file in it."
+        )
         raise CheckpointError(f"{path} is a folder, not a checkpoint. {hint}")
     if not path.exists():
         folder = next(p for p in path.absolute().parents if p.exists())

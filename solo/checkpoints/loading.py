@@ -7,7 +7,6 @@ says what did not fit. An encoder is never silently left at its random initialis
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from solo import extensions
-from solo.checkpoints.files import Encoder, encoder_state, existing_file, read_args, read_checkpoint
+from solo.checkpoints.files import Encoder, encoder_state, read_args, read_checkpoint
 from solo.errors import CheckpointError
 
 __all__ = [
     "LoadReport",
     "encoder_state",
     "load_encoder",
-    "load_pretrained",
     "read_args",
     "read_checkpoint",
 ]
 
 # classifiers that files of torchvision and timm carry and our encoders do not have
 _HEADS = ("fc.", "head.weight", "head.bias", "head.fc.", "classifier.")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,9 @@ def load_encoder(
     backbone: nn.Module,
     checkpoint: str | Path | Mapping[str, Any],
     encoder: Encoder = "online",
+    *,
+    source: str | Path = "checkpoint",
+    args: Mapping[str, Any] | None = None,
 ) -> LoadReport:
     """Load an encoder's weights into `backbone`, in place; all of them or none.
 
@@ -82,14 +82,16 @@ def load_encoder(
         backbone: as `solo.backbones.build_encoder` makes it.
         checkpoint: a file, or what `read_checkpoint` returned.
         encoder: which encoder of a momentum method.
+        source: what messages call a checkpoint that is no file.
+        args: configuration of its run; for a file it is read from beside it.
 
     Raises:
         CheckpointError: the file cannot be read, has no such encoder, or does not fit.
     """
-    source, args = "checkpoint", None
     if isinstance(checkpoint, (str, Path)):
-        source, args = str(checkpoint), read_args(checkpoint)
+        source, args = checkpoint, read_args(checkpoint)
         checkpoint = read_checkpoint(checkpoint)
+    source = str(source)
     state = encoder_state(checkpoint, encoder)
     _check_heads(backbone, source, args)
     for extension in extensions.registered():
@@ -157,17 +159,15 @@ def _check_fit(
 
 
 def _hint(missing: list, unexpected: list, shapes: list, args: Mapping[str, Any] | None) -> str:
-    masks = [key for key in unexpected if key.endswith((".mask", "_mask"))]
-    if masks and len(masks) == len(unexpected) and not (missing or shapes):
-        return (
-            "The encoder was trained sparse and nothing here can place its masks: "
-            "call `sparse_ext.extension.register()` before loading."
-        )
-    if missing and all(key.endswith(".mask") for key in missing) and not (unexpected or shapes):
-        return (
-            "The checkpoint is dense and the encoder is masked: remove the sparse section of the "
-            "configuration, or give the checkpoint of the sparse run."
-        )
+    if not shapes:
+        found = (e.misfit(missing, unexpected) for e in extensions.registered())
+        if hint := next(filter(None, found), ""):
+            return hint
+        if unexpected and not missing:
+            return (
+                "The file has all that this encoder needs, and more. If an extension of solo "
+                "trained it, register that extension before loading."
+            )
     if not (missing or unexpected) and all(text.startswith("conv1.weight") for text in shapes):
         return (
             "The stems differ: ResNets get a 3x3 stem for cifar10, cifar100 and digits. "
@@ -212,63 +212,3 @@ def _some(items: Iterable[str], limit: int = 3) -> str:
     items = list(items)
     more = f", ... ({len(items)} in all)" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more
-
-
-def load_pretrained(name_or_path: str | Path, encoder: Encoder = "online") -> nn.Module:
-    """A trained encoder, ready for evaluation, from the zoo or from a run's folder or checkpoint.
-
-    Args:
-        name_or_path: a name in `zoo/manifest.json`, the folder of a run, or a checkpoint beside
-            which its `args.json` lies.
-        encoder: which encoder of a momentum method.
-
-    Returns:
-        the encoder in eval mode; `solo.backbones.features_dim` says the size of its output.
-
-    Raises:
-        CheckpointError: nothing of that name, or see `load_encoder`.
-    """
-    from omegaconf import OmegaConf
-
-    from solo.backbones import build_encoder
-    from solo.checkpoints.zoo import resolve
-    from solo.monitoring.loggers import last_weights
-
-    path = resolve(name_or_path)
-    if path.is_dir():
-        path = last_weights(path) or path
-    args = read_args(path)
-    checkpoint = existing_file(path)
-    if args is None:
-        raise CheckpointError(
-            f"{path}: there is no args.json beside it, so nothing says which encoder it is. "
-            "Build the encoder with solo.backbones and use solo.checkpoints.loading.load_encoder."
-        )
-    report = load_encoder(build_encoder(OmegaConf.create(args)), checkpoint, encoder)
-    _log.info("%s", report)
-    return report.backbone.eval()
-
-
-def rebuild(checkpoint: str | Path, encoder: str = "online") -> tuple[nn.Module, dict[str, Any]]:
-    """The encoder of a run with its weights and masks, and the run's configuration.
-
-    Args:
-        checkpoint: a file with `args.json` in its folder.
-        encoder: `online` or `momentum`.
-
-    Raises:
-        CheckpointError: no such file, no `args.json`, or the two do not fit.
-    """
-    from omegaconf import OmegaConf
-
-    from solo.backbones import build_encoder
-
-    args = read_args(checkpoint)
-    if args is None:
-        raise CheckpointError(
-            f"{checkpoint}: its folder has no args.json, which says what encoder this is. "
-            f"Keep the file that the run wrote beside its checkpoints."
-        )
-    dense = {key: value for key, value in args.items() if key not in ("sparse", "gating")}
-    backbone = build_encoder(OmegaConf.create(dense))
-    return load_encoder(backbone, checkpoint, encoder).backbone, args  # type: ignore[arg-type]

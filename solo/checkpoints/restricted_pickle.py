@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from solo.compat import TENSOR_MAKERS
+
 _DTYPES = {f"torch.{name}": v for name, v in vars(torch).items() if isinstance(v, torch.dtype)}
 # torch.load resolves storage types itself and never asks for them
 _KNOWN: dict[str, Any] = {
@@ -23,8 +25,7 @@ _KNOWN: dict[str, Any] = {
     "builtins.dict": dict,
     "builtins.list": list,
     "builtins.set": set,
-    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+    **TENSOR_MAKERS,
     "torch.Size": torch.Size,
     "torch.device": torch.device,
     **_DTYPES,

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The methods by name: `METHODS["byol"]`, or `from solo.methods import BYOL`."""
+"""The methods by name: `METHODS["byol"]`, or `from solo.methods import BYOL`.
+
+`register_method("name", Class)` adds one of your own (a subclass of `BaseMethod`).
+"""
+
+from __future__ import annotations
 
 from solo.methods.all4one import All4One
 from solo.methods.barlow_twins import BarlowTwins
@@ -28,37 +33,55 @@ from solo.methods.swav import SwAV
 from solo.methods.vibcreg import VIbCReg
 from solo.methods.vicreg import VICReg
 from solo.methods.wmse import WMSE
+from solo.registry import Registry
 
 #: every method by the name that `method:` of a configuration takes
-METHODS = {
-    "base": BaseMethod,
-    "linear": LinearModel,
-    "all4one": All4One,
-    "barlow_twins": BarlowTwins,
-    "byol": BYOL,
-    "deepclusterv2": DeepClusterV2,
-    "dino": DINO,
-    "exemplar": Exemplar,
-    "mae": MAE,
-    "mocov2plus": MoCoV2Plus,
-    "mocov3": MoCoV3,
-    "multilabel": MultiLabel,
-    "nnbyol": NNBYOL,
-    "nnclr": NNCLR,
-    "nnsiam": NNSiam,
-    "npid": NPID,
-    "ressl": ReSSL,
-    "rotnet": RotNet,
-    "s4l": S4L,
-    "simclr": SimCLR,
-    "simsiam": SimSiam,
-    "supcon": SupCon,
-    "supervised": Supervised,
-    "swav": SwAV,
-    "vibcreg": VIbCReg,
-    "vicreg": VICReg,
-    "wmse": WMSE,
-}
+METHODS: Registry[type] = Registry(
+    "method",
+    {
+        "base": BaseMethod,
+        "linear": LinearModel,
+        "all4one": All4One,
+        "barlow_twins": BarlowTwins,
+        "byol": BYOL,
+        "deepclusterv2": DeepClusterV2,
+        "dino": DINO,
+        "exemplar": Exemplar,
+        "mae": MAE,
+        "mocov2plus": MoCoV2Plus,
+        "mocov3": MoCoV3,
+        "multilabel": MultiLabel,
+        "nnbyol": NNBYOL,
+        "nnclr": NNCLR,
+        "nnsiam": NNSiam,
+        "npid": NPID,
+        "ressl": ReSSL,
+        "rotnet": RotNet,
+        "s4l": S4L,
+        "simclr": SimCLR,
+        "simsiam": SimSiam,
+        "supcon": SupCon,
+        "supervised": Supervised,
+        "swav": SwAV,
+        "vibcreg": VIbCReg,
+        "vicreg": VICReg,
+        "wmse": WMSE,
+    },
+)
+
+
+def register_method(name: str, method: type | str) -> None:
+    """Make a self-supervised method known, so that `method: NAME` trains it.
+
+    Args:
+        name: what users write.
+        method: a subclass of `BaseMethod`, or where it is: `my_package.my_methods:MyMethod`.
+
+    Raises:
+        ConfigError: there is another method of that name.
+    """
+    METHODS.register(name, method)
+
 
 __all__ = [
     "BYOL",
@@ -89,4 +112,5 @@ __all__ = [
     "SwAV",
     "VICReg",
     "VIbCReg",
+    "register_method",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from solo import extensions
 from solo.backbones import BACKBONES, build_encoder, features_dim
-from solo.errors import CheckpointError, ConfigError
+from solo.errors import ConfigError
 from solo.methods.heads import Head, apply_heads
 from solo.methods.kwargs import check_kwargs
 from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
@@ -163,17 +163,8 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         for prefix in ("encoder.", "momentum_encoder."):
             for key in [key for key in state if key.startswith(prefix)]:
                 state[key.replace("encoder", "backbone", 1)] = state.pop(key)
-        masks = {key for key in state if key.startswith("backbone.") and key.endswith(".mask")}
-        if masks - set(self.state_dict()):
-            raise CheckpointError(
-                "The checkpoint is of a sparse run (it has masks), but this run is dense. Add the "
-                "sparse section that is in the checkpoint's args.json, e.g. +sparse=synccp."
-            )
-        if "backbone.gating_config" in set(state) - set(self.state_dict()):
-            raise CheckpointError(
-                "The checkpoint is of a gated run, but this run has no gates. Add the gating "
-                "section that is in the checkpoint's args.json, e.g. +gating=vicreg_dual."
-            )
+        for extension in extensions.registered():
+            extension.before_resume(self, state)
 
     # ---- forward passes ----
 

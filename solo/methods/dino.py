@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from solo.compat import foreach_mul_, foreach_norm
 from solo.losses.dino import DINOLoss
 from solo.methods.base import BaseMomentumMethod
 from solo.methods.heads import Head, WeightNormLinear, mlp, momentum_pair
@@ -110,8 +111,8 @@ class DINO(BaseMomentumMethod):
     def dino_clip_gradients(self, clip: float) -> None:
         """Scale each encoder parameter's gradient down to norm `clip`."""
         grads = [p.grad for p in self.backbone.parameters() if p.grad is not None]
-        scales = [(clip / (norm + 1e-6)).clamp(max=1) for norm in torch._foreach_norm(grads)]
-        torch._foreach_mul_(grads, scales)
+        scales = [(clip / (norm + 1e-6)).clamp(max=1) for norm in foreach_norm(grads)]
+        foreach_mul_(grads, scales)
 
     def on_train_epoch_start(self) -> None:
         """Tell the loss the epoch: its teacher temperature warms up."""

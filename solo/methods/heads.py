@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from solo.compat import weight_norm
 from solo.utils.momentum import initialize_momentum_params
 
 LastNorm = Literal["none", "affine", "plain"]
@@ -133,7 +134,7 @@ class WeightNormLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The effective weight, (out, in)."""
-        return torch._weight_norm(self.weight_v, self.weight_g, 0)
+        return weight_norm(self.weight_v, self.weight_g, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""

@@ -140,8 +140,9 @@ class LateBuffersMixin(nn.Module):
                 checkpoint["state_dict"][name] = buffers[get_rank()]
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        own = dict(self.named_buffers(recurse=False))
         for name in self.LATE_BUFFERS:
-            if f"{prefix}{name}" in state_dict and name not in self._buffers:
+            if f"{prefix}{name}" in state_dict and name not in own:
                 saved = state_dict.pop(f"{prefix}{name}")
                 self.__dict__.setdefault("_late_saved", {})[name] = saved.clone()
         super()._load_from_state_dict(state_dict, prefix, *args)

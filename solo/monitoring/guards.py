@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from solo.compat import foreach_norm
 from solo.errors import NonFiniteError
 from solo.seeding import mix
 
@@ -44,7 +45,7 @@ class NonFiniteGuard(Callback):
         """Check the remaining losses, then the weights, before anything is saved."""
         self._check_losses(trainer)
         tensors = [p.detach() for p in pl_module.parameters() if p.is_floating_point()]
-        norms = torch.stack([n.to(pl_module.device) for n in torch._foreach_norm(tensors)])
+        norms = torch.stack([n.to(pl_module.device) for n in foreach_norm(tensors)])
         if self._any(trainer, not bool(norms.isfinite().all())):
             self._stop(trainer, "a weight is NaN or infinite", trainer.global_step)
 

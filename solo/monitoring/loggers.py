@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import shutil
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from solo.errors import ConfigError
+from solo.files.whole import whole_file
 from solo.monitoring.profiling import LOGGING, section
 
 FILE = "metrics.csv"
@@ -138,13 +137,13 @@ class CSVMetrics(Logger):
             return list(csv.DictReader(file))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with open(partial, "w", newline="", encoding="utf-8") as file:
+        with (
+            whole_file(self.path) as partial,
+            open(partial, "w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(partial, self.path)
 
 
 def build_loggers(
@@ -194,12 +193,6 @@ def _wandb(cfg: DictConfig, run_id: str | None) -> Logger:
     )
     logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     return logger
-
-
-def remove_partial(folder: Path) -> None:
-    """Delete what a killed run left half written in `folder`."""
-    for path in Path(folder).glob("*.partial"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

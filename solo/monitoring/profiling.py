@@ -7,7 +7,6 @@ moments when a step asks for its batch belongs to exactly one part: that of the 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +15,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch.profilers import Profiler
 from torch import nn
+
+from solo.files.whole import write_json
 
 FILE = "profile.json"
 WARM_UP = 2  # steps that are not counted: compilation, the choice of algorithms, the first fetch
@@ -158,5 +159,4 @@ class StepProfiler(Profiler):
         """Leave the same in `profile.json` of the run's folder."""
         parts = {part: seconds for part, seconds in self.seconds.items() if seconds}
         content = {"steps": self.steps, "images_per_step": images_per_step, "seconds": parts}
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / FILE, content, indent=2)

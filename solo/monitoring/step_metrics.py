@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solo.compat import loggers_are_due
 from solo.monitoring.profiling import LOGGING, section
 
 # What Lightning assumes where a call of `log` says nothing.
@@ -118,7 +119,7 @@ class StepMetrics:
     def _logs_now(self) -> bool:
         """Whether anybody reads the metrics of this step: a logger, or who looks at the epoch."""
         trainer = self.trainer
-        due = trainer._logger_connector.should_update_logs or trainer.fast_dev_run
+        due = loggers_are_due(trainer) or trainer.fast_dev_run
         return bool(due or trainer.is_last_batch)
 
 

@@ -10,6 +10,7 @@ import errno
 import inspect
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
@@ -18,6 +19,7 @@ from typing import Any, get_type_hints
 
 from solo import extensions
 from solo.errors import ConfigError, SoloError, did_you_mean
+from solo.registry import import_plugins
 
 EXIT_CODE = 2
 _OURS = "SOLO_SET_HYDRA_FULL_ERROR"  # tells programs that we start that the user did not set it
@@ -29,23 +31,43 @@ _MACHINE_REFUSES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.
 _COMPOSE = ("hydra.errors", "hydra.core", "omegaconf.errors", "yaml.")
 
 
-def run_program(task: Callable[[], Any], schema: type | None = None) -> None:
-    """Run `task()`; print a mistake of the user's as one message and exit with code 2.
+def exit_code(task: Callable[[], Any], schema: type | None = None) -> int:
+    """Run `task()`; print a mistake of the user's as one message.
 
     Args:
-        task: the program; for Hydra programs the function that `hydra.main` made.
+        task: the program; for Hydra programs the function that `hydra.main` made. It may return
+            an exit code of its own.
         schema: dataclass of the program's keys, for the nearest name of a key that Hydra refuses.
 
-    A user who wants the whole traceback sets HYDRA_FULL_ERROR=1.
+    Returns:
+        0, the task's own code, or 2 after a message. A user who wants the whole traceback sets
+        HYDRA_FULL_ERROR=1.
     """
     try:
-        task()
+        result = task()
     except Exception as error:
         message = str(error) if isinstance(error, SoloError) else explain(error, schema)
         if message is None or TRACEBACK_WANTED:
             raise
         print(f"error: {message}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_CODE)
+        return EXIT_CODE
+    return result if isinstance(result, int) else 0
+
+
+def run_program(task: Callable[[], Any], schema: type | None = None) -> None:
+    """`exit_code`, which ends the process unless it is 0."""
+    if code := exit_code(task, schema):
+        sys.exit(code)
+
+
+def long_program(task: Callable[[], Any]) -> int:
+    """`exit_code` of a program that starts others: SIGTERM ends them, Ctrl-C gives code 130."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return exit_code(task)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
+        return 130
 
 
 def hydra_program(task: Callable[[], Any], schema: type) -> None:
@@ -54,7 +76,12 @@ def hydra_program(task: Callable[[], Any], schema: type) -> None:
     if _wants_help(sys.argv):
         print(f"{inspect.getmodule(inspect.unwrap(task)).__doc__}\n{describe_keys(schema)}")
         return
-    run_program(lambda: (_prepare_arguments(sys.argv, Path(file).parent), task()), schema)
+
+    def program() -> None:
+        _import_plugins(sys.argv, _prepare_arguments(sys.argv, Path(file).parent))
+        task()
+
+    run_program(program, schema)
 
 
 def _wants_help(argv: list[str]) -> bool:
@@ -80,15 +107,18 @@ def describe_keys(schema: type, path: str = "") -> str:
     return "\n".join(lines)
 
 
-def _prepare_arguments(argv: list[str], program_dir: Path) -> None:
+def _prepare_arguments(argv: list[str], program_dir: Path) -> Path | None:
     """Accept --config-path relative to the program's file (Hydra's rule) or to the cwd, in place.
+
+    Returns:
+        the configuration's file, where that is known before Hydra looks for it.
 
     Raises:
         ConfigError: no configuration is named, or its folder or file does not exist.
     """
     name = _option(argv, "--config-name", "-cn")
     if name is None and {"--hydra-help", "--version", "--info", "-i"} & set(argv[1:]):
-        return
+        return None
     if name is None:
         raise ConfigError(
             "no configuration: add --config-path FOLDER --config-name FILE.yaml, for example "
@@ -96,7 +126,7 @@ def _prepare_arguments(argv: list[str], program_dir: Path) -> None:
         )
     folder = _option(argv, "--config-path", "-cp") or _option(argv, "--config-dir", "-cd")
     if folder is None or folder[1].startswith("pkg://"):
-        return
+        return None
     index, value = folder
     folders = [p for p in (program_dir / value, Path.cwd() / value) if p.is_dir()]
     if not folders:
@@ -108,6 +138,32 @@ def _prepare_arguments(argv: list[str], program_dir: Path) -> None:
         hint = did_you_mean(file.removesuffix(".yaml"), names)
         raise ConfigError(f"--config-name: there is no '{file}' in {value}. {hint}")
     argv[index] = argv[index].replace(value, str(found.resolve()))
+    return found / file
+
+
+def _import_plugins(argv: list[str], config: Path | None) -> None:
+    """Import what `imports` names, in the YAML or as an argument, and installed extensions.
+
+    Before Hydra reads the configuration, because what they register may be one of its groups.
+
+    Raises:
+        ConfigError: see `solo.registry.import_plugins`.
+    """
+    import yaml
+
+    extensions.registered()
+    text = config.read_text(encoding="utf-8", errors="replace") if config else ""
+    written = [text] if "imports" in text else []
+    for arg in argv[1:]:
+        key, _, value = arg.lstrip("+").partition("=")
+        written += [f"imports: {value}"] if key == "imports" else []
+    for line in reversed(written):  # an argument wins over the file
+        try:
+            found = yaml.safe_load(line)
+        except yaml.YAMLError:
+            continue  # Hydra names the place
+        if isinstance(found, dict) and "imports" in found:
+            return import_plugins(found["imports"])
 
 
 def _option(argv: list[str], *names: str) -> tuple[int, str] | None:

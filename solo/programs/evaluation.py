@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from solo import extensions
-from solo.checkpoints.files import Encoder
-from solo.checkpoints.loading import LoadReport, load_encoder, read_args, read_checkpoint
+from solo.checkpoints.runs import open_run
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
-from solo.monitoring.loggers import last_weights
 
 _ENCODER_PREFIXES = ("backbone.", "momentum_backbone.", "encoder.", "momentum_encoder.")
 
@@ -41,63 +39,46 @@ def device_of(name: str) -> torch.device:
 
 
 def load_method(
-    folder: str | Path, encoder: str = "online", gating_eval: str | None = None
+    folder: str | Path, encoder: str = "online", settings: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """The pretrained method in `folder` (args.json and a checkpoint), in eval mode on the CPU.
 
     Args:
         folder: of the run, as `main_pretrain.py` wrote it.
         encoder: which encoder `Features` will ask; the other one is loaded if it is there.
-        gating_eval: branch of a gated encoder; None leaves it as it was trained.
+        settings: sections of extensions, with what they are to do with the encoder.
 
     Raises:
         CheckpointError: something is missing, damaged, or does not fit together.
-        ConfigError: the encoder has no such branch.
+        ConfigError: the encoder cannot do what `settings` ask.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"--pretrained_checkpoint_dir: there is no folder '{folder}'")
-    args = read_args(folder)
-    path = last_weights(folder)
-    if args is None or path is None:
-        what = "args.json" if args is None else ".ckpt file"
-        raise CheckpointError(
-            f"--pretrained_checkpoint_dir: no {what} in '{folder}'; give the folder of one run, "
-            "such as trained_models/byol/0"
-        )
-    # plain encoders: the checkpoint says what masks and gates they need
-    plain = {key: value for key, value in args.items() if key not in extensions.sections()}
-    model = _build(OmegaConf.create(plain))
-    checkpoint = read_checkpoint(path)
-    report = _load(model.backbone, checkpoint, "online", path)
+    try:
+        run = open_run(folder)
+    except CheckpointError as error:
+        hint = "give the folder of one run, such as trained_models/byol/0"
+        raise CheckpointError(f"--pretrained_checkpoint_dir: {error} ({hint})") from error
+    model = _build(run.plain)
+    report = run.load_into(model.backbone)
     model.backbone = report.backbone
     if encoder == "momentum":
         if not hasattr(model, "momentum_backbone"):
-            raise CheckpointError(f"{args['method']} has no momentum encoder: {path}")
-        report = _load(model.momentum_backbone, checkpoint, "momentum", path)
+            raise CheckpointError(f"{run.args['method']} has no momentum encoder: {run.path}")
+        report = run.load_into(model.momentum_backbone, "momentum")
         model.momentum_backbone = report.backbone
-    if gating_eval is not None:
-        wanted = OmegaConf.create({"gating": {"eval": gating_eval}})
-        for extension in extensions.active(wanted):
-            extension.after_load(report.backbone, wanted)
-    print(f"{path}\n{report}")
-    heads = {
-        k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(_ENCODER_PREFIXES)
-    }
+    wanted = OmegaConf.create(dict(settings or {}))
+    for extension in extensions.active(wanted):
+        extension.after_load(report.backbone, wanted)
+    print(report)
+    state = run.checkpoint["state_dict"]
+    heads = {k: v for k, v in state.items() if not k.startswith(_ENCODER_PREFIXES)}
     own = model.state_dict()
     fitting = {k: v for k, v in heads.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(fitting, strict=False)
     model.loaded_heads = {key.split(".")[0] for key in fitting}
     return model.eval()
-
-
-def _load(
-    backbone: nn.Module, checkpoint: Mapping[str, Any], encoder: Encoder, path: Path
-) -> LoadReport:
-    try:
-        return load_encoder(backbone, checkpoint, encoder)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _build(cfg: DictConfig) -> nn.Module:

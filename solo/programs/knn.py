@@ -60,7 +60,7 @@ def knn(args: Namespace) -> list[dict]:
         raise ConfigError("--no_labels: a nearest-neighbour accuracy needs labels")
     device = device_of(args.device)
     model = load_method(
-        args.pretrained_checkpoint_dir, args.eval_encoder, getattr(args, "gating_eval", None)
+        args.pretrained_checkpoint_dir, args.eval_encoder, extensions.evaluation_settings(args)
     )
     features = Features(model, args.eval_encoder).to(device)
     backbone = model.momentum_backbone if args.eval_encoder == "momentum" else model.backbone

@@ -76,17 +76,16 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
     from solo import extensions
     from solo.backbones import build_encoder
     from solo.checkpoints.loading import load_encoder
-    from solo.monitoring.loggers import last_weights
+    from solo.checkpoints.runs import weights_file
 
-    if Path(path).is_dir():
-        path = last_weights(Path(path)) or path
+    path = weights_file(path)
     report = load_encoder(build_encoder(_as_trained(cfg, path)), path, cfg.eval_encoder)
     for extension in extensions.active(cfg):
         extension.after_load(report.backbone, cfg)
     return report
 
 
-def _as_trained(cfg: DictConfig, path: str) -> DictConfig:
+def _as_trained(cfg: DictConfig, path: Path) -> DictConfig:
     """`cfg`, with the data set that the encoder was trained on: it decides a ResNet's stem."""
     from solo.checkpoints.loading import read_args
 

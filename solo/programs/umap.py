@@ -6,6 +6,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from solo import extensions
 from solo.programs.evaluation import Features, device_of, evaluation_loaders, load_method
 from solo.utils.auto_umap import OfflineUMAP
 
@@ -18,7 +19,7 @@ def umap(args: Namespace) -> list[Path]:
     """
     device = device_of(args.device)
     model = load_method(
-        args.pretrained_checkpoint_dir, args.eval_encoder, getattr(args, "gating_eval", None)
+        args.pretrained_checkpoint_dir, args.eval_encoder, extensions.evaluation_settings(args)
     )
     encoder = Features(model, args.eval_encoder)
     prefix = "im100" if args.dataset == "imagenet100" else args.dataset

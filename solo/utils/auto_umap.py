@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from solo.args.check import fill
 from solo.args.schema import AutoUMAP as AutoUMAPKeys
 from solo.errors import ConfigError
+from solo.files.whole import whole_file
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.ranks import concat_all_gather_no_grad
 
@@ -185,9 +185,8 @@ def _draw(points: np.ndarray, labels: np.ndarray, path: Path, palette: str) -> A
     axes.set(xlabel="", ylabel="", xticklabels=[], yticklabels=[])
     axes.tick_params(left=False, right=False, bottom=False, top=False)
     figure.tight_layout()
-    partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, format=path.suffix.lstrip(".") or "pdf")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format=path.suffix.lstrip(".") or "pdf")
     return figure
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import string
@@ -15,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo.args.check import fill
 from solo.args.schema import Checkpoint as CheckpointKeys
-from solo.monitoring.loggers import last_checkpoint, remove_partial
+from solo.files.whole import SUFFIX, remove_partial, write_json
+from solo.monitoring.loggers import last_checkpoint
 
 
 class Checkpointer(Callback):
@@ -88,9 +88,7 @@ class Checkpointer(Callback):
             return
         args = OmegaConf.to_container(self.cfg, resolve=True)
         args["wandb_run_id"] = self.wandb_run_id
-        partial = self.path / "args.json.partial"
-        partial.write_text(json.dumps(args, indent=2, default=str), encoding="utf-8")
-        os.replace(partial, self.path / "args.json")
+        write_json(self.path / "args.json", args, indent=2)
 
     def save(self, trainer: Trainer) -> None:
         """Save the current state under its final name at once (all ranks call this)."""
@@ -101,7 +99,7 @@ class Checkpointer(Callback):
         if trainer.sanity_checking:
             return
         final = self.path / self.ckpt_placeholder.format(trainer.current_epoch)
-        partial = final.with_name(final.name + ".partial")
+        partial = final.with_name(final.name + SUFFIX)
         trainer.save_checkpoint(partial, weights_only=False)  # with the optimizer
         self._taken = (partial, final)
 

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from solo import extensions
+from solo.compat import call_instead, plain_call
 from solo.data.views.batched.compiled import CompiledOrPlain
+from solo.utils.encoders import NAMES, encoders_of
 
 # Random numbers of the uncompiled encoder, so that dropout and random masks are the same.
 OPTIONS = {"fallback_random": True}
@@ -29,7 +31,7 @@ class CompiledEncoder(CompiledOrPlain):
     """
 
     def __init__(self, encoder: nn.Module, what: str, frozen: bool = False):
-        super().__init__(encoder._call_impl, what)
+        super().__init__(plain_call(encoder), what)
         self.encoder, self.frozen = encoder, frozen
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -56,8 +58,5 @@ def compile_encoders(module: nn.Module, frozen: bool = False) -> None:
         module: a method, or a linear classifier on its encoder.
         frozen: see `CompiledEncoder`.
     """
-    for name, what in (("backbone", "encoder"), ("momentum_backbone", "momentum encoder")):
-        encoder = getattr(module, name, None)
-        if encoder is not None:
-            # what nn.Module.compile sets, too
-            encoder._compiled_call_impl = CompiledEncoder(encoder, what, frozen)
+    for name, encoder in encoders_of(module).items():
+        call_instead(encoder, CompiledEncoder(encoder, NAMES[name], frozen))

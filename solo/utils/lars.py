@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from solo.compat import foreach_add, foreach_add_, foreach_mul_, foreach_norm
 from solo.errors import ConfigError
 
 
@@ -93,16 +94,16 @@ class LARS(Optimizer):
         if momentum != 0:
             buffers = self._averaged(params, steps, group)
             nesterov = group["nesterov"]
-            steps = torch._foreach_add(steps, buffers, alpha=momentum) if nesterov else buffers
-        torch._foreach_add_(params, steps, alpha=-group["lr"])
+            steps = foreach_add(steps, buffers, alpha=momentum) if nesterov else buffers
+        foreach_add_(params, steps, alpha=-group["lr"])
 
     def _averaged(self, params: list[Tensor], steps: list[Tensor], group: dict) -> list[Tensor]:
         """The momentum buffers after these steps; a tensor's first step is its first average."""
         old = [i for i, p in enumerate(params) if "momentum_buffer" in self.state[p]]
         buffers = [self.state[params[i]]["momentum_buffer"] for i in old]
         if buffers:
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, [steps[i] for i in old], alpha=1 - group["dampening"])
+            foreach_mul_(buffers, group["momentum"])
+            foreach_add_(buffers, [steps[i] for i in old], alpha=1 - group["dampening"])
         for p, step in zip(params, steps, strict=True):
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = step.clone()
@@ -113,13 +114,13 @@ def _adapted(params: list[Tensor], group: dict) -> list[Tensor]:
     """d of each tensor. A few calls for all of them, and nothing waits for the host."""
     weight_decay, lr = group["weight_decay"], group["lr"]
     grads = [p.grad for p in params]
-    p_norm = torch.stack(torch._foreach_norm(params))
-    g_norm = torch.stack(torch._foreach_norm(grads))
+    p_norm = torch.stack(foreach_norm(params))
+    g_norm = torch.stack(foreach_norm(grads))
     ratio = group["eta"] * p_norm / (g_norm + weight_decay * p_norm + group["eps"])
     if group["clip_lr"]:
         ratio = (ratio / lr).clamp(max=1.0) if lr else torch.ones_like(ratio)
     # All weights zero: d = g. All gradients zero: d = g = 0, without weight decay.
     ratio = torch.where(p_norm != 0, ratio, 1.0) * (g_norm != 0)
-    steps = torch._foreach_add(grads, params, alpha=weight_decay)
-    torch._foreach_mul_(steps, list(ratio.unbind()))
+    steps = foreach_add(grads, params, alpha=weight_decay)
+    foreach_mul_(steps, list(ratio.unbind()))
     return list(steps)

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import nn
 
+from solo.compat import foreach_lerp_
 from solo.errors import ConfigError
 
 
@@ -52,7 +53,7 @@ class MomentumUpdater:
         if len(online) != len(momentum):
             raise ValueError(f"networks differ: {len(online)} and {len(momentum)} parameters")
         if momentum:  # one fused call: 4-5 times as fast as a loop over the parameters
-            torch._foreach_lerp_(momentum, online, 1.0 - self.cur_tau)
+            foreach_lerp_(momentum, online, 1.0 - self.cur_tau)
 
     def update_tau(self, cur_step: int, max_steps: int) -> None:
         """Cosine schedule: final - (final - base)(cos(pi step / max) + 1) / 2 (BYOL, sec. 3.2)."""

@@ -6,8 +6,7 @@ All functions do nothing in a run with one process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -22,21 +21,6 @@ def world_size() -> int:
 def device() -> torch.device:
     """Where tensors must be for the collectives of the current backend."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Inside, this process is the only one: losses and batch norms gather nothing.
-
-    What asks `torch.distributed` whether there are others is told that there are none: `solo`,
-    Lightning's `all_gather` and synchronised batch norm do.
-    """
-    known = dist.is_initialized
-    dist.is_initialized = lambda: False
-    try:
-        yield
-    finally:
-        dist.is_initialized = known
 
 
 def gather_rows(tensor: Tensor) -> Tensor:

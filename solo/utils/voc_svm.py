@@ -25,18 +25,14 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     Raises:
         DataError: no item is present.
     """
+    from sklearn.metrics import precision_recall_curve
+
     counted = labels != -1
-    scores, hits = scores[counted], labels[counted] == 1
+    hits = labels[counted] == 1
     if not hits.any():
         raise DataError("average precision needs at least one image that shows the class")
-    order = np.argsort(-scores, kind="stable")
-    scores, hits = scores[order], hits[order]
-    last = np.append(scores[1:] != scores[:-1], True)  # of each run of equal scores
-    found = np.cumsum(hits)[last]
-    precision = found / (np.flatnonzero(last) + 1)
-    recall = found / hits.sum()
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+    precision, recall, _ = precision_recall_curve(hits, scores[counted])  # recall falls to 0
+    return float(-np.diff(recall) @ np.maximum.accumulate(precision[:-1]))
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -69,8 +65,10 @@ def linear_svm(cost: float):
 
 
 def normalised(features: np.ndarray) -> np.ndarray:
-    """Rows of norm 1, (N, F)."""
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    """Rows of norm 1, (N, F); rows of zeros stay."""
+    from sklearn.preprocessing import normalize
+
+    return normalize(features)
 
 
 def select_cost(
@@ -92,7 +90,7 @@ def select_cost(
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import GridSearchCV
 
     counted = labels != -1
     x, y = features[counted], labels[counted] == 1
@@ -101,19 +99,16 @@ def select_cost(
             f"{FOLDS}-fold cross-validation needs {FOLDS} images with and without the class; there "
             f"are {y.sum()} and {(~y).sum()}"
         )
-    folds = list(StratifiedKFold(FOLDS).split(x, y))
-    means = {}
+
+    def score(svm, x: np.ndarray, y: np.ndarray) -> float:
+        return average_precision(svm.decision_function(x), y.astype(int))
+
+    search = GridSearchCV(linear_svm(1.0), {"C": list(costs)}, scoring=score, cv=FOLDS, refit=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for cost in costs:
-            scores = []
-            for train, held in folds:
-                svm = linear_svm(cost).fit(x[train], y[train])
-                scores.append(
-                    average_precision(svm.decision_function(x[held]), y[held].astype(int))
-                )
-            means[cost] = float(np.mean(scores))
-    return max(means, key=means.__getitem__), means
+        search.fit(x, y)
+    means = map(float, search.cv_results_["mean_test_score"])
+    return search.best_params_["C"], dict(zip(costs, means, strict=True))
 
 
 @dataclass(frozen=True)

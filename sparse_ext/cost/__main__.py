@@ -18,28 +18,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--input_size", type=_side, help="image side; by default the dataset's")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
-    from solo.errors import SoloError
+    from solo.programs.app import exit_code
     from sparse_ext.extension import register
 
     register()
 
-    try:
-        print(_answer(args))
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(_answer(args)))
 
 
 def _answer(args: argparse.Namespace) -> str:
-    from solo.checkpoints.loading import rebuild
+    from solo.checkpoints import load_run
     from solo.data.catalogue import input_size
     from sparse_ext.cost.memory import memory
     from sparse_ext.cost.of_checkpoint import granularity, training_cost
     from sparse_ext.cost.per_layer import count
     from sparse_ext.cost.text import describe
 
-    backbone, run = rebuild(args.checkpoint, args.encoder)
+    backbone, run = load_run(args.checkpoint, args.encoder)
     table = count(backbone, args.input_size or input_size(run))
     size, training = memory(table, granularity(run)), training_cost(args.checkpoint)
     if not args.json:

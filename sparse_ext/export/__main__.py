@@ -42,17 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pattern", default="2:4", help="nm: N:M")
     parser.add_argument("--input_size", type=int, help="image side; by default the dataset's")
     args = parser.parse_args(argv)
-    from solo.errors import SoloError
+    from solo.programs.app import exit_code
     from sparse_ext.extension import register
 
     register()
 
-    try:
-        print(_slim(args) if args.format == "slim" else _write(args))
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(_slim(args) if args.format == "slim" else _write(args)))
 
 
 def _slim(args: argparse.Namespace) -> str:
@@ -78,11 +73,11 @@ def _slim(args: argparse.Namespace) -> str:
 
 
 def _write(args: argparse.Namespace) -> str:
-    from solo.checkpoints.loading import rebuild
+    from solo.checkpoints.runs import load_run, weights_file
     from solo.data.catalogue import input_size
 
-    backbone, run = rebuild(args.checkpoint, args.encoder)
-    source = Path(args.checkpoint)
+    backbone, run = load_run(args.checkpoint, args.encoder)
+    source = weights_file(args.checkpoint)
     suffix = _SUFFIX.get(args.format, "safetensors")
     path = Path(args.out or source.with_name(f"{source.stem}-{args.format}.{suffix}"))
     size, lines = args.input_size or input_size(run), []

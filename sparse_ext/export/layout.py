@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from solo.checkpoints.files import write_tensors
 from solo.errors import CheckpointError
 from sparse_ext.export.strip import masked_weights, strip
 from sparse_ext.masks import files as maskfile
@@ -47,7 +48,7 @@ def save(
         tensors |= {key + part: value for part, value in parts.items()}
     shapes = {key: list(mask.shape) for key, mask in masks.items()}
     metadata = {"format": form, "shapes": json.dumps(shapes), "order": json.dumps(list(dense))}
-    maskfile.write_atomically(path, tensors, metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def load(

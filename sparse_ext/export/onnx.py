@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from solo.errors import CheckpointError, ConfigError
+from solo.files.whole import whole_file
 from sparse_ext.export.slim import difference
 
 OPSET = 17
@@ -26,22 +27,21 @@ def export_onnx(net: nn.Module, path: str | Path, size: int, opset: int = OPSET)
         ConfigError: the package onnx is missing.
     """
     need("onnx")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     training = net.training
     images = torch.zeros(2, 3, size, size)
-    torch.onnx.export(
-        net.eval().cpu(),
-        (images,),
-        str(path),
-        input_names=["images"],
-        output_names=["features"],
-        dynamic_axes={"images": {0: "batch"}, "features": {0: "batch"}},
-        opset_version=opset,
-        dynamo=False,
-    )
+    with whole_file(path) as partial:
+        torch.onnx.export(
+            net.eval().cpu(),
+            (images,),
+            str(partial),
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_axes={"images": {0: "batch"}, "features": {0: "batch"}},
+            opset_version=opset,
+            dynamo=False,
+        )
     net.train(training)
-    return path
+    return Path(path)
 
 
 class OnnxEncoder(nn.Module):

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solo.checkpoints.files import write_tensors
 from solo.errors import CheckpointError, ConfigError
-from sparse_ext.masks import files as maskfile
+from solo.files.whole import write_json
 from sparse_ext.masks.channels.removal import Report, shrink_
 from sparse_ext.masks.channels.tracing import Channels
 from sparse_ext.masks.encoder import SIDE_BUFFERS
@@ -49,7 +50,7 @@ def slim(
     """Write the encoder in a checkpoint without the channels that masks have emptied.
 
     Args:
-        checkpoint: of a sparse run, with its `args.json` beside it.
+        checkpoint: of a sparse run, with its `args.json` beside it, or the run's folder.
         out: folder to write to; by default `slim` (`slim_momentum`) beside the checkpoint.
         encoder: `online` or `momentum`; the file then holds it as an encoder of its own.
         multiple: keep as many empty channels as make each width a multiple of it.
@@ -59,27 +60,27 @@ def slim(
         CheckpointError: it cannot be read, its masks do not fit its weights, or there is no
             channel that could go.
     """
-    from solo.checkpoints.loading import rebuild
+    from solo.checkpoints.runs import load_run, weights_file
     from solo.data.catalogue import input_size
     from sparse_ext.cost.per_layer import count
 
     if multiple < 1:
         raise ConfigError(f"multiple={multiple}: widths are multiples of 1 or more.")
-    backbone, run = rebuild(checkpoint, encoder)
+    backbone, run = load_run(checkpoint, encoder)
     size = input_size(run)
     backbone.eval()  # as it will be used: random depth, for one, is traced away
     full, macs = copy.deepcopy(backbone), count(backbone, size).macs_dense
     report = shrink_([backbone], multiple=multiple)
     if not report.removed:
         raise CheckpointError(f"{checkpoint}: nothing to remove. {why_not(full, report)}")
-    source = Path(checkpoint)
+    source = weights_file(checkpoint)
     suffix = "" if encoder == "online" else f"_{encoder}"
     folder = Path(out) if out else source.parent / f"slim{suffix}"
     path = folder / f"{source.stem}-slim{suffix}.safetensors"
     about = {"source": source.name, "encoder": encoder, "sparse": json.dumps(run.get("sparse"))}
     save_slim(backbone, path, about | {"widths": json.dumps(report.widths)})
     kept = {key: value for key, value in run.items() if key != "sparse"}
-    (folder / "args.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    write_json(folder / "args.json", kept)
     macs = macs, count(backbone, size).macs_dense  # type: ignore[assignment]
     return Slim(path, report, difference(full, backbone, size), macs, size)  # type: ignore[arg-type]
 
@@ -92,7 +93,7 @@ def save_slim(net: nn.Module, path: str | Path, about: dict[str, str] | None = N
         if name in SIDE_BUFFERS or (name == "mask" and bool(tensor.all())):
             continue
         state[key] = tensor.detach().cpu().contiguous().clone()
-    maskfile.write_atomically(path, state, {"format": FORMAT, **(about or {})})
+    write_tensors(path, state, {"format": FORMAT, **(about or {})})
 
 
 def load_slim(path: str | Path) -> nn.Module:
@@ -104,7 +105,7 @@ def load_slim(path: str | Path) -> nn.Module:
     Raises:
         CheckpointError: there is none, or it does not fit the `args.json` beside it.
     """
-    from solo.checkpoints.loading import load_pretrained
+    from solo.checkpoints import load_pretrained
     from sparse_ext.extension import register
 
     register()

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from solo.utils.encoders import encoders_of
 from sparse_ext.gating.branches import Meter
 from sparse_ext.gating.encoder import Gating, gating_of
 from sparse_ext.gating.step import idle_parameters
@@ -130,8 +131,7 @@ FINISHED = 10**6  # an epoch after the end of every schedule
 
 def gatings_of(module: LightningModule) -> list[Gating]:
     """The gatings of a module's encoders, online first."""
-    names = ("backbone", "momentum_backbone")
-    found = (gating_of(getattr(module, name, None)) for name in names)
+    found = map(gating_of, encoders_of(module).values())
     return [gating for gating in found if gating is not None]
 
 

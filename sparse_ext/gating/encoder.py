@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError, ConfigError
+from sparse_ext.compat import unwrapped
 from sparse_ext.config.reading import to_dict
 from sparse_ext.gating.branches import BranchContext, Pass
 from sparse_ext.gating.config.sections import GatingConfig, build
@@ -53,7 +54,7 @@ class Gating:
 
 def gating_of(backbone: nn.Module | None) -> Gating | None:
     """The gating of an encoder; None if it has no gates."""
-    return getattr(getattr(backbone, "_orig_mod", backbone), "gating", None)
+    return None if backbone is None else getattr(unwrapped(backbone), "gating", None)
 
 
 def patch(

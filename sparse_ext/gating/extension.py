@@ -6,11 +6,12 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from solo import extensions
-from solo.errors import ConfigError
+from solo.errors import CheckpointError, ConfigError
 from sparse_ext.config import reading
 from sparse_ext.gating.config import sections as settings
 
@@ -93,6 +94,33 @@ class GatingExtension(extensions.Extension):
         from sparse_ext.gating.encoder import rebuild
 
         return rebuild(backbone, state)
+
+    def before_resume(self, module: LightningModule, state: Mapping[str, Tensor]) -> None:
+        """A run without gates does not continue a gated one.
+
+        Raises:
+            CheckpointError: `state` has gates and `module` has none.
+        """
+        from sparse_ext.gating.encoder import CONFIG_KEY
+
+        if f"backbone.{CONFIG_KEY}" in set(state) - set(module.state_dict()):
+            raise CheckpointError(
+                "The checkpoint is of a gated run, but this run has no gates. Add the gating "
+                "section that is in the checkpoint's args.json, e.g. +gating=vicreg_dual."
+            )
+
+    def evaluation_arguments(self, parser: ArgumentParser) -> None:
+        """`--gating_eval BRANCH`."""
+        parser.add_argument(
+            "--gating_eval",
+            metavar="BRANCH",
+            help="branch of a gated encoder, such as gated or dense; default: as trained",
+        )
+
+    def evaluation_settings(self, args: Namespace) -> dict[str, Any]:
+        """The section `gating` with the branch of `--gating_eval`, where it is given."""
+        branch = getattr(args, "gating_eval", None)
+        return {} if branch is None else {"gating": {"eval": branch}}
 
     def after_load(self, backbone: nn.Module, cfg: DictConfig) -> None:
         """Choose the branch `cfg.gating.eval` of an encoder that comes from a checkpoint.

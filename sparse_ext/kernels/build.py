@@ -15,12 +15,11 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from solo.errors import SoloError
 
@@ -65,22 +64,12 @@ def library() -> ctypes.CDLL:
         _check_tools(compiler)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / f"{key}.lock"):
+            with FileLock(folder / f"{key}.lock"):  # the system lets go if its holder dies
                 if not built.exists():
                     _compile(built)
         except OSError as error:
             raise KernelBuildError(_failed(f"{folder}: {error}")) from error
     return ctypes.CDLL(str(built))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock if its holder dies."""
-    import fcntl  # not on Windows, where importing this module must still work
-
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _check_tools(compiler: str) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solo.compat import writes
 from solo.errors import ConfigError
+from sparse_ext.compat import unwrapped
 from sparse_ext.kernels.function import backend_of, block_conv2d
 from sparse_ext.kernels.plan import Plan, Window
-from sparse_ext.masks.masked_layers import MaskedConv2d, unwrapped
+from sparse_ext.masks.masked_layers import MaskedConv2d
 
 MIN_SPARSITY = 0.75  # of blocks; below, the dense convolution is as fast
 
@@ -47,8 +49,8 @@ class BlockConv2d(MaskedConv2d):
         mask, cached = self.mask, self.__dict__.get("_plan")
         if mask.is_inference():  # writes to it are not counted
             return Plan(mask, window_of(self))
-        if cached is None or cached[0] is not mask or cached[1] != mask._version:
-            cached = self.__dict__["_plan"] = (mask, mask._version, Plan(mask, window_of(self)))
+        if cached is None or cached[0] is not mask or cached[1] != writes(mask):
+            cached = self.__dict__["_plan"] = (mask, writes(mask), Plan(mask, window_of(self)))
         return cached[2]
 
     def _takes(self, x: Tensor) -> bool:

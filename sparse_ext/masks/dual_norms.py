@@ -7,9 +7,9 @@ import copy
 from collections.abc import Iterable
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from solo.errors import ConfigError
+from sparse_ext.compat import BatchNorm
 from sparse_ext.masks.living_weights import OTHER_BN, Branches
 
 
@@ -57,7 +57,7 @@ def make_dual(modules: Iterable[nn.Module], branches: Branches, affine: bool = T
     Raises:
         ConfigError: for a kind of batch norm whose forward pass we do not know.
     """
-    norms = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
+    norms = [m for module in modules for m in module.modules() if isinstance(m, BatchNorm)]
     seconds = {id(getattr(m, OTHER_BN, None)) for m in norms}
     firsts = {id(m): m for m in norms if id(m) not in seconds}
     for norm in firsts.values():

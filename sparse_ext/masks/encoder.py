@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from solo.errors import ConfigError, SoloError, did_you_mean
+from sparse_ext.compat import unwrapped
 from sparse_ext.masks import patching as patching
 from sparse_ext.masks.mask_set import MaskSet
-from sparse_ext.masks.masked_layers import masked_layers, unwrapped
+from sparse_ext.masks.masked_layers import masked_layers
 
 SIDE_BUFFERS = ("shadow", "score")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solo.checkpoints.files import write_tensors
 from solo.errors import CheckpointError
 
 FORMAT = "sparse_ext.masks/1"
@@ -34,7 +34,7 @@ def write(path: str | Path, masks: Mapping[str, Tensor], checksum: int) -> None:
     """Write `masks` to `path`, packed."""
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     metadata = {"format": FORMAT, "shapes": json.dumps(shapes), "checksum": str(checksum)}
-    write_atomically(path, {name: pack(mask) for name, mask in masks.items()}, metadata)
+    write_tensors(path, {name: pack(mask) for name, mask in masks.items()}, metadata)
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], int]:
@@ -50,19 +50,6 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], int]:
         return masks, int(metadata["checksum"])
     except (KeyError, ValueError, RuntimeError) as error:
         raise damaged(path, str(error)) from error
-
-
-def write_atomically(
-    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]
-) -> None:
-    """Write a safetensors file; it appears at once and complete, or not at all."""
-    from safetensors.torch import save_file
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, unfinished, metadata)
-    unfinished.replace(path)
 
 
 def read_tensors(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import ConfigError
+from sparse_ext.compat import unwrapped
 
 
 class Masked(nn.Module):
@@ -71,11 +72,6 @@ def mask_module(module: nn.Module) -> nn.Module:
     weight: Tensor = module.weight  # type: ignore[assignment]
     module.register_buffer("mask", torch.ones_like(weight.detach(), dtype=torch.bool))
     return module
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module behind `torch.compile`'s wrapper, whose names have no `_orig_mod.` in front."""
-    return getattr(module, "_orig_mod", module)
 
 
 def masked_layers(module: nn.Module) -> dict[str, Any]:

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError, ConfigError, did_you_mean
+from sparse_ext.compat import hooks_before_loading, unwrapped
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks import patching as patching
 from sparse_ext.masks.channels.widths import MARK, resize_
-from sparse_ext.masks.encoder import SIDE_BUFFERS, Encoder, _add_buffer, masked_layers, unwrapped
+from sparse_ext.masks.encoder import SIDE_BUFFERS, Encoder, _add_buffer, masked_layers
 from sparse_ext.masks.granularity import parse
 from sparse_ext.masks.masked_layers import MASKED_TYPES, Masked
 from sparse_ext.masks.prunable import Selection, select
@@ -53,6 +54,16 @@ def patch_named(backbone: nn.Module, names: Iterable[str]) -> nn.Module:
     return _mask(backbone, [n for n in names if not isinstance(modules[n], Masked)])
 
 
+def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's weights with zeros under the zeros of its masks, and without the masks."""
+    masks = {k for k in state if k.endswith(".mask") and k[: -len("mask")] + "weight" in state}
+    found = {key: value for key, value in state.items() if key not in masks}
+    for key in masks:
+        weight = key[: -len("mask")] + "weight"
+        found[weight] = found[weight].masked_fill(~state[key].bool(), 0)
+    return found
+
+
 def measured(backbone: nn.Module) -> dict[str, float]:
     """Sparsity of an encoder, from its masks; nothing for a dense one.
 
@@ -88,17 +99,12 @@ def _mask(backbone: nn.Module, names: Iterable[str]) -> nn.Module:
     if names := list(names):
         patching.apply([patching.masking(names)], unwrapped(backbone))
     for layer in masked_layers(backbone).values():
-        if not any(hook is _adopt for hook in _pre_hooks(layer)):
+        if not any(hook is _adopt for hook in hooks_before_loading(layer)):
             layer.register_load_state_dict_pre_hook(_adopt)
     net = unwrapped(backbone)
-    if not any(hook is _adopt_widths for hook in _pre_hooks(net)):
+    if not any(hook is _adopt_widths for hook in hooks_before_loading(net)):
         net.register_load_state_dict_pre_hook(_adopt_widths)
     return backbone
-
-
-def _pre_hooks(layer: nn.Module) -> list[Callable]:
-    hooks = layer._load_state_dict_pre_hooks.values()
-    return [getattr(hook, "hook", hook) for hook in hooks]
 
 
 def _adopt(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -38,25 +38,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--compare takes at least two runs")
     if args.umap is not None and (args.compare or args.umap < 4):
         parser.error("--umap goes with reports of single runs, and takes at least 4 images")
-    from solo.errors import SoloError
+    from solo.programs.app import exit_code
     from sparse_ext.extension import register
 
     register()
+    return exit_code(lambda: _write(args))
+
+
+def _write(args: argparse.Namespace) -> None:
     from sparse_ext.report.gating_panels import Chosen
     from sparse_ext.report.one_run import write_report
     from sparse_ext.report.several_runs import write_comparison
 
-    try:
-        if args.compare:
-            print(write_comparison(args.run_dir, args.compare))
-            return 0
-        chosen = Chosen(tuple(args.images), args.layer, args.channel) if args.images else None
-        for folder in args.run_dir:
-            print(write_report(folder, args.output, chosen, args.umap))
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if args.compare:
+        print(write_comparison(args.run_dir, args.compare))
+        return
+    chosen = Chosen(tuple(args.images), args.layer, args.channel) if args.images else None
+    for folder in args.run_dir:
+        print(write_report(folder, args.output, chosen, args.umap))
 
 
 if __name__ == "__main__":

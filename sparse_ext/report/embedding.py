@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from solo.errors import DataError
+from solo.errors import CheckpointError
 from sparse_ext.report import plots
 from sparse_ext.report.page import Page
 from sparse_ext.report.runlog import RunLog
@@ -65,13 +65,12 @@ def features(log: RunLog, images: int) -> dict[str, tuple[np.ndarray, np.ndarray
 
 
 def _encoder(log: RunLog) -> Any:
-    from solo.checkpoints.loading import rebuild
-    from solo.utils.checkpointer import last_checkpoint
+    from solo.checkpoints import load_run
 
-    path = last_checkpoint(log.folder)
-    if path is None or not log.args:
-        raise DataError(f"--umap: {log.folder} has no checkpoint with args.json beside it.")
-    return rebuild(path)[0].eval()
+    try:
+        return load_run(log.folder)[0].eval()
+    except CheckpointError as error:
+        raise CheckpointError(f"--umap: {error}") from error
 
 
 def _images(log: RunLog) -> Any:

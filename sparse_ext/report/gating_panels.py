@@ -141,17 +141,12 @@ def feature_maps(page: Page, log: RunLog, chosen: Chosen) -> None:
     Raises:
         SoloError: no checkpoint, an encoder without such paths, or a file that is no image.
     """
-    from solo.checkpoints.loading import rebuild
+    from solo.checkpoints import load_run
     from solo.data.catalogue import input_size
-    from solo.errors import CheckpointError
-    from solo.utils.checkpointer import last_checkpoint
     from sparse_ext.gating.methods.spatial.maps import SECOND, closed, load_images
     from sparse_ext.gating.methods.spatial.maps import feature_maps as maps_of
 
-    path = last_checkpoint(log.folder)
-    if path is None:
-        raise CheckpointError(f"{log.folder}: --images needs a checkpoint, and there is none.")
-    backbone, args = rebuild(path)
+    backbone, args = load_run(log.folder)
     size = input_size(args)
     pictures, images = load_images(chosen.files, args["data"]["dataset"], size)
     layer = chosen.layer or SECOND

@@ -120,16 +120,13 @@ def checkpoint_costs(log: RunLog) -> dict[str, CostTable]:
     Raises:
         CheckpointError: the checkpoint and args.json do not fit together.
     """
+    from solo.checkpoints.runs import open_run
     from solo.utils.checkpointer import last_checkpoint
     from sparse_ext.cost.of_checkpoint import measure
 
-    path = last_checkpoint(log.folder)
-    if path is None or not log.args:
+    if last_checkpoint(log.folder) is None or not log.args:
         return {}
-    encoders = ["online"]
-    if "momentum" in log.args and is_pretraining(log):
-        encoders.append("momentum")
-    return {encoder: measure(path, encoder) for encoder in encoders}
+    return {name: measure(log.folder, name) for name in open_run(log.folder).encoders}
 
 
 def training_cost(log: RunLog) -> dict[str, float]:

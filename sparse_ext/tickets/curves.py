@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from solo.errors import DataError, did_you_mean
+from solo.files.whole import whole_file
 from sparse_ext.tickets.run_folder import RUN, RunFolder
 
 
@@ -127,7 +128,7 @@ def draw(roots: Sequence[str | Path], output: str | Path, metric: str = "val_acc
 
 
 def _table(path: Path, curves: Mapping[str, Sequence[Point]], metric: str) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["curve", "remaining", metric, "standard_error", "seeds"])
         for curve, points in curves.items():
@@ -162,7 +163,8 @@ def _plot(path: Path, curves: Mapping[str, Sequence[Point]], metric: str) -> Non
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel="remaining weights (%, log)", ylabel=label.get(metric, metric))
         figure.legend(loc="outside upper left", ncols=2)
-        figure.savefig(path, metadata={"Date": None})
+        with whole_file(path) as partial:
+            figure.savefig(partial, format="svg", metadata={"Date": None})
 
 
 def _ticks(smallest: float) -> list[float]:

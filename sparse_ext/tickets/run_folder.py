@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from solo.errors import CheckpointError, ConfigError, DataError, SoloError
+from solo.checkpoints.files import write_tensors
+from solo.errors import CheckpointError, ConfigError, DataError
+from solo.files.lock import FolderLock
+from solo.files.whole import write_json
 from sparse_ext.masks import files as maskfile
 from sparse_ext.masks.mask_set import MaskSet
 
@@ -40,7 +41,7 @@ def encoder_weights(backbone: nn.Module) -> dict[str, Tensor]:
 
 def save_weights(path: str | Path, weights: Mapping[str, Tensor]) -> None:
     """Write an encoder's weights as safetensors."""
-    maskfile.write_atomically(path, dict(weights), {"format": FORMAT})
+    write_tensors(path, dict(weights), {"format": FORMAT})
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
@@ -151,30 +152,9 @@ class RunFolder:
                 )
         write_json(self.folder / RUN, facts)
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep a second program out; the lock goes with the process, however it ends.
-
-        Raises:
-            SoloError: another one is at work there.
-        """
-        import fcntl
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise SoloError(f"Another program is at work in {self.folder}") from None
-            yield
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that appears at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    os.replace(partial, path)
+    def alone(self) -> FolderLock:
+        """Keeps a second program out while it is entered, which raises BusyError there."""
+        return FolderLock(self.folder)
 
 
 def digest(path: Path) -> str:

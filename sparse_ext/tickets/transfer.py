@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
-from solo.checkpoints.loading import load_pretrained
+from solo.checkpoints import load_pretrained
 from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from solo.data.datasets.voc import VOCClassification
 from solo.errors import DataError

@@ -6,6 +6,7 @@ from __future__ import annotations
 from lightning.pytorch import Callback, LightningModule
 
 from solo.errors import ConfigError
+from solo.utils.encoders import encoders_of
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.masking import patch
 from sparse_ext.training.callback import PruningCallback
@@ -33,9 +34,8 @@ def attach(module: LightningModule, config: SparseConfig) -> PruningCallback:
             f"{type(module).__name__} has no attribute 'backbone': that is the encoder which "
             f"becomes sparse ('momentum_backbone' is its EMA copy, if there is one)."
         )
-    for name in ("backbone", "momentum_backbone"):
-        if getattr(module, name, None) is not None:
-            patch(getattr(module, name), config)
+    for encoder in encoders_of(module).values():
+        patch(encoder, config)
     callback = callback_of(module, config)
     module.configure_callbacks = _Callbacks(module, callback)  # type: ignore[method-assign]
     return callback

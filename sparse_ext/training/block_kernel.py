@@ -6,6 +6,7 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 
 from solo.errors import ConfigError
+from solo.utils.encoders import encoders_of
 from sparse_ext.kernels.layer import needs_dense_gradients, use_block_kernel
 
 
@@ -22,16 +23,11 @@ def equip(trainer: Trainer, module: LightningModule) -> None:
             f"sparse.kernel=block runs on the CPU in float32, and this run uses {device} and "
             f"precision={precision}: set accelerator=cpu and precision=32, or sparse.kernel=dense."
         )
-    for encoder in _encoders(module):
+    for encoder in encoders_of(module).values():
         use_block_kernel(encoder)
 
 
 def announce(module: LightningModule, wanted: bool) -> None:
     """Say before a step whether its pruner looks at the gradients of pruned weights."""
-    for encoder in _encoders(module):
+    for encoder in encoders_of(module).values():
         needs_dense_gradients(encoder, wanted)
-
-
-def _encoders(module: LightningModule) -> list:
-    found = (getattr(module, name, None) for name in ("backbone", "momentum_backbone"))
-    return [encoder for encoder in found if encoder is not None]

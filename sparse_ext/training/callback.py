@@ -23,9 +23,10 @@ from torch.optim import Optimizer
 from solo.errors import CheckpointError
 from solo.monitoring.profiling import MASKS, section
 from solo.utils import ranks
+from solo.utils.encoders import encoders_of
+from sparse_ext.compat import put_first, unwrapped
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.encoder import Encoder
-from sparse_ext.masks.masked_layers import unwrapped
 from sparse_ext.masks.masking import selection
 from sparse_ext.pruning.log import log
 from sparse_ext.pruning.pruner import Pruner
@@ -107,8 +108,7 @@ class PruningCallback(Callback):
         run_checks.ignore_in_ddp(pl_module)
         self._loading = pl_module.register_load_state_dict_pre_hook(run_checks.check_storage)
         # epoch ends are counted before anyone else's hook may write a checkpoint of that epoch
-        others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
-        trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
+        put_first(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the pruner and, unless this is a resumed run, apply the initial masks."""
@@ -186,8 +186,7 @@ class PruningCallback(Callback):
             self.pruner, report = self._slimming(self.running, trainer.optimizers[0])
             self.meter.looked = self.meter.looked and not report.removed
         if not self.meter.looked:
-            found = (getattr(pl_module, n, None) for n in ("backbone", "momentum_backbone"))
-            self.meter.look([unwrapped(e) for e in found if e is not None], batch)
+            self.meter.look([unwrapped(e) for e in encoders_of(pl_module).values()], batch)
         if self._unseen:
             self._unseen = False
             self.running.look(Probe(pl_module, trainer, batch))

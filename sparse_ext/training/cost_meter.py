@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from solo.compat import writes
 from solo.errors import ConfigError
 from sparse_ext.cost.conventions import training_ratios
 from sparse_ext.cost.per_layer import CostTable, count
@@ -109,7 +110,7 @@ class _Watched:
         return self._counted()[1]
 
     def _counted(self) -> tuple[float, float]:
-        seen = [(id(layer.mask), layer.mask._version) for layer in self.layers]  # type: ignore
+        seen = [(id(layer.mask), writes(layer.mask)) for layer in self.layers]  # type: ignore
         if seen != self._seen:
             used = zip(*map(_used, self.layers), strict=True)
             self._macs = tuple(  # type: ignore[assignment]

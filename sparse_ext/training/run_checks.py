@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from solo.errors import CheckpointError, ConfigError
+from solo.utils.encoders import encoders_of as both
+from sparse_ext.compat import keep_from_ddp, unscales_by_itself
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.living_weights import MARKER
@@ -22,17 +24,15 @@ UNSUPPORTED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XL
 
 def encoders_of(module: LightningModule) -> list[Encoder]:
     """The masked encoders of a module, online first."""
-    found = (getattr(module, name, None) for name in ("backbone", "momentum_backbone"))
-    return [Encoder(backbone) for backbone in found if backbone is not None]
+    return [Encoder(backbone) for backbone in both(module).values()]
 
 
 def ignore_in_ddp(module: LightningModule) -> None:
     """Keep DDP from broadcasting our buffers at every forward: that costs time and hides drift."""
-    names = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
     for prefix, child in module.named_modules():
         if isinstance(child, Masked):
-            names |= {f"{prefix}.{name}" for name in child._buffers}  # type: ignore[attr-defined]
-    module._ddp_params_and_buffers_to_ignore = sorted(names)  # type: ignore[assignment]
+            buffers = child.named_buffers(prefix, recurse=False)  # type: ignore[attr-defined]
+            keep_from_ddp(module, (name for name, _ in buffers))
 
 
 def check_storage(module: Any, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
@@ -93,7 +93,7 @@ def only_optimizer(trainer: Trainer) -> Optimizer:
         )
     optimizer = trainer.optimizers[0]
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+    if scaler is not None and unscales_by_itself(optimizer):
         raise ConfigError(
             "A fused optimizer with fp16 loss scaling never shows its unscaled gradients. Use "
             "precision=bf16-mixed, or the optimizer without fused=True."

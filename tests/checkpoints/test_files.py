@@ -42,7 +42,7 @@ def test_folder_names_a_file_in_it(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"is a folder.*Name the file, such as '.*ep=3\.ckpt"):
         read_checkpoint(run.parents[1])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="No checkpoint is in it"):
+    with pytest.raises(CheckpointError, match=r"There is no \.ckpt file in it"):
         read_checkpoint(tmp_path / "empty")
 
 

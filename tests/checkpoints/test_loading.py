@@ -10,8 +10,9 @@ from torch import nn
 import solo
 from solo import extensions
 from solo.backbones import BACKBONES
+from solo.checkpoints import load_pretrained
 from solo.checkpoints.exporting import export_encoder
-from solo.checkpoints.loading import encoder_state, load_encoder, load_pretrained, read_checkpoint
+from solo.checkpoints.loading import encoder_state, load_encoder, read_checkpoint
 from solo.errors import CheckpointError
 from tests.checkpoints.lightning_files import ARGS, encoder, lightning_file, prefixed, same
 
@@ -153,6 +154,17 @@ class Masks(extensions.Extension):
     def training_state(self, state):
         return {key for key in state if key.endswith(".score")}
 
+    def folded(self, state):
+        masks = {key: value for key, value in state.items() if key.endswith(".mask")}
+        weights = {key: value for key, value in state.items() if key not in masks}
+        for key, mask in masks.items():
+            weights[key[:-4] + "weight"] = weights[key[:-4] + "weight"] * mask
+        return weights
+
+    def misfit(self, missing, unexpected):
+        ours = not unexpected and all(key.endswith(".mask") for key in missing)
+        return "The checkpoint is dense and the encoder is masked." if ours else ""
+
     def describe(self, backbone):
         masks = [b for name, b in backbone.named_buffers() if name.endswith("mask")]
         return {"kept": float(sum(mask.sum() for mask in masks))} if masks else {}
@@ -170,9 +182,7 @@ def masked_state(trained):
 def test_masks_that_nobody_places(trained):
     state, _ = masked_state(trained)
     del state["layer1.0.conv1.score"]
-    with pytest.raises(
-        CheckpointError, match=r"layer1\.0\.conv1\.mask\n.*trained sparse.*register"
-    ):
+    with pytest.raises(CheckpointError, match=r"layer1\.0\.conv1\.mask\n.*and more.*register"):
         load_encoder(encoder(), {"state_dict": state})
 
 

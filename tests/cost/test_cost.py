@@ -242,7 +242,7 @@ def test_command_names_what_is_missing(tmp_path, capsys):
     path = a_run(tmp_path)
     (tmp_path / "args.json").unlink()
     assert main([str(path)]) == 2
-    assert "has no args.json" in capsys.readouterr().err
+    assert "no args.json beside it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["0", "x", "-3"])
@@ -252,10 +252,10 @@ def test_command_refuses_a_size_that_is_none(tmp_path, size, capsys):
     assert "no number of pixels" in capsys.readouterr().err
 
 
-def test_rebuild_refuses_a_file_without_arguments(tmp_path):
-    from solo.checkpoints.loading import rebuild
+def test_load_run_refuses_a_file_without_arguments(tmp_path):
+    from solo.checkpoints import load_run
 
     path = a_run(tmp_path)
     (tmp_path / "args.json").unlink()
     with pytest.raises(CheckpointError, match=r"args\.json"):
-        rebuild(path)
+        load_run(path)

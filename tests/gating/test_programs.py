@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from solo.args.knn import parse_args_knn
-from solo.checkpoints.loading import load_pretrained
+from solo.checkpoints import load_pretrained
 from solo.errors import CheckpointError, ConfigError
 from solo.programs.knn import knn
 from solo.programs.linear import linear, load_backbone

@@ -165,7 +165,7 @@ def broken(run, tmp_path, kind):
         ("bad args", "args.json"),
         ("no checkpoint", "no .ckpt file"),
         ("truncated", "truncated"),
-        ("other width", "-ep=0.ckpt: checkpoint does not fit the encoder.\n  "),
+        ("other width", "-ep=0.ckpt does not fit the encoder.\n  "),
         ("other method", "'bylo' is not a pretraining method"),
     ],
 )

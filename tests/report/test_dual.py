@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from solo.errors import DataError
+from solo.errors import CheckpointError
 from solo.programs.pretrain import pretrain
 from sparse_ext.extension import register
 from sparse_ext.gating.encoder import choose, gating_of
@@ -95,7 +95,7 @@ def test_umap_of_both_branches(run, tmp_path, capsys, monkeypatch):
 def test_umap_needs_a_checkpoint(run, tmp_path, capsys):
     for name in ("metrics.csv", "args.json"):
         (tmp_path / name).write_bytes((run[0] / name).read_bytes())
-    with pytest.raises(DataError, match=r"--umap: .* has no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"--umap: .* no \.ckpt file in it"):
         write_report(tmp_path, umap=50)
     assert main([str(tmp_path), "--umap", "50"]) == 2
     assert "error: --umap" in capsys.readouterr().err

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from scripts.experiments import programs
 from scripts.experiments.jobs import Runner
 from scripts.experiments.progress import Display
 from scripts.experiments.quickstart import plan
-from solo.errors import SoloError
+from solo.files.lock import FolderLock
+from solo.programs.app import long_program
 
 OWN = ("dense", "sparse", "random", "linear-*", "logs", "done", "*.safetensors")
 
@@ -25,21 +25,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     fast = programs.precision()
     settings = plan.Settings(args.output.resolve(), (*fast, *args.pretrain), (*fast, *args.linear))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with programs.alone(settings.folder):
-            if args.fresh:
-                _remove(settings.folder)
-            return _run(settings)
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
-        return 130
+    return long_program(lambda: _run(settings, args.fresh))
 
 
-def _run(settings: plan.Settings) -> int:
+def _run(settings: plan.Settings, fresh: bool) -> None:
+    with FolderLock(settings.folder):
+        if fresh:
+            _remove(settings.folder)
+        _train(settings)
+
+
+def _train(settings: plan.Settings) -> None:
     began = time.monotonic()
     slots, env = programs.share_cores()
     env["PYTHONUNBUFFERED"] = "1"
@@ -57,7 +53,6 @@ def _run(settings: plan.Settings) -> int:
     print(f"\n{summary.text(figures)}\n")
     print("\n".join(summary.verdict(figures)))
     print(f"\nReport:  {report}\nFigures: {figures_file}\nTook {figures['total_seconds']:.0f} s.")
-    return 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

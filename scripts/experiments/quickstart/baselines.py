@@ -11,13 +11,13 @@ evaluation programs take like any other, and evaluates raw pixels.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.experiments.quickstart.plan import KNN, LINEAR, PRETRAIN, ROOT
 from solo.data.datasets.digits import SIZE
+from solo.files.whole import whole_file, write_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,11 +56,10 @@ def write_random_encoder(folder: Path, overrides: Sequence[str]) -> Path:
     seed_everything(cfg.seed)
     model = build_model(cfg)
     run = folder / cfg.method / "0"
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "args.json").write_text(json.dumps(OmegaConf.to_container(cfg, resolve=True)))
-    path = run / "random.ckpt"
-    torch.save({"state_dict": model.state_dict()}, path)
-    return path
+    write_json(run / "args.json", OmegaConf.to_container(cfg, resolve=True))
+    with whole_file(run / "random.ckpt") as partial:
+        torch.save({"state_dict": model.state_dict()}, partial)
+    return run / "random.ckpt"
 
 
 def linear_on_pixels(folder: Path, overrides: Sequence[str]) -> None:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.experiments.jobs import Job
 from scripts.experiments.quickstart import plan
 from solo.errors import DataError
+from solo.files.whole import write_json
 
 if TYPE_CHECKING:
     from sparse_ext.report.page import Page
@@ -127,9 +126,7 @@ def verdict(figures: Mapping[str, Any]) -> list[str]:
 def write(settings: plan.Settings, figures: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write `report.html` and `summary.json`; returns both paths."""
     path = settings.folder / "summary.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dict(figures), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, figures)
     return _page(settings, figures).write(settings.folder / "report.html"), path
 
 
@@ -172,15 +169,15 @@ def _knn_acc1(log: Path) -> float:
 
 def _measured(settings: plan.Settings, name: str, path: Path) -> dict[str, Any]:
     """Sparsity and cost of a checkpoint, and the size of its encoder as a file of its own."""
+    from solo.checkpoints import load_run
     from solo.checkpoints.exporting import export_encoder
-    from solo.checkpoints.loading import rebuild
     from solo.data.catalogue import input_size
     from sparse_ext.cost import count
     from sparse_ext.export import save_packed
 
     tables = {}
     for encoder in ("online", "momentum"):
-        backbone, args = rebuild(path, encoder)
+        backbone, args = load_run(path, encoder)
         tables[encoder] = count(backbone, input_size(args))
         if encoder == "online":
             file = settings.folder / f"encoder-{name}.safetensors"

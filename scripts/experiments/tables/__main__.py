@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,21 +20,15 @@ from scripts.experiments import programs as shared
 from scripts.experiments.tables import images, programs
 from scripts.experiments.tables.rows import SCALES, Row, find, rows, title
 from scripts.experiments.tables.runs import Options, require_source
-from solo.errors import ConfigError, SoloError
+from solo.errors import ConfigError
+from solo.files.lock import FolderLock
+from solo.programs.app import long_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; 0, 2 after a message for an error, 130 when interrupted."""
     args = _parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        return _run(args)
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
-        return 130
+    return long_program(lambda: _run(args))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -108,7 +101,7 @@ def _train(chosen: list[Row], known: list[Row], options: Options, seeds: list[in
         require_source(row, dataclasses.replace(options, seed=seed))
     small = chosen[0].images
     slots, env = shared.share_cores() if small else (1, {})
-    with shared.alone(options.folder):
+    with FolderLock(options.folder):
         options = _with_subset(options, small)
         jobs = programs.jobs(chosen, options, seeds)
         print(

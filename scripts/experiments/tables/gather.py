@@ -166,11 +166,11 @@ def _knn(row: Row, options: Options, evaluation: Evaluation) -> dict[str, float]
 
 def _macs_dense(path: Path) -> int:
     """Of the encoder without its gates, for an image of the size that evaluation shows to it."""
-    from solo.checkpoints.loading import rebuild
+    from solo.checkpoints import load_run
     from solo.data.catalogue import input_size
     from sparse_ext.gating.encoder import gating_of, trace
 
-    backbone, args = rebuild(path)
+    backbone, args = load_run(path)
     if gating_of(backbone) is not None:
         return trace(backbone, input_size(args)).macs_dense
     from sparse_ext.cost import count
@@ -180,12 +180,12 @@ def _macs_dense(path: Path) -> int:
 
 def _costs(path: Path, log: RunLog) -> dict[str, Any]:
     """Sparsities, MACs and memory of the encoders in a checkpoint."""
-    from solo.checkpoints.loading import rebuild
+    from solo.checkpoints import load_run
     from solo.data.catalogue import input_size
     from sparse_ext.cost import count, memory
     from sparse_ext.cost.of_checkpoint import granularity
 
-    backbone, args = rebuild(path)
+    backbone, args = load_run(path)
     table = count(backbone, input_size(args))
     size = memory(table, granularity(args))
     figures: dict[str, Any] = {
@@ -198,6 +198,6 @@ def _costs(path: Path, log: RunLog) -> dict[str, Any]:
         "megabytes_with_index": size.total / 1e6,
     }
     if "momentum" in log.args and "method" in log.args:
-        momentum, _ = rebuild(path, "momentum")
+        momentum, _ = load_run(path, "momentum")
         figures["sparsity_momentum"] = count(momentum, input_size(args)).prunable.sparsity
     return figures

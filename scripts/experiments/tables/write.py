@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from solo.files.whole import whole_file, write_json, write_text
 
 if TYPE_CHECKING:
     from sparse_ext.report.page import Page
@@ -103,16 +103,13 @@ def write(
     """Write `summary.txt`, `.json`, `.csv` and `.html` into `folder`; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"summary.{kind}" for kind in ("txt", "json", "csv", "html")}
-    _replace(paths["txt"], text(title, figures, notes) + "\n")
-    content = {"title": title, "notes": notes, "rows": figures}
-    _replace(paths["json"], json.dumps(content, indent=1) + "\n")
-    partial = paths["csv"].with_suffix(".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    write_text(paths["txt"], text(title, figures, notes) + "\n")
+    write_json(paths["json"], {"title": title, "notes": notes, "rows": figures})
+    with whole_file(paths["csv"]) as partial, open(partial, "w", newline="") as file:
         columns = list(dict.fromkeys(key for row in figures for key in row))
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(figures)
-    os.replace(partial, paths["csv"])
     _page(title, figures, notes).write(paths["html"])
     return paths
 
@@ -166,9 +163,3 @@ def _labels(figures: Sequence[Mapping[str, Any]]) -> list[str]:
         else f"{', '.join(names)}: {text_.rstrip('.')}."
         for text_, names in labels.items()
     ]
-
-
-def _replace(path: Path, content: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)

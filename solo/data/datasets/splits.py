@@ -62,11 +62,7 @@ class Split:
 
     def write(self, folder: Path) -> Path:
         """Write `split.json` into the folder of a run, at once or not at all."""
-        path = Path(folder) / FILE
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"seed": SEED, **vars(self)}) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-        return path
+        return write_json(Path(folder) / FILE, {"seed": SEED, **vars(self)}, indent=None)
 
 
 def read(folder: Path) -> Split | None:

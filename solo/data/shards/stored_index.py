@@ -6,9 +6,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+
+from solo.files.whole import write_text
 
 
 def fingerprint(kind: str, files: Iterable[str | Path]) -> str:
@@ -48,12 +49,7 @@ def write_index(path: str | Path, mark: str, lines: Iterable[str]) -> None:
     text = "\n".join([mark, *lines, ""])
     for index in index_paths(path):
         try:
-            index.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=index.parent, delete=False, encoding="utf-8"
-            ) as file:
-                file.write(text)
-            os.replace(file.name, index)  # whole or not at all, also with several ranks
+            write_text(index, text)
             return
         except OSError:
             continue

@@ -32,19 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--sparse_gradients", action="store_true", help="no dense_gradients")
     args = parser.parse_args(argv)
-    from solo.errors import SoloError
+    from solo.programs.app import exit_code
     from sparse_ext.extension import register
 
     register()
 
     named = {name: getattr(args, name) for name in asdict(Machine()) if hasattr(args, name)}
     machine = Machine(**named, dense_gradients=not args.sparse_gradients)
-    try:
-        print(answer(args.checkpoint, machine, args.input_size))
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(answer(args.checkpoint, machine, args.input_size)))
 
 
 def answer(checkpoint: str, machine: Machine, size: int | None = None) -> str:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from sparse_ext.compat import unwrapped
 from sparse_ext.cost.per_layer import COUNTED
 from sparse_ext.masks.granularity import Block
-from sparse_ext.masks.masked_layers import masked_layers, unwrapped
+from sparse_ext.masks.masked_layers import masked_layers
 from sparse_ext.schedules import cubic
 
 BLOCK = 8

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from solo.checkpoints.loading import read_checkpoint, rebuild
+from solo.checkpoints.runs import open_run
 from solo.data.catalogue import input_size
 from solo.errors import CheckpointError
 from sparse_ext.cost.accelerator import cycle_model
@@ -41,17 +41,15 @@ def load(checkpoint: str, size: int | None = None) -> Run:
     Raises:
         CheckpointError: it cannot be read, or is of no sparse run.
     """
-    backbone, args = rebuild(checkpoint)
-    content = read_checkpoint(checkpoint)
+    run = open_run(checkpoint)
+    backbone, args, content = run.encoder().backbone, run.args, run.checkpoint
     state = content.get("sparse_state")
     if state is None or not masked_layers(backbone):
         raise CheckpointError(
             f"{checkpoint} holds no sparse run, so there is no schedule to follow. Give a .ckpt "
             f"of a run with +sparse=..."
         )
-    nets = [backbone]
-    if any(key.startswith("momentum_backbone.") for key in content["state_dict"]):
-        nets.append(rebuild(checkpoint, "momentum")[0])
+    nets = [backbone, *(run.encoder(name).backbone for name in run.encoders[1:])]
     now = [cycle_model.kept_blocks(net) for net in nets]
     layers = cycle_model.measure(backbone, size or input_size(args))
     shapes = {name: tuple(layer.weight.shape) for name, layer in masked_layers(backbone).items()}

@@ -29,28 +29,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--eval_encoder", choices=("online", "momentum"), default="online")
     args = parser.parse_args(argv)
-    from solo.errors import SoloError
+    from solo.programs.app import exit_code
     from sparse_ext.extension import register
 
     register()
 
-    try:
-        _export(args.run, args.output, args.eval_encoder)
-    except SoloError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _export(args.run, args.output, args.eval_encoder))
 
 
 def _export(run: Path, output: Path, which: str) -> None:
-    from solo.checkpoints.loading import rebuild
+    from solo.checkpoints.runs import load_run, weights_file
     from solo.data.catalogue import input_size
     from solo.errors import CheckpointError
-    from solo.monitoring.loggers import last_checkpoint
     from sparse_ext.gating.export import export_gated, save_gated
 
-    path = (last_checkpoint(run) if run.is_dir() else run) or run
-    backbone, args = rebuild(path, which)
+    path = weights_file(run)
+    backbone, args = load_run(path, which)
     size = input_size(args)
     facts = {"dataset": args["data"]["dataset"], "image_size": size, "source": path.name}
     encoder = export_gated(backbone.eval(), facts)

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 
+from solo.checkpoints.files import write_tensors
 from solo.errors import CheckpointError
+from solo.files.whole import write_json
 from sparse_ext.gating.export.encoder import OpenEncoder, from_description
 from sparse_ext.masks import files as maskfile
 
@@ -27,11 +28,8 @@ def save_gated(encoder: OpenEncoder, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-    maskfile.write_atomically(folder / MODEL, tensors, {"format": FORMAT})
-    partial = folder / f"{CONFIG}.partial"
-    content = {"format": FORMAT, **encoder.describe()}
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / CONFIG)
+    write_tensors(folder / MODEL, tensors, {"format": FORMAT})
+    write_json(folder / CONFIG, {"format": FORMAT, **encoder.describe()})
     return folder
 
 

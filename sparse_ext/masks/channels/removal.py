@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparse_ext.compat import unwrapped
 from sparse_ext.masks.channels import constant_values
 from sparse_ext.masks.channels.tracing import Channels, Space
 from sparse_ext.masks.channels.widths import LIKE_WEIGHT, MARK, PER_CHANNEL, declare
-from sparse_ext.masks.masked_layers import unwrapped
 
 FAINT = 0.01  # of a reader's largest constant: less cannot carry the others without rounding errors
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
 from solo.errors import ConfigError
+from sparse_ext.compat import tree_leaves, tree_map
 
 
 def is_rows(leaf: Any) -> bool:

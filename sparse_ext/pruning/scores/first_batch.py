@@ -18,10 +18,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.utils._pytree import tree_map
 
+from solo.compat import set_trainer, single_process
 from solo.errors import ConfigError
 from solo.utils import ranks
+from sparse_ext.compat import tree_map
 from sparse_ext.masks.masked_layers import masked_layers
 from sparse_ext.pruning.scores import balanced_batch
 
@@ -42,7 +43,7 @@ class Probe:
 
     def __init__(self, module: LightningModule, trainer: Trainer | None, batch: Any) -> None:
         self.module = copy.deepcopy(module)
-        self.module._trainer = trainer
+        set_trainer(self.module, trainer)
         self.trainer = trainer
         self.module.log = self.module.log_dict = _silent  # type: ignore[assignment,method-assign]
         self.batch = batch
@@ -79,7 +80,7 @@ class Probe:
         derivatives do not pass between processes; the first one's results count.
         """
         self.batch = tree_map(_everyones, self.batch) if not self._drawn else self.batch
-        with self._isolated(), ranks.alone():
+        with self._isolated(), single_process():
             found = function(self.parts(), list(self.weights.values()))
         ranks.share(found)
         return dict(zip(self.weights, found, strict=True))
@@ -100,7 +101,7 @@ class Probe:
         hook = self._head(head).register_forward_hook(
             lambda _m, _i, out: seen.append(out.shape[-1])
         )
-        with self._isolated(), ranks.alone(), torch.no_grad():
+        with self._isolated(), single_process(), torch.no_grad():
             self._loss(self.batch)
         hook.remove()
         loader = None if self.trainer is None else self.trainer.train_dataloader

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from solo.compat import foreach_lerp_
 from solo.errors import ConfigError
+from sparse_ext.compat import foreach_abs
 
 
 def magnitude(weight: Tensor, shadow: Tensor | None = None) -> Tensor:
@@ -53,10 +55,10 @@ def ema_gradient_(
         for score, grad in zip(scores, grads, strict=True):
             score.lerp_(_wide(grad).abs(), 1 - history)
         return
-    new = list(torch._foreach_abs([_wide(grad) for grad in grads]))
+    new = list(foreach_abs([_wide(grad) for grad in grads]))
     if finite is not None and finite.device.type != "cpu":
         new = [torch.where(finite, n, s) for n, s in zip(new, scores, strict=True)]
-    torch._foreach_lerp_(list(scores), new, 1 - history)
+    foreach_lerp_(list(scores), new, 1 - history)
 
 
 def snip(weight: Tensor, grad: Tensor) -> Tensor:

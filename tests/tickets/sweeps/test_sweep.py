@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from solo.checkpoints.loading import load_pretrained
+from solo.checkpoints import load_pretrained
 from solo.errors import CheckpointError, ConfigError, DataError, SoloError
 from sparse_ext.tickets import run_folder
 from sparse_ext.tickets.program import tickets
@@ -268,7 +268,7 @@ def test_another_configuration_in_the_same_folder(finished, cwd):
 
 def test_a_second_program_in_the_same_folder(finished, cwd):
     run = copied(finished, cwd)
-    with run.alone(), pytest.raises(SoloError, match="Another program is at work"):
+    with run.alone(), pytest.raises(SoloError, match="is at work in"):
         tickets(config(sweep_section()))
 
 

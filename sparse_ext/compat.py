@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""Everything in `sparse_ext` that stands on private names of torch and Lightning.
+
+What `solo` needs, too, is in `solo.compat`. Each has a test in tests/test_compat.py, which fails
+when the library changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+
+#: base class of all of torch's batch norms
+BatchNorm = _BatchNorm
+#: absolute values of a list of tensors
+foreach_abs = torch._foreach_abs
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module behind `torch.compile`'s wrapper, whose names have no `_orig_mod.` in front."""
+    return getattr(module, "_orig_mod", module)
+
+
+def put_first(trainer: Trainer, callback: Callback) -> None:
+    """Let `callback` act before all others, in every hook that is still to come."""
+    others = [c for c in trainer.callbacks if c is not callback]  # type: ignore[attr-defined]
+    trainer.callbacks = [callback, *others]  # type: ignore[attr-defined]
+
+
+def keep_from_ddp(module: LightningModule, names: Iterable[str]) -> None:
+    """Let DDP neither share nor reduce these parameters and buffers of `module`."""
+    ignored = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ())) | set(names)
+    module._ddp_params_and_buffers_to_ignore = sorted(ignored)  # type: ignore[assignment]
+
+
+def hooks_before_loading(module: nn.Module) -> list[Callable]:
+    """What `register_load_state_dict_pre_hook` has registered."""
+    hooks = module._load_state_dict_pre_hooks.values()
+    return [getattr(hook, "hook", hook) for hook in hooks]
+
+
+def unscales_by_itself(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer divides its gradients by the loss scale inside of its step."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
