@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Versions: nvidia-dali-cuda130 2.4.0 (CPU operators), Pillow 13.0.0.
-# Guess:    an antialiased resize is one thing by now: DALI's triangular filter and Pillow's bilinear
-#           differ by rounding.
-# Behaviour: inside the image they do. At its border the filter reaches beyond the image: DALI repeats
-#           the edge pixel there, Pillow leaves the part outside out and divides by what remains. The
-#           outermost pixels differ by tens of levels, and in a small image (a local crop of 96
-#           pixels, a CIFAR view) the border is a large part.
-# Seen:     64 columns of which the first 4 are white, shrunk to 8: the first pixel is 128 in DALI, 109
-#           in Pillow; bicubic 127 and 116. Noise of 64x64 shrunk to 16x16: at most 1 level apart
-#           inside, 9 at the border.
+# Versions:  nvidia-dali-cuda130 2.4.0 (CPU operators), Pillow 13.0.0.
+# Guess:     an antialiased resize is one thing by now: DALI's triangular filter and Pillow's
+#            bilinear differ by rounding.
+# Behaviour: inside the image they do. At its border the filter reaches beyond the image: DALI
+#            repeats the edge pixel there, Pillow leaves the part outside out and divides by what
+#            remains. The outermost pixels differ by tens of levels, and in a small image (a local
+#            crop of 96 pixels, a CIFAR view) the border is a large part.
+# Seen:      64 columns of which the first 4 are white, shrunk to 8: the first pixel is 128 in
+#            DALI, 109 in Pillow; bicubic 127 and 116. Noise of 64x64 shrunk to 16x16: at most 1
+#            level apart inside, 9 at the border.
 exec "$(dirname "$0")/run_with" nvidia-dali-cuda130==2.4.0 pillow==13.0.0 numpy==2.4.6 <<'PYTHON'
 from importlib.metadata import version
 
@@ -46,8 +46,10 @@ stripe = np.zeros((64, 64, 3), np.uint8)
 stripe[:, :4] = 255
 for name, values in {"linear": (128, 109), "cubic": (128, 116)}.items():
     dali, pillow = (int(x[4, 0, 0]) for x in both(stripe, 8, name))
-    expect(f"{name}: DALI {dali}, Pillow {pillow}",
-           abs(dali - values[0]) <= 1 and abs(pillow - values[1]) <= 1)
+    expect(
+        f"{name}: DALI {dali}, Pillow {pillow}",
+        abs(dali - values[0]) <= 1 and abs(pillow - values[1]) <= 1,
+    )
 
 noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 dali, pillow = both(noise, 16, "linear")

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Versions: torch 2.14.1, gloo backend.
-# Guess:    all_reduce adds elements of equal index, or refuses a tensor that is not contiguous (NCCL
-#           refuses).
-# Behaviour: it adds whatever lies in memory. A channels_last tensor on one rank and a contiguous one
-#           on the other are added in different orders of their elements; a slice with gaps (every
-#           second element) has its gaps reduced and half of its elements left alone. No error, and
-#           the ranks can disagree afterwards. all_gather copies first and is right.
-# Seen:     0..7 as (1, 2, 2, 2), channels_last on rank 1 only: rank 0 gets 0 5 3 8 6 11 9 14 instead
-#           of 0 2 4 ... 14; the slice 0 2 4 6 gives 0 4 4 6 on both ranks instead of 0 4 8 12.
+# Versions:  torch 2.14.1, gloo backend.
+# Guess:     all_reduce adds elements of equal index, or refuses a tensor that is not contiguous
+#            (NCCL refuses).
+# Behaviour: it adds whatever lies in memory. A channels_last tensor on one rank and a contiguous
+#            one on the other are added in different orders of their elements; a slice with gaps
+#            (every second element) has its gaps reduced and half of its elements left alone. No
+#            error, and the ranks can disagree afterwards. all_gather copies first and is right.
+# Seen:      0..7 as (1, 2, 2, 2), channels_last on rank 1 only: rank 0 gets 0 5 3 8 6 11 9 14
+#            instead of 0 2 4 ... 14; the slice 0 2 4 6 gives 0 4 4 6 on both ranks instead of 0 4
+#            8 12.
 exec "$(dirname "$0")/run_with" torch==2.14.1 numpy==2.4.6 <<'PYTHON'
 import tempfile
 

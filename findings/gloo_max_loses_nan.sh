@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Versions: torch 2.14.1, gloo backend.
-# Guess:    all_reduce with MAX or MIN gives NaN if any rank holds NaN, as torch.maximum does. Asking
-#           for the largest loss or gradient norm of all ranks is then a test for non-finite steps.
-# Behaviour: only rank 0's NaN survives. A NaN of any other rank is dropped, on all ranks, without a
-#           word: the comparison is asked as "is the other one larger", which NaN never is. SUM keeps
-#           the NaN wherever it is.
-# Seen:     MAX with NaN on rank 0: nan on both ranks; on rank 1: 1.0 on both; SUM: nan on both.
+# Versions:  torch 2.14.1, gloo backend.
+# Guess:     all_reduce with MAX or MIN gives NaN if any rank holds NaN, as torch.maximum does.
+#            Asking for the largest loss or gradient norm of all ranks is then a test for
+#            non-finite steps.
+# Behaviour: only rank 0's NaN survives. A NaN of any other rank is dropped, on all ranks, without
+#            a word: the comparison is asked as "is the other one larger", which NaN never is. SUM
+#            keeps the NaN wherever it is.
+# Seen:      MAX with NaN on rank 0: nan on both ranks; on rank 1: 1.0 on both; SUM: nan on both.
 exec "$(dirname "$0")/run_with" torch==2.14.1 numpy==2.4.6 <<'PYTHON'
 import math
 import tempfile

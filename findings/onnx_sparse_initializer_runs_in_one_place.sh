@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Versions: onnx 1.23.2, onnxruntime 1.32.0, openvino 2026.4.1, onnx-ir 1.1.0.
-# Guess:    sparse_initializer has been in the standard since 2019 (IR version 5): a pruned weight
-#           stored so is smaller and runs wherever ONNX runs, or is refused with a word about
-#           sparsity.
+# Versions:  onnx 1.23.2, onnxruntime 1.32.0, openvino 2026.4.1, onnx-ir 1.1.0.
+# Guess:     sparse_initializer has been in the standard since 2019 (IR version 5): a pruned weight
+#            stored so is smaller and runs wherever ONNX runs, or is refused with a word about
+#            sparsity.
 # Behaviour: ONNX Runtime runs it (as a dense tensor). onnx's own checker passes it, but fails with
-#           full_check=True, as shape inference takes the weight for a scalar; onnx.reference and
-#           OpenVINO refuse to load it, with messages that do not say "sparse"; onnx-ir, on which
-#           torch's exporter and onnxscript's optimizer stand, drops the weight and keeps the node.
-# Seen:     a 3x3 convolution with 90 % zeros: 5.7 instead of 18.6 kB, equal in ONNX Runtime; errors
-#           from full_check, onnx.reference and OpenVINO; after onnx_ir.load and save no weight.
+#            full_check=True, as shape inference takes the weight for a scalar; onnx.reference and
+#            OpenVINO refuse to load it, with messages that do not say "sparse"; onnx-ir, on which
+#            torch's exporter and onnxscript's optimizer stand, drops the weight and keeps the
+#            node.
+# Seen:      a 3x3 convolution with 90 % zeros: 5.7 instead of 18.6 kB, equal in ONNX Runtime;
+#            errors from full_check, onnx.reference and OpenVINO; after onnx_ir.load and save no
+#            weight.
 exec "$(dirname "$0")/run_with" onnx==1.23.2 onnxruntime==1.32.0 openvino==2026.4.1 onnx-ir==1.1.0 \
     numpy==2.4.6 <<'PYTHON'
 import logging
@@ -25,8 +27,10 @@ from onnx.reference import ReferenceEvaluator
 from expect import expect
 
 logging.disable(logging.WARNING)
-print(f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}, "
-      f"openvino {openvino.__version__}, onnx-ir {onnx_ir.__version__}")
+print(
+    f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}, "
+    f"openvino {openvino.__version__}, onnx-ir {onnx_ir.__version__}"
+)
 rng = np.random.default_rng(0)
 weight = rng.normal(size=(32, 16, 3, 3)).astype("float32")
 weight[rng.random(weight.shape) < 0.9] = 0
@@ -84,7 +88,10 @@ for name, action in {
     expect(f"{name} refuses: {' '.join(message.split())[-60:]}", bool(message))
 onnx_ir.save(onnx_ir.load("sparse.onnx"), "again.onnx")
 graph = onnx.load("again.onnx").graph
-expect("after onnx_ir the node is there and the weight is not",
-       [node.op_type for node in graph.node] == ["Conv"]
-       and not graph.initializer and not graph.sparse_initializer)
+expect(
+    "after onnx_ir the node is there and the weight is not",
+    [node.op_type for node in graph.node] == ["Conv"]
+    and not graph.initializer
+    and not graph.sparse_initializer,
+)
 PYTHON

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Versions: safetensors 0.8.0, numpy 2.4.6, scikit-learn 1.9.1.
-# Guess:    a saved array comes back equal, or an array that is not C-contiguous is refused, as
-#           safetensors.torch refuses it.
-# Behaviour: safetensors.numpy writes the bytes as they lie in memory under the shape of the array. An
-#           array in Fortran order comes back with its elements permuted, without error or warning.
-#           coef_ of scikit-learn's LogisticRegression is in Fortran order: a linear probe saved this
-#           way is another classifier when it is loaded.
-# Seen:     accuracy of the probe on 597 digits: 0.921 before saving, 0.104 after loading; safetensors.torch
-#           raises ValueError for the same array.
+# Versions:  safetensors 0.8.0, numpy 2.4.6, scikit-learn 1.9.1.
+# Guess:     a saved array comes back equal, or an array that is not C-contiguous is refused, as
+#            safetensors.torch refuses it.
+# Behaviour: safetensors.numpy writes the bytes as they lie in memory under the shape of the array.
+#            An array in Fortran order comes back with its elements permuted, without error or
+#            warning. coef_ of scikit-learn's LogisticRegression is in Fortran order: a linear
+#            probe saved this way is another classifier when it is loaded.
+# Seen:      accuracy of the probe on 597 digits: 0.921 before saving, 0.104 after loading;
+#            safetensors.torch raises ValueError for the same array.
 exec "$(dirname "$0")/run_with" safetensors==0.8.0 numpy==2.4.6 scikit-learn==1.9.1 torch==2.14.1 \
     <<'PYTHON'
 import numpy as np
@@ -33,8 +33,10 @@ safetensors.numpy.save_file({"coef": coef}, "probe.safetensors")
 loaded = safetensors.numpy.load_file("probe.safetensors")["coef"]
 probe.coef_ = loaded
 after = probe.score(*test)
-expect("the loaded array has the same shape and sum", loaded.shape == coef.shape
-       and np.isclose(loaded.sum(), coef.sum()))
+expect(
+    "the loaded array has the same shape and sum",
+    loaded.shape == coef.shape and np.isclose(loaded.sum(), coef.sum()),
+)
 expect("and other elements", not np.array_equal(loaded, coef))
 expect(f"accuracy {before:.3f} before, {after:.3f} after", before > 0.85 and after < 0.5)
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Versions: timm 1.0.31, torch 2.14.1.
-# Guess:    create_model(name, global_pool="avg") and reset_classifier(0, global_pool="avg") on a ViT
-#           made with its default pooling are the same network.
-# Behaviour: asked for at creation, mean pooling moves the last LayerNorm behind the pool and calls it
-#           fc_norm; asked for afterwards, the LayerNorm stays before the pool and is called norm. The
-#           features differ, weights of the one do not load into the other, and features taken with
-#           forward_features() are normalised in one and raw in the other.
-# Seen:     with equal weights the features have lengths of 13.86 and 4.13 (cosine 0.999);
-#           forward_features() has a standard deviation of 0.64 and of 1.00.
+# Versions:  timm 1.0.31, torch 2.14.1.
+# Guess:     create_model(name, global_pool="avg") and reset_classifier(0, global_pool="avg") on a
+#            ViT made with its default pooling are the same network.
+# Behaviour: asked for at creation, mean pooling moves the last LayerNorm behind the pool and calls
+#            it fc_norm; asked for afterwards, the LayerNorm stays before the pool and is called
+#            norm. The features differ, weights of the one do not load into the other, and features
+#            taken with forward_features() are normalised in one and raw in the other.
+# Seen:      with equal weights the features have lengths of 13.86 and 4.13 (cosine 0.999);
+#            forward_features() has a standard deviation of 0.64 and of 1.00.
 exec "$(dirname "$0")/run_with" timm==1.0.31 torch==2.14.1 torchvision==0.29.1 <<'PYTHON'
 import timm
 import torch
@@ -23,10 +23,14 @@ created = timm.create_model("vit_tiny_patch16_224", global_pool="avg", **shape).
 reset = timm.create_model("vit_tiny_patch16_224", **shape).eval()
 reset.reset_classifier(0, global_pool="avg")
 
-keys = [sorted(set(a.state_dict()) - set(b.state_dict()))
-        for a, b in ((created, reset), (reset, created))]
-expect(f"keys of one only: {keys}",
-       keys == [["fc_norm.bias", "fc_norm.weight"], ["norm.bias", "norm.weight"]])
+keys = [
+    sorted(set(a.state_dict()) - set(b.state_dict()))
+    for a, b in ((created, reset), (reset, created))
+]
+expect(
+    f"keys of one only: {keys}",
+    keys == [["fc_norm.bias", "fc_norm.weight"], ["norm.bias", "norm.weight"]],
+)
 weights = {k.replace("fc_norm", "norm"): v for k, v in created.state_dict().items()}
 reset.load_state_dict(weights)
 images = torch.randn(4, 3, 32, 32)

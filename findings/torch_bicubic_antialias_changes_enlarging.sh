@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Versions: torch 2.14.1, timm 1.0.31.
-# Guess:    antialias=True matters when an image shrinks; enlarging has nothing to alias, so both
-#           settings give the same.
-# Behaviour: they use different bicubic kernels: a = -0.75 without antialias, a = -0.5 (Pillow's) with
-#           it, whatever the direction. timm resamples position embeddings with antialias, DINO's and
-#           MAE's own code without: the same checkpoint at a larger image has other embeddings.
-# Seen:     the weights around a unit impulse, enlarged twice: 0.8789 and 0.8672 beside it; a random 14x14
-#           embedding to 16x16: 8.1 % (relative l2) between the two settings.
+# Versions:  torch 2.14.1, timm 1.0.31.
+# Guess:     antialias=True matters when an image shrinks; enlarging has nothing to alias, so both
+#            settings give the same.
+# Behaviour: they use different bicubic kernels: a = -0.75 without antialias, a = -0.5 (Pillow's)
+#            with it, whatever the direction. timm resamples position embeddings with antialias,
+#            DINO's and MAE's own code without: the same checkpoint at a larger image has other
+#            embeddings.
+# Seen:      the weights around a unit impulse, enlarged twice: 0.8789 and 0.8672 beside it; a
+#            random 14x14 embedding to 16x16: 8.1 % (relative l2) between the two settings.
 exec "$(dirname "$0")/run_with" torch==2.14.1 torchvision==0.29.1 timm==1.0.31 <<'PYTHON'
 import timm
 import torch
@@ -34,8 +35,10 @@ impulse = torch.zeros(1, 1, 8, 8)
 impulse[..., 3] = 1
 for antialias, a in ((False, -0.75), (True, -0.5)):
     beside = enlarge(impulse, (8, 16), antialias)[0, 0, 0, 6].item()
-    expect(f"antialias={antialias}: {beside:.4f} beside the impulse, a = {a}",
-           abs(beside - kernel(0.25, a)) < 1e-5)
+    expect(
+        f"antialias={antialias}: {beside:.4f} beside the impulse, a = {a}",
+        abs(beside - kernel(0.25, a)) < 1e-5,
+    )
 
 torch.manual_seed(0)
 grid = torch.randn(1, 64, 14, 14)

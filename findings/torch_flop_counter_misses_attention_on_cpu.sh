@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Versions: torch 2.14.1, timm 1.0.31.
-# Guess:    FlopCounterMode counts what a network does, so a ViT has the same FLOPs on the CPU and on
-#           a GPU, with fused attention or without.
-# Behaviour: on the CPU scaled_dot_product_attention runs in a kernel of its own that the counter has
-#           no formula for: it counts zero, without a word. The count of a ViT lacks all of softmax(QK)V.
-#           Under sdpa_kernel(SDPBackend.MATH), or with timm's fused_attn=False, it is complete.
-# Seen:     197 tokens, 3 heads of 64: 0 instead of 29,805,312. A ViT-Ti at 64x64: 185,204,736
-#           fused, 187,868,160 unfused.
+# Versions:  torch 2.14.1, timm 1.0.31.
+# Guess:     FlopCounterMode counts what a network does, so a ViT has the same FLOPs on the CPU and
+#            on a GPU, with fused attention or without.
+# Behaviour: on the CPU scaled_dot_product_attention runs in a kernel of its own that the counter
+#            has no formula for: it counts zero, without a word. The count of a ViT lacks all of
+#            softmax(QK)V. Under sdpa_kernel(SDPBackend.MATH), or with timm's fused_attn=False, it
+#            is complete.
+# Seen:      197 tokens, 3 heads of 64: 0 instead of 29,805,312. A ViT-Ti at 64x64: 185,204,736
+#            fused, 187,868,160 unfused.
 exec "$(dirname "$0")/run_with" torch==2.14.1 torchvision==0.29.1 timm==1.0.31 <<'PYTHON'
 import timm
 import torch
@@ -43,5 +44,7 @@ for fused in (True, False):
         block.attn.fused_attn = fused
     totals.append(flops(lambda: vit(torch.randn(1, 3, 64, 64))))
 missing = 12 * 2 * 2 * heads * 17 * 17 * width
-expect(f"ViT-Ti at 64x64: {totals[0]:,} fused, {totals[1]:,} unfused", totals[1] - totals[0] == missing)
+expect(
+    f"ViT-Ti at 64x64: {totals[0]:,} fused, {totals[1]:,} unfused", totals[1] - totals[0] == missing
+)
 PYTHON

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Versions: torch-pruning 1.6.1, timm 1.0.31, torch 2.14.1.
-# Guess:    removing dimensions of the attention heads that are exactly zero in query, key and value
-#           changes nothing, with fused attention as without.
-# Behaviour: timm's unfused path multiplies by a scale stored when the block was built; the fused path
-#           leaves it to scaled_dot_product_attention, which takes the width it finds. After
-#           Torch-Pruning has halved the heads the logits of the fused path are sqrt(2) times as large: a
-#           lossless pruning changes the features, and one model has two outputs.
-# Seen:     ViT of 2 blocks, heads 64 -> 32 wide: unfused equal to 1e-6, fused 1.4 % off (0.0099 of
-#           0.70). Passing the old scale to the fused call makes both equal.
-exec "$(dirname "$0")/run_with" torch-pruning==1.6.1 timm==1.0.31 torch==2.14.1 torchvision==0.29.1 \
-    numpy==2.4.6 <<'PYTHON'
+# Versions:  torch-pruning 1.6.1, timm 1.0.31, torch 2.14.1.
+# Guess:     removing dimensions of the attention heads that are exactly zero in query, key and
+#            value changes nothing, with fused attention as without.
+# Behaviour: timm's unfused path multiplies by a scale stored when the block was built; the fused
+#            path leaves it to scaled_dot_product_attention, which takes the width it finds. After
+#            Torch-Pruning has halved the heads the logits of the fused path are sqrt(2) times as
+#            large: a lossless pruning changes the features, and one model has two outputs.
+# Seen:      ViT of 2 blocks, heads 64 -> 32 wide: unfused equal to 1e-6, fused 1.4 % off (0.0099
+#            of 0.70). Passing the old scale to the fused call makes both equal.
+exec "$(dirname "$0")/run_with" torch-pruning==1.6.1 timm==1.0.31 torch==2.14.1 \
+    torchvision==0.29.1 numpy==2.4.6 <<'PYTHON'
 from importlib.metadata import version
 
 import timm
@@ -20,7 +20,9 @@ from torch.nn import functional
 
 from expect import expect
 
-print(f"torch-pruning {version('torch-pruning')}, timm {timm.__version__}, torch {torch.__version__}")
+print(
+    f"torch-pruning {version('torch-pruning')}, timm {timm.__version__}, torch {torch.__version__}"
+)
 torch.manual_seed(0)
 HEADS, WIDTH = 3, 64
 model = timm.create_model(

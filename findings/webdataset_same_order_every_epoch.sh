@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Versions: webdataset 1.0.2, torch 2.14.1.
-# Guess:    shardshuffle with a seed gives another order in every epoch, the same in every run; and
-#           detshuffle=True is what one asks for to be sure of it.
-# Behaviour: with a seed alone every epoch has the order of the first. With detshuffle=True the epoch
-#           is counted inside the data set, and a DataLoader with workers copies the data set anew
-#           each epoch: the count never leaves zero. The order changes only without workers or with
-#           persistent_workers=True.
-# Seen:     8 shards, three epochs. seed: equal for 0 workers, 2 workers, 2 persistent workers.
-#           seed and detshuffle: different, equal, different.
+# Versions:  webdataset 1.0.2, torch 2.14.1.
+# Guess:     shardshuffle with a seed gives another order in every epoch, the same in every run;
+#            and detshuffle=True is what one asks for to be sure of it.
+# Behaviour: with a seed alone every epoch has the order of the first. With detshuffle=True the
+#            epoch is counted inside the data set, and a DataLoader with workers copies the data
+#            set anew each epoch: the count never leaves zero. The order changes only without
+#            workers or with persistent_workers=True.
+# Seen:      8 shards, three epochs. seed: equal for 0 workers, 2 workers, 2 persistent workers.
+#            seed and detshuffle: different, equal, different.
 exec "$(dirname "$0")/run_with" webdataset==1.0.2 torch==2.14.1 numpy==2.4.6 <<'PYTHON'
 from importlib.metadata import version
 
@@ -37,8 +37,10 @@ if __name__ == "__main__":
     for deterministic in (False, True):
         for workers, persistent in ((0, False), (2, False), (2, True)):
             first, second, third = epochs(deterministic, workers, persistent)
-            expect("every epoch has all 40 samples",
-                   all(sorted(epoch) == list(range(40)) for epoch in (first, second, third)))
+            expect(
+                "every epoch has all 40 samples",
+                all(sorted(epoch) == list(range(40)) for epoch in (first, second, third)),
+            )
             changes = deterministic and (workers == 0 or persistent)
             expect(
                 f"detshuffle={deterministic}, {workers} workers, persistent {persistent}: "
