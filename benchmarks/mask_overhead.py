@@ -41,7 +41,6 @@ from sparse_ext.masks.living_weights import Functional
 from sparse_ext.masks.masking import patch
 from sparse_ext.pruning.constant_sparsity import EpochMasks
 from sparse_ext.pruning.methods.mcp import MCP
-from sparse_ext.pruning.methods.snip import SNIP
 from sparse_ext.pruning.methods.sr_ste import SRSTE
 from sparse_ext.pruning.registry import build_pruner, method_class
 from sparse_ext.schedules import Clock
@@ -107,14 +106,15 @@ class Step:
         if self.pair:
             nets.append(self.module.momentum_backbone)  # type: ignore[arg-type]
         encoders = kind.prepare(config, self.module, [Encoder(net) for net in nets])
-        if kind.keeps_latents(config, not self.pair):
+        self.needs = kind.needs(config, not self.pair)
+        if self.needs.latents:
             for encoder in encoders:
                 encoder.add_buffer("shadow")
-        if kind.scores_gradients:
+        if self.needs.mean_gradient:
             encoders[0].add_buffer("score")
         self.pruner = build_pruner(config, encoders[0], [*encoders, None][1], CLOCK)
-        if isinstance(self.pruner, SNIP):  # of some batch
-            self.pruner.scores = {n: torch.rand_like(w) for n, w in encoders[0].weights.items()}
+        if self.pruner.needs_batch:
+            self.pruner.gradient = {n: torch.rand_like(w) for n, w in encoders[0].weights.items()}
         self.pruner.start()
         self.pruner.begin_batch(0)
         self.meter = CostMeter()
@@ -141,7 +141,7 @@ class Step:
     def average(self, masked: bool) -> None:
         """The momentum encoder's update."""
         if self.pair:
-            latent = masked and self.pruner.stores_zeros
+            latent = masked and self.needs.stored_zeros
             updater = MaskedEMA(self.updater, "latent") if latent else self.updater
             module = self.module if masked else self.dense
             updater.update(module.backbone, module.momentum_backbone)
@@ -178,7 +178,7 @@ class Step:
             pruner.begin_batch(1, optimizer)
         else:
             pruner.t = period_of(pruner)
-            if pruner.wants_gradients() and not pruner.scores_gradients:
+            if pruner.wants_gradients() and not self.needs.mean_gradient:
                 pruner.observe(torch.tensor(True))
             pruner.after_step(optimizer)
 

@@ -89,10 +89,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
         if name not in self:
             hint = did_you_mean(str(name), self)
             raise UnknownNameError(f"The {self.what} {name!r} is unknown. {hint}")
-        entry = self._entries[name]
-        if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            entry = self._entries[name] = getattr(import_module(module), attribute)
+        entry = self._entries[name] = resolve(self._entries[name])
         return entry
 
     def __setitem__(self, name: str, entry: T | str) -> None:
@@ -112,6 +109,14 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
     def __repr__(self) -> str:
         return f"Registry({self.what}: {', '.join(self._entries)})"
+
+
+def resolve(entry: Any) -> Any:
+    """`entry`, or what it stands for if it is a path `module:attribute`."""
+    if not isinstance(entry, str):
+        return entry
+    module, _, attribute = entry.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def import_plugins(modules: Any) -> None:

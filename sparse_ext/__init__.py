@@ -3,7 +3,16 @@
 
 from importlib import import_module
 
-_LAZY = {"enable": "sparse_ext.extension", "sparsify": "sparse_ext.extension"}
+_LAZY = {
+    "enable": "sparse_ext.extension",
+    "sparsify": "sparse_ext.extension",
+    "register_allocation": "sparse_ext.config.base",
+    "register_format": "sparse_ext.export.formats",
+    "register_gating_method": "sparse_ext.gating.config",
+    "register_granularity": "sparse_ext.config.granularity_names",
+    "register_method": "sparse_ext.config.sections",
+    "register_scorer": "sparse_ext.config.scorer_names",
+}
 __all__ = [*_LAZY]
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from solo import extensions
 from solo.errors import CheckpointError
+from sparse_ext.config import reading
 from sparse_ext.config import sections as schema
 from sparse_ext.gating.config import sections as gating
 from sparse_ext.gating.extension import GatingExtension
@@ -40,28 +41,28 @@ class SparseExtension(extensions.Extension):
         """
         from omegaconf import open_dict
 
-        section = _section(cfg)
-        if section is not None:
+        config = _config(cfg)
+        if config is not None:
             with open_dict(cfg):
-                cfg.sparse = schema.to_dict(schema.build(section))
+                cfg.sparse = schema.to_dict(config)
 
     def patch_backbone(self, backbone: nn.Module, cfg: DictConfig) -> nn.Module:
         """Put masks (all ones) on the prunable layers of an encoder; weights are untouched."""
-        section = _section(cfg)
-        if section is None:
+        config = _config(cfg)
+        if config is None:
             return backbone
         from sparse_ext.masks.masking import patch
 
-        return patch(backbone, schema.build(section))
+        return patch(backbone, config)
 
     def callbacks(self, module: LightningModule, cfg: DictConfig) -> list[Callback]:
         """The pruning callback of `module`: one per module, however often it is asked for."""
-        section = _section(cfg)
-        if section is None:
+        config = _config(cfg)
+        if config is None:
             return []
         from sparse_ext.training.attach import callback_of
 
-        return [callback_of(module, schema.build(section), seed=cfg.get("seed"))]
+        return [callback_of(module, config, seed=cfg.get("seed"))]
 
     def rebuild(
         self, backbone: nn.Module, state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]
@@ -202,10 +203,16 @@ def sparsify(
     return attach(module, schema.build(config))
 
 
-def _section(cfg: DictConfig) -> Any:
-    from omegaconf import OmegaConf
+_built: dict[str, schema.SparseConfig] = {}  # of this process, by the section's text
 
-    section = cfg.get("sparse")
-    if OmegaConf.is_config(section):
-        return OmegaConf.to_container(section, resolve=True)
-    return section
+
+def _config(cfg: DictConfig) -> schema.SparseConfig | None:
+    """The checked configuration of `cfg.sparse`, made when it is first asked for."""
+    section = reading.plain(cfg.get("sparse"))
+    if section is None:
+        return None
+    text = repr(section)
+    if text not in _built:
+        config = schema.build(section)
+        _built[text] = _built[repr(schema.to_dict(config))] = config  # as `parse` leaves it
+    return _built[text]

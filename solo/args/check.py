@@ -12,37 +12,14 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from solo.args.schema import IGNORED_KEYS
+from solo.args.schema import IGNORED_KEYS, TrainerArguments
 from solo.errors import ConfigError, did_you_mean
-
-_hints = cache(get_type_hints)
-
-# The least value that makes sense, for keys of which a smaller one would only fail much later.
-LEAST: dict[str, float] = {
-    "max_epochs": 1,
-    "num_nodes": 1,
-    "accumulate_grad_batches": 1,
-    "data.num_workers": 0,
-    "optimizer.batch_size": 1,
-    "optimizer.lr": 0,
-    "optimizer.classifier_lr": 0,
-    "optimizer.weight_decay": 0,
-    "optimizer.layer_decay": 0,
-    "scheduler.warmup_epochs": 0,
-    "checkpoint.frequency": 1,
-    "auto_umap.frequency": 1,
-    "auto_resume.max_hours": 0,
-    "knn_eval.k": 1,
-    "label_smoothing": 0,
-    "mixup": 0,
-    "cutmix": 0,
-}
+from solo.values import accepts, check_value, hints, limits_of, typed
 
 
 def select(cfg: DictConfig, key: str, default: Any = None) -> Any:
@@ -60,14 +37,28 @@ def fill(cfg: DictConfig, section: str, schema: type, keys: Iterable[str] = ()) 
         schema: dataclass whose fields with plain defaults are set.
         keys: only these fields; all of them when empty.
     """
-    for item in fields(schema):
-        if (keys and item.name not in keys) or is_dataclass(_hints(schema)[item.name]):
-            continue
-        if item.default is MISSING and item.default_factory is MISSING:
-            continue
-        default = item.default if item.default is not MISSING else item.default_factory()
-        key = f"{section}.{item.name}" if section else item.name
+    for key, default in defaults_of(schema, section, *keys).items():
         OmegaConf.update(cfg, key, select(cfg, key, default), force_add=True)
+
+
+def defaults_of(schema: type, section: str, *keys: str) -> dict[str, Any]:
+    """The defaults of a schema by dotted key, without those of its sections.
+
+    Args:
+        schema: dataclass.
+        section: dotted name of the section, empty for the top level.
+        keys: only these fields; all of them when there are none.
+    """
+    found = {}
+    for item in fields(schema):
+        if (keys and item.name not in keys) or is_dataclass(hints(schema)[item.name]):
+            continue
+        key = f"{section}.{item.name}" if section else item.name
+        if item.default is not MISSING:
+            found[key] = item.default
+        elif item.default_factory is not MISSING:
+            found[key] = item.default_factory()
+    return found
 
 
 def check(cfg: DictConfig, schema: type, extra: Iterable[str] = ()) -> None:
@@ -90,10 +81,7 @@ def check(cfg: DictConfig, schema: type, extra: Iterable[str] = ()) -> None:
             options = known | extra | trainer_keys()
             raise ConfigError(f"unknown key '{key}'. {did_you_mean(key, options)}")
     _check_values(cfg, schema, "")
-    for key, least in LEAST.items():
-        value = select(cfg, key)
-        if value is not None and not value >= least:  # NaN, too
-            raise ConfigError(f"'{key}={value}' is out of range: it must be at least {least}")
+    _check_values(cfg, TrainerArguments, "")
 
 
 def check_section(node: Any, schema: type, path: str) -> None:
@@ -103,7 +91,7 @@ def check_section(node: Any, schema: type, path: str) -> None:
         ConfigError: naming the dotted key, what was found and what is valid.
     """
     if not isinstance(node, DictConfig):
-        raise ConfigError(f"'{path}' must be a section with keys, not {_typed(node)}")
+        raise ConfigError(f"'{path}' must be a section with keys, not {typed(node)}")
     known = [item.name for item in fields(schema)]
     for key in node:
         if key not in known:
@@ -119,7 +107,7 @@ def require(cfg: DictConfig, schema: type, path: str = "") -> None:
     """
     for item in fields(schema):
         key = f"{path}.{item.name}" if path else item.name
-        hint = _hints(schema)[item.name]
+        hint = hints(schema)[item.name]
         if is_dataclass(hint):
             require(cfg, hint, key)
         elif item.default is MISSING and item.default_factory is MISSING:
@@ -127,7 +115,7 @@ def require(cfg: DictConfig, schema: type, path: str = "") -> None:
                 found = OmegaConf.select(cfg, key, throw_on_missing=True)
             except OmegaConfBaseException:
                 found = None
-            if found is None and not _accepts(None, hint):
+            if found is None and not accepts(None, hint):
                 raise ConfigError(f"the key '{key}' is missing: add it to the YAML or as ++{key}=…")
 
 
@@ -140,7 +128,8 @@ def trainer_keys() -> frozenset[str]:
 
 
 def _check_values(node: DictConfig, schema: type, path: str) -> None:
-    for key, hint in _hints(schema).items():
+    limits = {item.name: limits_of(item) for item in fields(schema)}
+    for key, hint in hints(schema).items():
         if key not in node or OmegaConf.is_missing(node, key):
             continue
         name = f"{path}.{key}" if path else key
@@ -151,47 +140,5 @@ def _check_values(node: DictConfig, schema: type, path: str) -> None:
         if is_dataclass(hint):
             if value is not None:
                 check_section(value, hint, name)
-        elif not _accepts(value, hint):
-            raise ConfigError(f"'{name}' must be {_wanted(hint)}, not {_typed(value)}")
-
-
-def _accepts(value: Any, hint: Any) -> bool:
-    if hint is Any:
-        return True
-    if get_origin(hint) in (Union, UnionType):
-        return any(_accepts(value, option) for option in get_args(hint))
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if hint is NoneType:
-        return value is None or value == "None"
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is list:
-        return isinstance(value, (list, tuple, ListConfig))
-    if hint is dict:
-        return isinstance(value, (dict, DictConfig))
-    return isinstance(value, hint)
-
-
-def _wanted(hint: Any) -> str:
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_wanted(option) for option in get_args(hint))
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(repr(option) for option in get_args(hint))
-    names = {
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        bool: "true or false",
-        list: "a list",
-        dict: "a section",
-        NoneType: "null",
-    }
-    return names.get(hint, str(hint))
-
-
-def _typed(value: Any) -> str:
-    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    return f"{plain!r} ({type(plain).__name__})"
+        else:
+            check_value(value, hint, name, limits[key])

@@ -51,10 +51,23 @@ def check_keys(cfg: DictConfig, program: type) -> None:
     OmegaConf.set_struct(cfg, False)
     import_plugins(select(cfg, "imports"))
     check(cfg, program, extensions.sections())
-    if "/" in str(cfg.get("name")):
-        raise ConfigError(f"'name={cfg.name}' becomes part of file names: leave out the slashes")
+    _check_name(str(select(cfg, "name", "-")))
     for extension in extensions.active(cfg):
         extension.parse(cfg)
+
+
+# what checkpoints add to a run's name must fit into the 255 bytes of a file name, too
+LONGEST_NAME = 180
+
+
+def _check_name(name: str) -> None:
+    said = f"'name={name if len(name) < 80 else name[:77] + '...'}' becomes part of file names"
+    if "/" in name:
+        raise ConfigError(f"{said}: leave out the slashes")
+    if not name.strip() or not name.isprintable():
+        raise ConfigError(f"{said}: it must have letters, and no line breaks")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ConfigError(f"{said}: it may have {LONGEST_NAME} bytes, not {len(name.encode())}")
 
 
 def dataset_cfg(

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
+from solo.data.views.augmentation_keys import Augmentation as Augmentation
+from solo.values import number
 
 # What the optimizer receives when the YAML leaves it out.
 OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -49,12 +51,12 @@ class Data:
     val_path: str | None = None
     format: Literal["image_folder", "dali", "h5", "resident", "webdataset"] = "image_folder"
     augment: Literal["workers", "device"] = "workers"
-    resident_size: int | None = None
+    resident_size: int | None = number(None, least=1)
     skip_unreadable: bool = False
     no_labels: bool = False
-    fraction: float = -1
+    fraction: float = number(-1, most=1)
     fraction_of: Literal["images", "classes"] = "images"
-    num_workers: int = 4
+    num_workers: int = number(4, least=0)
     num_classes: int | None = None
     num_large_crops: int | None = None
     num_small_crops: int | None = None
@@ -64,7 +66,7 @@ class Data:
 class LinearAugmentations:
     """`data.augmentations` of an evaluation (used by DALI)."""
 
-    crop_size: int = 224
+    crop_size: int = number(224, least=1)
     mean: list = field(default_factory=lambda: list(IMAGENET_MEAN))
     std: list = field(default_factory=lambda: list(IMAGENET_STD))
 
@@ -83,13 +85,13 @@ class Optimizer:
     """`optimizer`; `lr` is the value in effect after parsing, `lr_as_written` the user's."""
 
     name: str
-    batch_size: int
-    lr: float
-    weight_decay: float
-    classifier_lr: float | None = None
+    batch_size: int = field(metadata={"least": 1})
+    lr: float = field(metadata={"least": 0})
+    weight_decay: float = field(metadata={"least": 0})
+    classifier_lr: float | None = number(None, least=0)
     exclude_bias_n_norm_wd: bool = False
     kwargs: dict = field(default_factory=dict)
-    layer_decay: float = 0.0
+    layer_decay: float = number(0.0, least=0)
     lr_as_written: float | None = None
     classifier_lr_as_written: float | None = None
 
@@ -100,9 +102,9 @@ class Scheduler:
 
     name: str
     lr_decay_steps: Any = None
-    min_lr: float = 0.0
-    warmup_start_lr: float = 3e-5
-    warmup_epochs: float = 10
+    min_lr: float = number(0.0, least=0)
+    warmup_start_lr: float = number(3e-5, least=0)
+    warmup_epochs: float = number(10, least=0)
     interval: Literal["step", "epoch"] = "step"
 
 
@@ -110,8 +112,8 @@ class Scheduler:
 class Momentum:
     """`momentum`: the EMA encoder of momentum methods."""
 
-    base_tau: float = 0.99
-    final_tau: float = 1.0
+    base_tau: float = number(0.99, least=0, most=1)
+    final_tau: float = number(1.0, least=0, most=1)
     classifier: bool = False
 
 
@@ -121,7 +123,7 @@ class Checkpoint:
 
     enabled: bool = False
     dir: str = "trained_models"
-    frequency: int = 1
+    frequency: int = number(1, least=1)
     keep_prev: bool = False
 
 
@@ -130,7 +132,7 @@ class AutoResume:
     """`auto_resume`: continue the newest unfinished run of the same experiment."""
 
     enabled: bool = False
-    max_hours: float = 36
+    max_hours: float = number(36, least=0, infinite=True)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class AutoUMAP:
 
     enabled: bool = False
     dir: str = "auto_umap"
-    frequency: int = 1
+    frequency: int = number(1, least=1)
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class KnnEval:
     """`knn_eval`: the online k-nearest-neighbour classifier."""
 
     enabled: bool = False
-    k: int = 20
+    k: int = number(20, least=1)
     distance_func: Literal["euclidean", "cosine"] = "euclidean"
 
 
@@ -190,7 +192,7 @@ class Run:
     """Top-level keys that every training program shares; other keys of Trainer pass through."""
 
     name: str
-    max_epochs: int
+    max_epochs: int = field(metadata={"least": 1})
     backbone: Backbone
     data: Data
     optimizer: Optimizer
@@ -201,17 +203,47 @@ class Run:
     wandb: Wandb = field(default_factory=Wandb)
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
     performance: Performance = field(default_factory=Performance)
-    seed: int = 5
+    seed: int = number(5, least=0, most=2**32 - 1)
     resume_from_checkpoint: str | None = None
     wandb_run_id: str | None = None
     devices: Any = "auto"
-    num_nodes: int = 1
+    num_nodes: int = number(1, least=1)
     accelerator: str = "auto"
     strategy: Any = None
     precision: Any = "32-true"
     sync_batchnorm: bool = False
-    accumulate_grad_batches: int = 1
+    accumulate_grad_batches: int = number(1, least=1)
     imports: list | str | None = None
+
+
+@dataclass(frozen=True)
+class TrainerArguments:
+    """Arguments of Lightning's Trainer that fail late, or in a traceback, where they are wrong."""
+
+    max_steps: int = number(-1, least=-1)
+    min_steps: int | None = number(None, least=0)
+    min_epochs: int | None = number(None, least=0)
+    log_every_n_steps: int | None = number(None, least=1)
+    check_val_every_n_epoch: int | None = number(1, least=1)
+    val_check_interval: float | str | dict | None = field(default=None, metadata={"above": 0})
+    limit_train_batches: float | None = number(None, least=0)
+    limit_val_batches: float | None = number(None, least=0)
+    overfit_batches: float = number(0.0, least=0)
+    num_sanity_val_steps: int | None = number(None, least=-1)
+    gradient_clip_val: float | None = number(None, least=0)
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    reload_dataloaders_every_n_epochs: int = number(0, least=0)
+    fast_dev_run: bool | int = number(False, least=0)
+    deterministic: bool | Literal["warn"] | None = None
+    benchmark: bool | None = None
+    detect_anomaly: bool = False
+    barebones: bool = False
+    inference_mode: bool = True
+    use_distributed_sampler: bool = True
+    enable_progress_bar: bool | None = None
+    enable_model_summary: bool | None = None
+    default_root_dir: str | None = None
+    profiler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -237,60 +269,7 @@ class Linear(Run):
     eval_encoder: Literal["online", "momentum"] = "online"
     finetune: bool = False
     auto_augment: bool = False
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    label_smoothing: float = number(0.0, least=0, below=1)
+    mixup: float = number(0.0, least=0)
+    cutmix: float = number(0.0, least=0)
     debug_augmentations: bool = False
-
-
-@dataclass(frozen=True)
-class RRC:
-    """`rrc`: random resized crop."""
-
-    enabled: bool = True
-    crop_min_scale: float = 0.08
-    crop_max_scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Probability:
-    """An augmentation that only has a probability; `enabled` is accepted without effect."""
-
-    prob: float = 0.0
-    enabled: Any = None
-
-
-@dataclass(frozen=True)
-class ColorJitter(Probability):
-    """`color_jitter`."""
-
-    brightness: float | None = None
-    contrast: float | None = None
-    saturation: float | None = None
-    hue: float | None = None
-
-
-@dataclass(frozen=True)
-class Rotation(Probability):
-    """`rotation`: by an angle from -degrees to degrees."""
-
-    degrees: float | None = None
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """One entry of `augmentations`."""
-
-    crop_size: int
-    num_crops: int
-    rrc: RRC = field(default_factory=RRC)
-    color_jitter: ColorJitter = field(default_factory=ColorJitter)
-    grayscale: Probability = field(default_factory=Probability)
-    gaussian_blur: Probability = field(default_factory=Probability)
-    solarization: Probability = field(default_factory=Probability)
-    equalization: Probability = field(default_factory=Probability)
-    horizontal_flip: Probability = field(default_factory=Probability)
-    rotation: Rotation = field(default_factory=Rotation)
-    padding: int | None = None
-    mean: list | None = None
-    std: list | None = None

@@ -40,6 +40,7 @@ from solo.data.datasets.images import decode_image, decode_pixels, read_image, r
 from solo.data.datasets.voc import VOCClassification
 from solo.data.loading import make_loader, picklable_state, seeded
 from solo.data.views.augmentation_keys import STRENGTHS, checked_augmentation
+from solo.data.views.tensor_crops import RandomFallbackCrop
 from solo.errors import ConfigError, DataError
 
 TRAIN_KEY = "data.train_path"
@@ -218,7 +219,8 @@ def crop_of(cfg: Mapping[str, Any]) -> Callable:
     if not rrc["enabled"]:
         return T.Resize(size, interpolation=bicubic)
     scale = (rrc["crop_min_scale"], rrc["crop_max_scale"])
-    return T.RandomResizedCrop(size, scale=scale, interpolation=bicubic)
+    law = RandomFallbackCrop if rrc["fallback"] == "random" else T.RandomResizedCrop
+    return law(size, scale=scale, interpolation=bicubic)
 
 
 def prepare_n_crop_transform(

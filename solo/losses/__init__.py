@@ -10,6 +10,7 @@ from solo.losses.byol import byol_loss_func
 from solo.losses.deepclusterv2 import deepclusterv2_loss_func
 from solo.losses.dino import DINOLoss
 from solo.losses.exemplar import exemplar_loss_func
+from solo.losses.lejepa import lejepa_loss_func, sigreg
 from solo.losses.mae import mae_loss_func
 from solo.losses.mocov2plus import mocov2plus_loss_func
 from solo.losses.mocov3 import mocov3_loss_func
@@ -30,6 +31,7 @@ __all__ = [
     "byol_loss_func",
     "deepclusterv2_loss_func",
     "exemplar_loss_func",
+    "lejepa_loss_func",
     "mae_loss_func",
     "mocov2plus_loss_func",
     "mocov3_loss_func",
@@ -38,6 +40,7 @@ __all__ = [
     "npid_loss_func",
     "npid_softmax_loss_func",
     "ressl_loss_func",
+    "sigreg",
     "simclr_loss_func",
     "simsiam_loss_func",
     "swav_loss_func",

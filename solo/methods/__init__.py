@@ -13,6 +13,7 @@ from solo.methods.byol import BYOL
 from solo.methods.deepclusterv2 import DeepClusterV2
 from solo.methods.dino import DINO
 from solo.methods.exemplar import Exemplar
+from solo.methods.lejepa import LeJEPA
 from solo.methods.linear import LinearModel
 from solo.methods.mae import MAE
 from solo.methods.mocov2plus import MoCoV2Plus
@@ -47,6 +48,7 @@ METHODS: Registry[type] = Registry(
         "deepclusterv2": DeepClusterV2,
         "dino": DINO,
         "exemplar": Exemplar,
+        "lejepa": LeJEPA,
         "mae": MAE,
         "mocov2plus": MoCoV2Plus,
         "mocov3": MoCoV3,
@@ -98,6 +100,7 @@ __all__ = [
     "BaseMethod",
     "DeepClusterV2",
     "Exemplar",
+    "LeJEPA",
     "LinearModel",
     "MoCoV2Plus",
     "MoCoV3",

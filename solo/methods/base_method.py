@@ -17,6 +17,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo import extensions
+from solo.args import schema
+from solo.args.check import defaults_of
 from solo.backbones import BACKBONES, build_encoder, features_dim
 from solo.errors import ConfigError
 from solo.methods.heads import Head, apply_heads
@@ -30,12 +32,10 @@ from solo.utils.ranks import get_world_size
 from solo.utils.views import encoding
 
 _METHOD_DEFAULTS = {
-    "backbone.kwargs": {},
+    **defaults_of(schema.Backbone, "backbone"),
     **DEFAULTS,
-    "knn_eval.enabled": False,
-    "knn_eval.k": 20,
-    "knn_eval.distance_func": "euclidean",
-    "method_kwargs": {},
+    **defaults_of(schema.KnnEval, "knn_eval"),
+    **defaults_of(schema.Pretrain, "", "method_kwargs"),
 }
 _METHOD_REQUIRED = (
     "method",
@@ -59,6 +59,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
             the optimizer gets them. A mapping of extra keys for the parameter group stands for a
             head that the method applies itself.
         HEADS_ON_SMALL_CROPS: whether small crops go through the heads, too.
+        LARGE_CROPS: the number of large crops that the method is made for; None for any.
 
     Raises:
         ConfigError: for a key that is missing, unknown or of the wrong type.
@@ -68,6 +69,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
     IGNORED_KWARGS: frozenset[str] | set[str] = frozenset()
     HEADS: Mapping[str, Head | Mapping[str, Any]] = {}
     HEADS_ON_SMALL_CROPS = False
+    LARGE_CROPS: int | None = 2
 
     _BACKBONES = BACKBONES
     _ACCEPTED_SCHEDULERS = ("warmup_cosine", "warmup_step", "step", "none")

@@ -10,6 +10,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from solo.args import schema
+from solo.args.check import defaults_of
 from solo.backbones import build_encoder
 from solo.methods.base_method import BaseMethod
 from solo.methods.heads import apply_heads
@@ -18,11 +20,7 @@ from solo.utils.misc import set_default
 from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
 from solo.utils.views import encoding
 
-_MOMENTUM_DEFAULTS = {
-    "momentum.base_tau": 0.99,
-    "momentum.final_tau": 1.0,
-    "momentum.classifier": False,
-}
+_MOMENTUM_DEFAULTS = defaults_of(schema.Momentum, "momentum")
 
 
 class BaseMomentumMethod(BaseMethod):

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig
 
 from solo.errors import ConfigError, did_you_mean
 from solo.utils.misc import omegaconf_select, set_default
+from solo.values import accepts, check_number
 
 
 def check_kwargs(cfg: DictConfig, kwargs: Mapping[str, Any], ignored: Iterable[str]) -> None:
@@ -32,25 +33,17 @@ def check_kwargs(cfg: DictConfig, kwargs: Mapping[str, Any], ignored: Iterable[s
             set_default(cfg, key, default)
         value = omegaconf_select(cfg, key)
         kind = default if required else type(default)
-        if not _is_a(value, kind):
+        if kind is not type(None) and not accepts(value, kind):
             wanted = "a list" if kind is list else f"of type {kind.__name__}"
             problem = "is missing" if value is None else f"is {value!r}"
             raise ConfigError(f"{key} {problem}: {cfg.method} needs a value {wanted}")
         if required and kind is int and value < 1:  # all of them are widths or counts
             raise ConfigError(f"{key} is {value}: {cfg.method} needs at least 1")
+        if isinstance(value, float):
+            check_number(value, f"'{key}={value}'", {})
 
 
 def _kwargs_of_all_methods() -> set[str]:
     from solo.methods import METHODS
 
     return {name for method in METHODS.values() for name in getattr(method, "KWARGS", None) or ()}
-
-
-def _is_a(value: Any, kind: type) -> bool:
-    if kind is type(None):
-        return True
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    if kind is list:
-        return isinstance(value, Sequence) and not isinstance(value, str)
-    return isinstance(value, (int, float) if kind is float else kind)

@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo import extensions
+from solo.args import schema
+from solo.args.check import defaults_of
 from solo.backbones import features_dim
 from solo.errors import ConfigError
 from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
@@ -20,7 +22,11 @@ from solo.monitoring.step_metrics import StepMetrics
 from solo.utils.metrics import accuracy_at_k, weighted_mean
 from solo.utils.param_groups import param_groups_layer_decay
 
-_LINEAR_DEFAULTS = {**DEFAULTS, "optimizer.layer_decay": 0.0, "finetune": False}
+_LINEAR_DEFAULTS = {
+    **DEFAULTS,
+    **defaults_of(schema.Optimizer, "optimizer", "layer_decay"),
+    **defaults_of(schema.Linear, "", "finetune"),
+}
 
 
 class LinearModel(OptimizationMixin, StepMetrics, pl.LightningModule):

@@ -102,6 +102,7 @@ class MAE(BaseMethod):
         "norm_pix_loss": False,
     }
     HEADS = {"decoder": Head()}
+    LARGE_CROPS = None
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)

@@ -24,6 +24,7 @@ class MultiLabel(LabelsMixin, BaseMethod):
     """A sigmoid per class on one view; `val_map` is the mean average precision in per cent."""
 
     KWARGS: dict[str, Any] = {}
+    LARGE_CROPS = None
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)

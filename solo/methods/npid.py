@@ -34,6 +34,7 @@ class NPID(LateBuffersMixin, BaseMethod):
         "bank_momentum": 0.5,
     }
     HEADS = {"projector": Head("z")}
+    LARGE_CROPS = None
     LATE_BUFFERS = ("bank",)
     LATE_PER_RANK = False
 

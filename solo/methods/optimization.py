@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
+from solo.args import schema
+from solo.args.check import defaults_of
 from solo.errors import ConfigError, did_you_mean
 from solo.utils.lars import LARS
 from solo.utils.lr_scheduler import MultiStep, WarmupCosine, WarmupMultiStep
@@ -27,15 +29,10 @@ OPTIMIZERS = {
 SCHEDULERS = ["reduce", "warmup_cosine", "warmup_step", "step", "exponential", "none"]
 
 DEFAULTS: dict[str, Any] = {
-    "optimizer.exclude_bias_n_norm_wd": False,
-    "optimizer.kwargs": {},
-    "accumulate_grad_batches": 1,
-    "scheduler.lr_decay_steps": None,
-    "scheduler.min_lr": 0.0,
-    "scheduler.warmup_start_lr": 3e-5,
-    "scheduler.warmup_epochs": 10,
-    "scheduler.interval": "step",
-    "performance.disable_channel_last": False,
+    **defaults_of(schema.Optimizer, "optimizer", "exclude_bias_n_norm_wd", "kwargs"),
+    **defaults_of(schema.Run, "", "accumulate_grad_batches"),
+    **defaults_of(schema.Scheduler, "scheduler"),
+    **defaults_of(schema.Performance, "performance", "disable_channel_last"),
 }
 REQUIRED_KEYS = (
     "data.num_classes",

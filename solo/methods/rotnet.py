@@ -26,6 +26,7 @@ class RotNet(BaseMethod):
 
     KWARGS = {"all4": False}
     HEADS = {"rotation_head": Head("rotation")}
+    LARGE_CROPS = None
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)

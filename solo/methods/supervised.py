@@ -42,6 +42,7 @@ class Supervised(LabelsMixin, BaseMethod):
     """Cross-entropy on the labels, averaged over any number of large crops."""
 
     KWARGS: dict[str, Any] = {}
+    LARGE_CROPS = None
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The classifier's loss."""

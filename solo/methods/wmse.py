@@ -33,6 +33,7 @@ class WMSE(BaseMethod):
         "whitening_eps": 0.0,
     }
     HEADS = {"projector": Head("z")}
+    LARGE_CROPS = None
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)

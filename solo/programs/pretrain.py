@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     from solo.programs.training import Data
 
-# Methods that are trained with another number of large crops than two.
-_ANY_NUMBER_OF_CROPS = ("wmse", "mae", "rotnet", "npid", "supervised", "s4l", "multilabel")
-
 
 def pretrain(cfg: DictConfig) -> Trainer:
     """Run `main_pretrain.py` on a composed configuration.
@@ -64,9 +61,10 @@ def build_model(cfg: DictConfig) -> LightningModule:
     names = [name for name in METHODS if name not in ("base", "linear")]
     if cfg.method not in names:
         raise ConfigError(f"'method={cfg.method}' is unknown. {did_you_mean(cfg.method, names)}")
-    if cfg.data.num_large_crops != 2 and cfg.method not in _ANY_NUMBER_OF_CROPS:
+    wanted = METHODS[cfg.method].LARGE_CROPS
+    if wanted not in (None, cfg.data.num_large_crops):
         raise ConfigError(
-            f"{cfg.method} needs 2 large crops, but 'augmentations' makes "
+            f"{cfg.method} needs {wanted} large crops, but 'augmentations' makes "
             f"{cfg.data.num_large_crops} (those with the crop_size of the first entry)"
         )
     model = METHODS[cfg.method](cfg)

@@ -6,7 +6,14 @@ Importing this package does not import torch.
 
 from sparse_ext.config.base import SparseConfig
 from sparse_ext.config.gradual import GMPConfig
-from sparse_ext.config.sections import METHODS, build, defaults, store, to_dict
+from sparse_ext.config.sections import (
+    METHODS,
+    build,
+    defaults,
+    register_method,
+    store,
+    to_dict,
+)
 from sparse_ext.config.synccp import CSIConfig, SyncCPConfig
 
 __all__ = [
@@ -17,6 +24,7 @@ __all__ = [
     "SyncCPConfig",
     "build",
     "defaults",
+    "register_method",
     "store",
     "to_dict",
 ]

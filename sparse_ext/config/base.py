@@ -3,14 +3,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar
 
 from solo.errors import ConfigError, did_you_mean
-from sparse_ext.config.granularity_names import read as read_granularity
+from solo.registry import Registry
+from sparse_ext.config.granularity_names import Spelling, read
+from sparse_ext.config.scorer_names import NEEDS, scorer_named
 
-#: how densities are dealt out to layers
-ALLOCATIONS = ("erk", "er", "uniform")
+_RULES = "sparse_ext.allocation.budgets"
+
+#: how kept units are dealt out to layers: name -> rule(shapes, density, sizes), units per layer
+ALLOCATIONS: Registry[Any] = Registry(
+    "allocation",
+    {"erk": f"{_RULES}:erk", "er": f"{_RULES}:er", "uniform": f"{_RULES}:uniform"},
+)
+
+
+def register_allocation(name: str, rule: Any) -> None:
+    """Make a rule known that deals budgets out to layers, so that `sparse.allocation=NAME` uses it.
+
+    Args:
+        name: what users write.
+        rule: `rule(shapes, density, sizes)`, of weight shapes and units per layer by name, to kept
+            units per layer, which must add up to round(density * sum of sizes); or where it is:
+            `module:function`. `sparse_ext.allocation.exact_budgets` makes such numbers.
+
+    Raises:
+        ConfigError: there is another rule of that name.
+    """
+    ALLOCATIONS.register(name, rule)
 
 
 @dataclass(frozen=True)
@@ -32,6 +56,8 @@ class SparseConfig:
         ramp_end: fraction of the run at which the final sparsity is reached.
         ema_mode: how the momentum encoder follows: `latent` averages the dense views of both
             encoders, `leaky` the stored weights, zeros included, `hold` only where both are kept.
+        score: what a weight is worth; the largest are kept: `magnitude`, `snip` (|g W| of the
+            step's gradient), or the name of a registered one.
         stem_dense: leave the first convolution out of the prunable set.
         exclude: glob patterns of module names that stay dense.
         coupled: with `filter` or `block<size>`: prune whole channels (or that many neighbours) at
@@ -46,6 +72,8 @@ class SparseConfig:
     """
 
     PAIR_ONLY: ClassVar[tuple[str, ...]] = ("momentum_initial", "momentum_final", "ema_mode")
+    #: what a score may be made of, when this method makes its masks (see `NEEDS`)
+    SCORED_BY: ClassVar[tuple[str, ...]] = ("weight", "gradient")
 
     name: str = ""
     granularity: str = "element"
@@ -56,6 +84,7 @@ class SparseConfig:
     update_period: int | None = None
     ramp_end: float = 0.69
     ema_mode: str = "latent"
+    score: str = "magnitude"
     stem_dense: bool = True
     exclude: tuple[str, ...] = ()
     coupled: bool = False
@@ -75,6 +104,7 @@ class SparseConfig:
             raise ConfigError(f"sparse.update_period={self.update_period} must be at least 1 step.")
         if not 0 < self.ramp_end <= 1:
             raise ConfigError(f"sparse.ramp_end={self.ramp_end} is not a fraction in (0, 1].")
+        self._check_score()
         self._check_channels()
         self._check_kernel()
 
@@ -89,10 +119,25 @@ class SparseConfig:
         found = [key for key in self.PAIR_ONLY if getattr(self, key) != plain[key]]
         return [key for key in found if key != "gap" or getattr(self, key)]
 
+    @cached_property
+    def spelling(self) -> Spelling:
+        """What `granularity` names."""
+        return read(self.granularity)
+
     @property
     def some_survive(self) -> bool:
         """Whether a pruned unit keeps some of its weights: N:M."""
-        return read_granularity(self.granularity).kind == "nm"
+        return self.spelling.form.some_survive  # type: ignore[union-attr]
+
+    @property
+    def ranking(self) -> str:
+        """The scorer that decides which weights are kept."""
+        return self.score
+
+    @property
+    def start_is_given(self) -> bool:
+        """Whether the user named the step at which the ramp starts."""
+        return False
 
     @property
     def momentum(self) -> tuple[float, float]:
@@ -104,11 +149,21 @@ class SparseConfig:
         """Why this method leaves a layer of that weight shape dense; empty if it does not."""
         return ""
 
+    def _check_score(self) -> None:
+        """A score is made of what there is when masks are made."""
+        needs = scorer_named(self.ranking).needs
+        if needs not in self.SCORED_BY:
+            raise ConfigError(
+                f"sparse.score={self.score} is made of {NEEDS[needs]}, and sparse.name={self.name} "
+                f"has {' or '.join(NEEDS[need] for need in self.SCORED_BY)} when it makes its "
+                f"masks. Choose another score, such as magnitude."
+            )
+
     def _check_channels(self) -> None:
         """`coupled` and `slim_at` are for granularities that can empty a channel."""
-        kind = read_granularity(self.granularity).kind
+        channels = self.spelling.form.channels  # type: ignore[union-attr]
         asked = {"coupled": self.coupled, "slim_at": self.slim_at is not None}
-        for key in (key for key, set_ in asked.items() if set_ and kind in ("element", "nm")):
+        for key in (key for key, set_ in asked.items() if set_ and not channels):
             raise ConfigError(
                 f"sparse.{key}={getattr(self, key)} removes channels, and "
                 f"sparse.granularity={self.granularity} empties none: set sparse.granularity to "
@@ -126,7 +181,7 @@ class SparseConfig:
         require_choice("kernel", self.kernel, ("dense", "block"))
         if self.kernel == "dense":
             return
-        spelling = read_granularity(self.granularity)
+        spelling = self.spelling
         if spelling.kind != "block" or spelling.size % 8:
             raise ConfigError(
                 f"sparse.kernel=block skips pruned blocks of 8x8, and "
@@ -163,9 +218,10 @@ class ConstantConfig(SparseConfig):
         )
 
 
-def require_choice(key: str, value: str, choices: tuple, extra: tuple = ()) -> None:
+def require_choice(key: str, value: str, choices: Iterable[str], extra: Iterable[str] = ()) -> None:
     if value not in choices:
-        raise ConfigError(f"Unknown sparse.{key}={value!r}. {did_you_mean(value, choices + extra)}")
+        hint = did_you_mean(value, [*choices, *extra])
+        raise ConfigError(f"Unknown sparse.{key}={value!r}. {hint}")
 
 
 def require_rising(first_key: str, first: float, last_key: str, last: float) -> None:

@@ -74,6 +74,8 @@ class GraNetSSLConfig(GraNetConfig):
 class GMPConfig(SparseConfig):
     """Gradual magnitude pruning: cubic ramp, smallest weights first, nothing comes back.
 
+    With another `score` than `magnitude` those of smallest score go first.
+
     Attributes:
         ramp_start: fraction of the run at which the ramp starts.
         allocation: `global` compares weights of all layers; `erk`, `er` and `uniform` give every
@@ -86,7 +88,7 @@ class GMPConfig(SparseConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_choice("allocation", self.allocation, ("global", "erk", "er", "uniform"))
+        require_choice("allocation", self.allocation, ("global", *ALLOCATIONS))
         if not 0 <= self.ramp_start < self.ramp_end:
             raise ConfigError(
                 f"sparse.ramp_start={self.ramp_start} must be at least 0 and before "

@@ -27,6 +27,7 @@ class SRSTEConfig(FixedConfig):
     def __post_init__(self):
         super().__post_init__()
         _all_nm(self)
+        refuse_unused(self, "score", why="the larger weights of a group stay, step by step")
         refuse_unused(self, "ema_mode", why="the momentum encoder averages the latent weights")
         refuse_unused(self, "momentum_final", why="both encoders are N:M throughout")
         if self.decay < 0:
@@ -41,6 +42,8 @@ class SDConfig(FixedConfig):
         final: sparsity of the encoder that is pruned; the other one is dense.
         reverse: prune the momentum encoder instead of the online one.
     """
+
+    SCORED_BY = ("weight",)  # masks are made between steps, where there is no gradient
 
     name: str = "sd"
     stem_dense: bool = False
@@ -67,6 +70,8 @@ class SDCLRConfig(FixedConfig):
         final: share of weights that the pruned branch misses; left out: 0.9 (0.3 for ImageNet-100).
         dual_bn: the branches have batch norms of their own, heads included.
     """
+
+    SCORED_BY = ("weight",)  # masks are made between steps, where there is no gradient
 
     name: str = "sdclr"
     final: float = 0.9
@@ -109,6 +114,7 @@ class MCPConfig(FixedConfig):
             raise ConfigError(
                 f"sparse.name=mcp prunes filters, not sparse.granularity={self.granularity}."
             )
+        refuse_unused(self, "score", why="filters of larger L2 norm stay")
         refuse_unused(self, "momentum_final", why="the momentum encoder's subnet has sparse.final")
         refuse_unused(self, "ema_mode", why="the momentum encoder stays unpruned")
         if not 0 < self.admm_end < 1:

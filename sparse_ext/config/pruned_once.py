@@ -12,10 +12,13 @@ from solo.errors import ConfigError
 from sparse_ext.config.base import (
     ALLOCATIONS,
     FixedConfig,
+    SparseConfig,
     _all_nm,
     derive,
+    refuse_unused,
     require_choice,
 )
+from sparse_ext.config.scorer_names import scorer_named
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,12 @@ class RandomConfig(FixedConfig):
     def __post_init__(self):
         super().__post_init__()
         require_choice("allocation", self.allocation, (*ALLOCATIONS, "global"))
+        refuse_unused(self, "score", why="its masks are drawn at random")
 
 
 @dataclass(frozen=True)
 class OneShotConfig(FixedConfig):
-    """Magnitude pruning at one moment.
+    """Pruning at one moment, by magnitude or another `score`.
 
     Attributes:
         allocation: `global` compares weights of all layers; `erk`, `er` and `uniform` give every
@@ -47,6 +51,8 @@ class OneShotConfig(FixedConfig):
         dense_checkpoint: file of a trained dense run, whose weights a fresh run starts from.
     """
 
+    SCORED_BY = ("weight", "gradient", "curvature")
+
     name: str = "oneshot"
     allocation: str = "global"
     prune_at: float = 0.0
@@ -55,6 +61,11 @@ class OneShotConfig(FixedConfig):
     def __post_init__(self):
         super().__post_init__()
         require_choice("allocation", self.allocation, ("global", *ALLOCATIONS))
+        if self.prune_at and scorer_named(self.score).needs == "curvature":
+            raise ConfigError(
+                f"sparse.score={self.score} looks at the first batch, and sparse.prune_at="
+                f"{self.prune_at} prunes later: set sparse.prune_at=0, or another score."
+            )
         if not 0 <= self.prune_at <= 1:
             raise ConfigError(f"sparse.prune_at={self.prune_at} is not a fraction of the run.")
 
@@ -64,6 +75,11 @@ class SNIPConfig(FixedConfig):
     """Connection sensitivity on the first batch (SNIP)."""
 
     name: str = "snip"
+    score: str = "snip"
+
+    def __post_init__(self):
+        super().__post_init__()
+        _own_score(self)
 
 
 @dataclass(frozen=True)
@@ -78,13 +94,17 @@ class GraSPConfig(FixedConfig):
             the first batch; left out: 25 if `temperature` is not 1, that is with labels, else 0.
     """
 
+    SCORED_BY = ("curvature",)
+
     name: str = "grasp"
+    score: str = "grasp"
     temperature: float = 1.0
     head: str = "classifier"
     samples_per_class: int = None  # type: ignore[assignment]
 
     def __post_init__(self):
         super().__post_init__()
+        _own_score(self)
         if self.temperature <= 0:
             raise ConfigError(f"sparse.temperature={self.temperature} must be above 0.")
         if self.samples_per_class < 0:
@@ -117,6 +137,7 @@ class ASPConfig(FixedConfig):
     def __post_init__(self):
         super().__post_init__()
         _all_nm(self)
+        refuse_unused(self, "score", why="the larger weights of a group stay")
 
     def obstacle(self, shape: tuple[int, ...]) -> str:
         """Why a layer stays dense whose groups would fit; empty if it does not."""
@@ -124,3 +145,10 @@ class ASPConfig(FixedConfig):
         if self.tensor_core and (rows % 8 or columns % 16):
             return f"{rows}x{columns} channels, tensor cores take multiples of 8x16"
         return ""
+
+
+def _own_score(config: SparseConfig) -> None:
+    """SNIP and GraSP are their scores."""
+    refuse_unused(
+        config, "score", why="that is its score; +sparse=oneshot sparse.score=NAME takes any other"
+    )

@@ -13,6 +13,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from solo.errors import ConfigError, did_you_mean
+from solo.values import accepts, check_number
 
 
 def build(section: Any, path: str, methods: Mapping[str, type]) -> Any:
@@ -63,6 +64,18 @@ def require_choice(key: str, value: str, choices: tuple, extra: tuple = ()) -> N
         raise ConfigError(f"Unknown {key}={value!r}. {did_you_mean(value, choices + extra)}")
 
 
+def check_settings(name: str, config: Any, base: type) -> None:
+    """Raise ConfigError unless `config` can hold the settings of a method called `name`."""
+    if not (isinstance(config, type) and issubclass(config, base)):
+        raise ConfigError(f"The settings of '{name}' must be a subclass of {base.__name__}.")
+    frozen = getattr(config, "__dataclass_params__").frozen  # noqa: B009
+    if getattr(config, "name", None) != name or not frozen:
+        raise ConfigError(
+            f"{config.__name__}, the settings of '{name}', must be a @dataclass(frozen=True) with "
+            f'the field `name: str = "{name}"`.'
+        )
+
+
 def plain(section: Any) -> Any:
     """A section as plain data, interpolations resolved; anything else as it is."""
     from omegaconf import OmegaConf
@@ -105,12 +118,13 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         if all(type(item) is typing.get_args(kind)[0] for item in items):
             return tuple(items)
     else:
-        kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         if kind is str and value is False:
             return "off"
-        if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if type(value) in kinds:
+        if accepts(value, kind):
+            kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+            value = float(value) if float in kinds and isinstance(value, int) else value
+            if isinstance(value, float):
+                check_number(value, f"{key}={value}", {})
             return value
     expected = kind.__name__ if isinstance(kind, type) else str(kind)
     raise ConfigError(f"{key}={value!r} has the wrong type: expected {expected}.")

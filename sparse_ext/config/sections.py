@@ -13,6 +13,7 @@ from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from solo.errors import ConfigError, did_you_mean
+from solo.registry import Registry
 from sparse_ext.config.base import SparseConfig
 from sparse_ext.config.gradual import GMPConfig, GraNetConfig, GraNetSSLConfig
 from sparse_ext.config.granularity_names import spoken
@@ -24,7 +25,7 @@ from sparse_ext.config.pruned_once import (
     RandomConfig,
     SNIPConfig,
 )
-from sparse_ext.config.reading import fill
+from sparse_ext.config.reading import check_settings, fill
 from sparse_ext.config.rigl import RigLConfig, RigLITOPConfig
 from sparse_ext.config.synccp import CSIConfig, SyncCPConfig
 
@@ -36,20 +37,19 @@ __all__ = [
     "SyncCPConfig",
     "build",
     "defaults",
+    "register_method",
     "store",
     "to_dict",
 ]
 
 
-GROWING: dict[str, type[SparseConfig]] = {
+_METHODS: dict[str, type[SparseConfig]] = {
+    "synccp": SyncCPConfig,
+    "gmp": GMPConfig,
     "granet": GraNetConfig,
     "granet_ssl": GraNetSSLConfig,
     "rigl": RigLConfig,
     "rigl_itop": RigLITOPConfig,
-}
-
-
-FIXED: dict[str, type[SparseConfig]] = {
     "random": RandomConfig,
     "oneshot": OneShotConfig,
     "snip": SNIPConfig,
@@ -60,13 +60,50 @@ FIXED: dict[str, type[SparseConfig]] = {
     "sdclr": SDCLRConfig,
     "mcp": MCPConfig,
 }
+_PAGES = "sparse_ext.pruning.methods"
 
-METHODS: dict[str, type[SparseConfig]] = {
-    "synccp": SyncCPConfig,
-    "gmp": GMPConfig,
-    **GROWING,
-    **FIXED,
-}
+#: the settings of every pruning method, by its name
+METHODS: Registry[type[SparseConfig]] = Registry("pruning method", _METHODS)
+
+#: the pruner of every method, by the same names (`sparse_ext.pruning.pruner.Pruner`)
+PRUNERS: Registry[Any] = Registry(
+    "pruning method",
+    {
+        "synccp": f"{_PAGES}.synccp:SyncCP",
+        "gmp": f"{_PAGES}.gmp:GMP",
+        "granet": f"{_PAGES}.granet:GraNet",
+        "granet_ssl": f"{_PAGES}.granet_ssl:GraNetSSL",
+        "rigl": f"{_PAGES}.rigl:RigL",
+        "rigl_itop": f"{_PAGES}.rigl_itop:RigLITOP",
+        "random": f"{_PAGES}.random:Random",
+        "oneshot": f"{_PAGES}.oneshot:OneShot",
+        "snip": f"{_PAGES}.snip:SNIP",
+        "grasp": f"{_PAGES}.grasp:GraSP",
+        "asp": f"{_PAGES}.asp:ASP",
+        "sr_ste": f"{_PAGES}.sr_ste:SRSTE",
+        "sd": f"{_PAGES}.sd:SD",
+        "sdclr": f"{_PAGES}.sdclr:SDCLR",
+        "mcp": f"{_PAGES}.mcp:MCP",
+    },
+)
+
+
+def register_method(name: str, config: type[SparseConfig], pruner: Any) -> None:
+    """Make a pruning method known, so that `+sparse=NAME` trains with it.
+
+    Args:
+        name: what users write; also the default of the field `name` of `config`.
+        config: a frozen dataclass, subclass of `SparseConfig`, with the method's settings.
+        pruner: a subclass of `sparse_ext.pruning.pruner.Pruner`, or where it is:
+            `my_package.my_methods:MyPruner`.
+
+    Raises:
+        ConfigError: `config` is not such a class, or there is another method of that name.
+    """
+    check_settings(name, config, SparseConfig)
+    METHODS.register(name, config)
+    PRUNERS.register(name, pruner)
+    _store(name, config)
 
 
 def build(section: str | Mapping[str, Any] | SparseConfig) -> SparseConfig:
@@ -88,12 +125,12 @@ def build(section: str | Mapping[str, Any] | SparseConfig) -> SparseConfig:
             f"{did_you_mean('', METHODS)}"
         )
     name = section.get("name")
-    if name not in METHODS:
-        what = "sparse.name is missing" if name is None else f"sparse.name={name!r} is unknown"
-        raise ConfigError(f"{what}. {did_you_mean(name or '', METHODS)}")
+    if name is None:
+        raise ConfigError(f"sparse.name is missing. {did_you_mean('', METHODS)}")
+    method = METHODS.find(name, "sparse.name")
     if "granularity" in section:
         section = {**section, "granularity": spoken(section["granularity"])}
-    return fill(METHODS[name], section, "sparse")
+    return fill(method, section, "sparse")
 
 
 def to_dict(config: SparseConfig) -> dict[str, Any]:
@@ -115,8 +152,12 @@ def defaults(schema: type[SparseConfig]) -> dict[str, Any]:
 
 def store() -> None:
     """Register every method as an entry of Hydra's group `sparse`; twice changes nothing."""
+    for name, schema in METHODS.items():
+        _store(name, schema)
+
+
+def _store(name: str, schema: type[SparseConfig]) -> None:
     from hydra.core.config_store import ConfigStore
 
-    for name, schema in METHODS.items():
-        # plain data: a frozen dataclass would become a read-only node that nobody can override
-        ConfigStore.instance().store(group="sparse", name=name, node=defaults(schema))
+    # plain data: a frozen dataclass would become a read-only node that nobody can override
+    ConfigStore.instance().store(group="sparse", name=name, node=defaults(schema))

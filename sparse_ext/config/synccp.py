@@ -8,7 +8,8 @@ import typing
 from dataclasses import dataclass, field
 
 from solo.errors import ConfigError
-from sparse_ext.config.base import SparseConfig, clean, derive, require_choice
+from sparse_ext.config.base import ALLOCATIONS, SparseConfig, clean, derive, require_choice
+from sparse_ext.config.scorer_names import SCORERS
 
 TOLERANCE = 1e-9  # of a difference of two sparsities that must equal `gap`
 
@@ -86,7 +87,8 @@ class SyncCPConfig(SparseConfig):
             then all get the same sparsity).
         csi: when the ramp starts.
         score: what brings weights back: the running mean of |gradient| (`ema`) or that of the
-            update's own step (`instant`).
+            update's own step (`instant`); both keep the weights of largest magnitude. Any other
+            name is that of the score by which weights are kept, and `ema` brings them back.
         score_momentum: weight of the history in the gradient score (0.9; the paper's Eq. 17 read
             literally is 0.1, the authors' scripts have 0.99).
         drop_start: fraction of a layer's weights that is dropped and regrown, at the first step.
@@ -126,12 +128,12 @@ class SyncCPConfig(SparseConfig):
 
     def __post_init__(self):
         require_choice("sparser", self.sparser, ("online", "offline"))
+        require_choice("score", self.score, ("ema", "instant", *SCORERS))
         self.fill_in()
         self._check_gaps()
         super().__post_init__()
-        require_choice("initial_allocation", self.initial_allocation, ("erk", "er", "uniform"))
+        require_choice("initial_allocation", self.initial_allocation, ALLOCATIONS)
         require_choice("scope", self.scope, ("global", "layer"))
-        require_choice("score", self.score, ("ema", "instant"))
         require_choice("regrow_init", self.regrow_init, ("latent", "zero"))
         require_choice("mp_on", self.mp_on, ("masked", "latent"))
         for key in ("score_momentum", "drop_start", "drop_end"):
@@ -155,6 +157,21 @@ class SyncCPConfig(SparseConfig):
             derive(self, "initial", 0.3 if self.sync else 0.0)
         if self.mp_on is None:
             derive(self, "mp_on", "latent" if self.some_survive else "masked")
+
+    @property
+    def ranking(self) -> str:
+        """The scorer that decides which weights are kept."""
+        return "magnitude" if self.score in ("ema", "instant") else self.score
+
+    @property
+    def growth(self) -> str:
+        """Which |gradient| brings weights back, `ema` or `instant`."""
+        return "instant" if self.score == "instant" else "ema"
+
+    @property
+    def start_is_given(self) -> bool:
+        """Whether the user named the step at which the ramp starts: by `csi: epoch:<k>`."""
+        return self.csi.fixed_epoch is not None
 
     @property
     def momentum(self) -> tuple[float, float]:

@@ -5,6 +5,7 @@ Command: `python3 -m sparse_ext.export {slim,dense,packed,csr,onnx,nm} CHECKPOIN
 """
 
 from sparse_ext.export.csr import load_csr, save_csr
+from sparse_ext.export.formats import FORMATS, register_format
 from sparse_ext.export.nm import check_nm, semi_structured
 from sparse_ext.export.onnx import OnnxEncoder, check_onnx, export_onnx
 from sparse_ext.export.packed import load_packed, save_packed
@@ -12,6 +13,7 @@ from sparse_ext.export.slim import Slim, load_slim, save_slim, slim
 from sparse_ext.export.strip import masked_weights, strip
 
 __all__ = [
+    "FORMATS",
     "OnnxEncoder",
     "Slim",
     "check_nm",
@@ -21,6 +23,7 @@ __all__ = [
     "load_packed",
     "load_slim",
     "masked_weights",
+    "register_format",
     "save_csr",
     "save_packed",
     "save_slim",

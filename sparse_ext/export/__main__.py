@@ -8,26 +8,32 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-FORMATS = {
-    "slim": "without the channels that masks have emptied: a smaller, faster encoder",
-    "dense": "torchvision's or timm's layout, pruned weights as zeros",
-    "packed": "kept values and one bit per weight: the smallest file",
-    "csr": "pruned weights as compressed sparse rows",
-    "onnx": "ONNX, checked in ONNX Runtime",
-    "nm": "ONNX for 2:4 hardware; refused unless every group fits",
-}
-_SUFFIX = {"onnx": "onnx", "nm": "onnx"}
+from solo.registry import import_plugins
+
+SLIM = "without the channels that masks have emptied: a smaller, faster encoder"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the file and say what is in it; 0, or 2 after a message for a mistake of the user's."""
+    plugins = argparse.ArgumentParser(add_help=False)
+    plugins.add_argument("--imports", action="append", default=[], help="module to import first")
+    from solo.programs.app import exit_code
+    from sparse_ext.export.formats import FORMATS
+    from sparse_ext.extension import register
+
+    register()
+    wanted = plugins.parse_known_args(argv)[0].imports
+    if code := exit_code(lambda: import_plugins(wanted)):
+        return code
+    named = {"slim": SLIM, **{name: each.what for name, each in FORMATS.items()}}
     parser = argparse.ArgumentParser(
         prog="python3 -m sparse_ext.export",
         description="An encoder of a checkpoint as a file for use outside of training.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{name:8} {what}" for name, what in FORMATS.items()),
+        epilog="\n".join(f"{name:8} {what}" for name, what in named.items()),
+        parents=[plugins],
     )
-    parser.add_argument("format", choices=FORMATS)
+    parser.add_argument("format", choices=named)
     parser.add_argument("checkpoint", help="a file with its args.json beside it")
     parser.add_argument("--encoder", choices=("online", "momentum"), default="online")
     parser.add_argument("--out", help="file to write (slim: folder); by default beside CHECKPOINT")
@@ -42,11 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pattern", default="2:4", help="nm: N:M")
     parser.add_argument("--input_size", type=int, help="image side; by default the dataset's")
     args = parser.parse_args(argv)
-    from solo.programs.app import exit_code
-    from sparse_ext.extension import register
-
-    register()
-
     return exit_code(lambda: print(_slim(args) if args.format == "slim" else _write(args)))
 
 
@@ -75,37 +76,13 @@ def _slim(args: argparse.Namespace) -> str:
 def _write(args: argparse.Namespace) -> str:
     from solo.checkpoints.runs import load_run, weights_file
     from solo.data.catalogue import input_size
+    from sparse_ext.export.formats import FORMATS, Request
 
     backbone, run = load_run(args.checkpoint, args.encoder)
-    source = weights_file(args.checkpoint)
-    suffix = _SUFFIX.get(args.format, "safetensors")
-    path = Path(args.out or source.with_name(f"{source.stem}-{args.format}.{suffix}"))
-    size, lines = args.input_size or input_size(run), []
-    if args.format == "dense":
-        from solo.checkpoints.exporting import export_encoder
-
-        export_encoder(backbone, path)
-    elif args.format == "packed":
-        from sparse_ext.export.packed import save_packed
-
-        save_packed(backbone.state_dict(), path, half=args.half)
-    elif args.format == "csr":
-        from sparse_ext.export.csr import save_csr
-
-        save_csr(backbone.state_dict(), path)
-    else:
-        from sparse_ext.export.onnx import check_onnx, export_onnx
-
-        if args.format == "nm":
-            from sparse_ext.export.nm import check_nm
-
-            report = check_nm(backbone.state_dict(), args.pattern)
-            lines.append(
-                f"{len(report.layers)} layers are {report.pattern}; tensor cores take "
-                f"{len(report.hardware)} of them. trtexec --onnx={path} --sparsity=enable --fp16"
-            )
-        export_onnx(backbone, path, size)
-        lines.append(f"ONNX Runtime's features differ by {check_onnx(backbone, path, size):.1e}")
+    source, chosen = weights_file(args.checkpoint), FORMATS[args.format]
+    path = Path(args.out or source.with_name(f"{source.stem}-{args.format}.{chosen.suffix}"))
+    size = args.input_size or input_size(run)
+    lines = chosen(Request(source, backbone, path, size, args.half, args.pattern))
     return "\n".join([*lines, _wrote(path)])
 
 

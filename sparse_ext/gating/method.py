@@ -5,24 +5,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from importlib import import_module
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from solo.utils.views import View
 from sparse_ext.gating.branches import BranchContext, Pass
-from sparse_ext.gating.config.sections import GatingConfig
-
-# name of a method -> "module:class"; a module is imported when its method is used
-_METHODS = {
-    "vicreg_gating": "sparse_ext.gating.methods.channel.method:ChannelGating",
-    "vicreg_dual": "sparse_ext.gating.methods.channel.method:ChannelDual",
-    "cgnet": "sparse_ext.gating.methods.spatial.cgnet:CGNet",
-    "cdg": "sparse_ext.gating.methods.spatial.cdg:CDG",
-    "fbs": "sparse_ext.gating.methods.saliency.fbs:FBS",
-    "dgc": "sparse_ext.gating.methods.saliency.dgc:DGC",
-}
+from sparse_ext.gating.config.sections import GATES, GatingConfig
 
 
 class Gated:
@@ -129,8 +118,7 @@ class GatingMethod(ABC):
 
 def method_of(config: GatingConfig) -> GatingMethod:
     """The method that a configuration asks for."""
-    module, _, name = _METHODS[config.name].partition(":")
-    return getattr(import_module(module), name)(config)
+    return GATES.find(config.name, "gating.name")(config)
 
 
 class GatedConv2d(Gated, nn.Conv2d):

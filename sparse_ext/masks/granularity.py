@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from solo.registry import resolve
 from sparse_ext.config.granularity_names import Spelling, check_block, check_nm, read
 
 
@@ -266,23 +267,40 @@ class Filter(Granularity):
         return ""
 
 
-def parse(text: str | Granularity) -> Granularity:
+def parse(text: str | Spelling | Granularity) -> Granularity:
     """The granularity that `text` names (see `sparse_ext.config.granularity_names.read`).
 
     Args:
-        text: as a user writes it; a `Granularity` comes back as it is.
+        text: as a user writes it, or what `read` has made of that (a method's configuration keeps
+            it as `spelling`); a `Granularity` comes back as it is.
 
     Raises:
         ConfigError: for an unknown name, or numbers that make no sense (4:2, block1).
     """
     if isinstance(text, Granularity):
         return text
-    spelling = read(text)
-    if spelling.kind == "nm":
-        return NM(spelling.n, spelling.m)
-    if spelling.kind == "block":
-        return Block(spelling.size, spelling.merged, spelling.padded)
-    return Element() if spelling.kind == "element" else Filter()
+    spelling = text if isinstance(text, Spelling) else read(text)
+    return resolve(spelling.form.build)(spelling)  # type: ignore[union-attr]
+
+
+def build_element(spelling: Spelling) -> Element:
+    """Single weights."""
+    return Element()
+
+
+def build_nm(spelling: Spelling) -> NM:
+    """N:M groups of the numbers in `spelling`."""
+    return NM(spelling.n, spelling.m)
+
+
+def build_block(spelling: Spelling) -> Block:
+    """Blocks of the size in `spelling`."""
+    return Block(spelling.size, spelling.merged, spelling.padded)
+
+
+def build_filter(spelling: Spelling) -> Filter:
+    """Output channels."""
+    return Filter()
 
 
 def _like(mask: Tensor, weight: Tensor) -> Tensor:

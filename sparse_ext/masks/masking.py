@@ -14,7 +14,7 @@ from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks import patching as patching
 from sparse_ext.masks.channels.widths import MARK, resize_
 from sparse_ext.masks.encoder import SIDE_BUFFERS, Encoder, _add_buffer, masked_layers
-from sparse_ext.masks.granularity import parse
+from sparse_ext.masks.granularity import NM, parse
 from sparse_ext.masks.masked_layers import MASKED_TYPES, Masked
 from sparse_ext.masks.prunable import Selection, select
 
@@ -32,7 +32,7 @@ def patch(backbone: nn.Module, config: SparseConfig) -> nn.Module:
 
 def selection(backbone: nn.Module, config: SparseConfig) -> Selection:
     """Which layers of an encoder `config` makes prunable, and why the others stay dense."""
-    granularity, obstacle = parse(config.granularity), config.obstacle
+    granularity, obstacle = parse(config.spelling), config.obstacle
     net = unwrapped(backbone)
     return select(net, config.stem_dense, config.exclude, granularity, obstacle)
 
@@ -136,10 +136,11 @@ def check_pattern(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) ->
     Raises:
         CheckpointError: names the layer.
     """
-    from sparse_ext.masks.granularity import NM, parse
-
     goal = (checkpoint.get("sparse_state") or {}).get("goal") or {}
-    pattern = parse(goal.get("granularity", "element"))
+    text = goal.get("granularity", "element")
+    if ":" not in str(text):  # of another kind, perhaps one that only its own package knows
+        return
+    pattern = parse(text)
     if not isinstance(pattern, NM):
         return
     masks = {key: mask for key, mask in state.items() if key.endswith(".mask")}

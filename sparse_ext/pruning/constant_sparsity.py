@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What the rivals of SyncCP share: constant sparsity, swapping by the gradient of the step."""
+"""What methods of constant sparsity share: no ramp, and perhaps new masks in every epoch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from torch.optim import Optimizer
 
@@ -13,38 +11,35 @@ from sparse_ext.pruning.pruner import Pruner
 
 
 class Constant(Pruner):
-    """Final sparsity from the start; masks change at most by `due`, `online_masks`, ..."""
+    """A method whose sparsity is the final one from the first step on."""
 
-    def plan(self) -> None:
-        """There is no ramp."""
+    def set_up(self) -> None:
+        """The sparsity at the start is the final one."""
         self.begins = list(self.finals)
-        self.aims = list(self.finals)
 
 
 class EpochMasks(Constant):
-    """The masks of `initial_masks`, made anew at the start of every epoch."""
+    """A method that makes the masks of `initial_masks` anew at the start of every epoch.
 
-    def plan(self) -> None:
-        """The first epoch's masks are the initial ones."""
-        super().plan()
+    Attributes:
+        masked_epoch: the epoch (0-based) whose masks are in place.
+    """
+
+    saved = ("masked_epoch",)
+
+    def set_up(self) -> None:
+        """The initial masks are those of the first epoch."""
+        super().set_up()
         self.masked_epoch = 0
 
     def begin_batch(self, epoch: int, optimizer: Optimizer | None = None) -> bool:
-        """New masks once an epoch."""
+        """Make new masks before the first batch of an epoch."""
         if self.masked_epoch >= epoch:
             return False
         self.masked_epoch = epoch
         pairs = zip(self.encoders, self.finals, strict=True)
-        self._apply([self.initial_masks(*pair) for pair in pairs], optimizer)
+        self.apply([self.initial_masks(*pair) for pair in pairs], optimizer)
         return True
-
-    def extra_state(self) -> dict[str, Any]:
-        """The epoch whose masks are in place."""
-        return {"masked_epoch": self.masked_epoch}
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over `extra_state`."""
-        self.masked_epoch = state["masked_epoch"]
 
 
 def fraction_of(fraction: float, steps: int) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from solo.errors import ConfigError
 from sparse_ext.allocation import budgets
+from sparse_ext.config.granularity_names import Spelling
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.channels.tracing import Channels, Space
 from sparse_ext.masks.encoder import Encoder
@@ -33,20 +34,20 @@ def make_units(config: SparseConfig, encoder: Encoder) -> Units:
         ConfigError: see `CoupledUnits`; or for weights that live on under their masks.
     """
     if not config.coupled:
-        return Units(config.granularity, encoder.masks.shapes)
+        return Units(config.spelling, encoder.masks.shapes)
     if isinstance(encoder, LatentEncoder):
         raise ConfigError(
             f"sparse.coupled is for methods that store pruned weights as zero, and "
             f"sparse.name={config.name} keeps them alive here: leave sparse.coupled out."
         )
-    return CoupledUnits(config.granularity, encoder, encoder.module)
+    return CoupledUnits(config.spelling, encoder, encoder.module)
 
 
 class CoupledUnits(Units):
     """The channel groups of one encoder.
 
     Args:
-        granularity: `filter` or `block<size>`.
+        granularity: `filter` or `block<size>`, as text or as what `read` has made of it.
         encoder: whose masks are made.
         net: the module it is part of.
 
@@ -54,7 +55,9 @@ class CoupledUnits(Units):
         ConfigError: if no channel of it could be removed.
     """
 
-    def __init__(self, granularity: str | Granularity, encoder: Encoder, net: nn.Module) -> None:
+    def __init__(
+        self, granularity: str | Spelling | Granularity, encoder: Encoder, net: nn.Module
+    ) -> None:
         super().__init__(granularity, encoder.masks.shapes)
         self.layers = dict(self.shapes)
         self.both_sides = isinstance(self.granularity, Block)
@@ -184,7 +187,8 @@ class CoupledUnits(Units):
         Weights of deep, wide layers are smaller, so that raw values would empty those altogether.
         """
         tiny = torch.finfo(torch.float32).tiny
-        relative = {name: v / v.mean().clamp(min=tiny) for name, v in values.items()}
+        worth = {name: v - v.min().clamp(max=0) for name, v in values.items()}  # scores have signs
+        relative = {name: v / v.mean().clamp(min=tiny) for name, v in worth.items()}
         top = torch.stack([value.max() for value in relative.values()]).max() + 1
         for name, value in relative.items():
             allowed = value if eligible is None else value.where(eligible[name], -torch.inf)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The pruner: scorer x units x allocation x schedule. A method is a subclass that overrides little.
+"""The pruner: scorer x granularity x allocation x schedule. A method overrides what it changes.
 
 A method decides which *units* are kept: single weights, N:M groups, blocks or filters, whatever the
 run's granularity is (see `sparse_ext.pruning.units`). The pruner turns that into masks.
@@ -10,27 +10,62 @@ gradients, weights, step, seed), so every rank computes the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from solo.errors import ConfigError
+from sparse_ext.config.scorer_names import Scorer, scorer_named
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.encoder import Encoder, InvariantError
 from sparse_ext.pruning import coupled_units
-from sparse_ext.pruning.hooks import Hooks
 from sparse_ext.pruning.log import log
+from sparse_ext.pruning.regrow import drop_and_regrow
+from sparse_ext.pruning.scores import scorers
+from sparse_ext.pruning.scores.random_draws import random_masks, random_members
 from sparse_ext.pruning.units import Kept, Units
 from sparse_ext.schedules import Clock, Ramp, cubic, default_period
 
 
-class Pruner(Hooks):
-    """What all pruning methods share; on its own it keeps the encoders dense.
+class Needs(NamedTuple):
+    """What a method needs of its encoders; their buffers are made before a checkpoint is loaded.
 
-    Override `plan`, `initial_masks`, `online_masks`, `momentum_masks`, `end_epoch`. The masks are
-    one bool per unit, 1 = kept, as `units` makes and takes them.
+    Attributes:
+        latents: the last values of pruned weights are kept, in `shadow` buffers.
+        mean_gradient: a running mean of |gradient| is kept, in the online encoder's `score`.
+        stored_zeros: pruned weights are stored as zero; False for methods with one living weight
+            under several masks (see `sparse_ext.masks.living_weights`).
+    """
+
+    latents: bool
+    mean_gradient: bool = False
+    stored_zeros: bool = True
+
+
+class Slimmed(NamedTuple):
+    """Of a run whose masks are final: it goes on with encoders that have become smaller.
+
+    Attributes:
+        before: prunable weights of each encoder when masks became final.
+        at: optimizer step at which channels were last looked for.
+    """
+
+    before: int
+    at: int
+
+
+class Pruner:
+    """What all pruning methods share; by itself it leaves masks as they are.
+
+    A method overrides, of what follows, only what it does differently:
+    `needs` and `prepare` (before the optimizer is made), `set_up` (its state), `plan` (the ramp),
+    `enter` (the start of training), `initial_masks`, `due`, `masks`, `adjust_gradients`,
+    `begin_batch`, `after_step`, `end_epoch`.
 
     Args:
         config: the method's configuration.
@@ -38,17 +73,39 @@ class Pruner(Hooks):
         momentum: its EMA teacher, or None.
         clock: length of the run.
         seed: of random masks; equal on all ranks.
+        slimmed: the masks are final, and the encoders may be smaller than the run began with.
 
     Attributes:
         t: optimizer steps done.
         epoch: epochs done.
         ramp: when sparsity grows; None until that is known.
         units: what is ranked, kept and dropped.
+        scorer: what a weight is worth (`sparse.score`); the largest are kept.
         begins: sparsity per encoder before the ramp; with N:M the share of groups that are N:M.
+        finals: sparsity per encoder that the run is to end with.
         aims: sparsity per encoder that the present masks were made for.
         kept: weights kept now, online and momentum.
         flips: mask entries changed since they were last reported, both encoders.
+        gradient: of the online encoder's weights, dense, in a step that changes masks.
+        update_figures: figures of the last mask update, to be logged with it.
     """
+
+    #: names of attributes beside `t`, `epoch` and the ramp that a checkpoint keeps
+    saved: ClassVar[tuple[str, ...]] = ()
+    #: what brings units back: |gradient| of the step (`step`), its running mean (`mean`), nothing
+    growth: str | None = None
+    #: value of a regrown weight: `zero`, or `latent` = what it was when it was pruned
+    regrow_init: str = "zero"
+    #: layer budgets of random initial masks (`erk`, ...); None = initial masks by score
+    random_start: str | None = None
+    #: the survivors of an N:M group that is sparse before the ramp are drawn, too
+    random_survivors: bool = False
+    #: layer budgets of masks by score; `global` compares all layers
+    allocation: str = "global"
+    #: share of the past in the running mean of |gradient|; None = only that of the last update
+    history: float | None = None
+    #: latest step at which the ramp starts, where only training decides when
+    fires_at: int | None = None
 
     def __init__(
         self,
@@ -57,30 +114,123 @@ class Pruner(Hooks):
         momentum: Encoder | None,
         clock: Clock,
         seed: int = 0,
+        slimmed: Slimmed | None = None,
     ) -> None:
         self.config: Any = config
-        self.online = online
-        self.momentum = momentum
-        self.clock = clock
-        self.seed = seed
-        self.t = 0
-        self.epoch = 0
-        self.flips = 0
-        self.units = self.make_units()
+        self.online, self.momentum = online, momentum
+        self.clock, self.seed, self.slimmed = clock, seed, slimmed
+        self.t = self.epoch = self.flips = 0
+        self.gradient: Mapping[str, Tensor] = {}
+        self.update_figures: dict[str, float] = {}
+        self.scorer: Scorer = scorer_named(config.ranking)
+        # the widths of a slimmed encoder may be no multiples of a block any more
+        self.units = (
+            coupled_units.make_units(config, online)
+            if slimmed is None
+            else Units("element", online.masks.shapes)
+        )
         self.period = config.update_period or default_period(clock.steps)
         # the update that reaches the final sparsity must be one that the run performs
         self.t_end = min(round(config.ramp_end * clock.steps), clock.steps - 1)
-        self.begins = [config.initial, config.momentum[0]][: len(self.encoders)]
+        count = len(self.encoders)
+        self.begins = [config.initial, config.momentum[0]][:count]
+        self.finals = [config.final, config.momentum[1]][:count]
+        self.set_up()
         self.aims = list(self.begins)
         self.ramp = self.plan()
-        for sparsity in self.finals:
-            self.budget(sparsity)  # named errors now, not at the last update
-        start, given = self.latest_start(), self.start_is_given()
-        check_ramp(config, start, given, self.t_end, self.period, clock.steps)
+        if slimmed is None:
+            for sparsity in self.finals:
+                self.units.budget(sparsity)  # named errors now, not at the last update
+            check_ramp(self)
 
-    def make_units(self) -> Units:
-        """What is ranked, kept and dropped."""
-        return coupled_units.make_units(self.config, self.online)
+    # -- what a method overrides ------------------------------------------------------------
+
+    @classmethod
+    def needs(cls, config: Any, shared: bool) -> Needs:
+        """What the method needs of its encoders.
+
+        By default latents, for a momentum encoder that follows them, or where N:M groups come back
+        and are ranked by what they were before.
+
+        Args:
+            config: the method's configuration.
+            shared: there is one encoder, without a momentum encoder.
+        """
+        follows = not shared and config.ema_mode == "latent"
+        return Needs(latents=follows or (cls.growth is not None and config.some_survive))
+
+    @classmethod
+    def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
+        """Check or change a LightningModule before its optimizer is made and weights are loaded.
+
+        Args:
+            config: the method's configuration.
+            module: what is trained, with all its heads.
+            encoders: its masked encoders, online first.
+
+        Returns:
+            the encoders as this method sees them.
+        """
+        return encoders
+
+    def set_up(self) -> None:
+        """Make the method's own state; `clock`, `units`, `begins` and `finals` are there."""
+
+    def plan(self) -> Ramp | None:
+        """The ramp, if it is known before training; a pure function of what `set_up` has left."""
+        return None
+
+    def enter(self, module: Any, fresh: bool) -> None:
+        """Called when training starts, before masks are made or restored.
+
+        Args:
+            module: what is trained, with all its heads, as the strategy set it up.
+            fresh: this run is not resumed.
+        """
+
+    def initial_masks(self, encoder: Encoder, sparsity: float) -> Kept:
+        """Units kept before the ramp: by score, or at random (the denser masks hold the others)."""
+        if self.random_start is None:
+            return self.best(encoder, sparsity)
+        counts = self.units.allocate(self.random_start, sparsity)
+        return random_masks(self.units.shapes_of_kept, counts, self.seed)
+
+    def due(self) -> bool:
+        """Whether masks change after the step under way."""
+        return self.ramp is not None and self.ramp.due(self.t)
+
+    def masks(self, encoder: Encoder, sparsity: float) -> Kept:
+        """Units an encoder keeps from an update on.
+
+        By default those of largest score; what the online encoder has lost does not come back.
+        """
+        online = encoder is self.online
+        return self.best(encoder, sparsity, self.units.kept(encoder.masks) if online else None)
+
+    def adjust_gradients(self, optimizer: Optimizer) -> None:
+        """Turn the dense gradients into those that clipping and the optimizer see."""
+        self.online.mask_gradients()
+
+    def begin_batch(self, epoch: int, optimizer: Optimizer | None = None) -> bool:
+        """Called before each batch of epoch `epoch` (0-based); returns whether masks changed."""
+        return False
+
+    def after_step(self, optimizer: Optimizer | None = None) -> bool:
+        """Count one optimizer step and change masks if that is due; returns whether they did."""
+        changed = self.due()
+        if changed:
+            self.aims = self.sparsities()
+            pairs = zip(self.encoders, self.aims, strict=True)
+            self.apply([self.masks(*pair) for pair in pairs], optimizer)
+            self.gradient = {}
+        self.t += 1
+        return changed
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """Called after epoch `epoch` (1-based); returns figures to log."""
+        return {}
+
+    # -- what all methods use ---------------------------------------------------------------
 
     @property
     def encoders(self) -> list[Encoder]:
@@ -92,58 +242,20 @@ class Pruner(Hooks):
         """Kept weights per encoder, as measured."""
         return [encoder.masks.nnz for encoder in self.encoders]
 
-    # -- what a method overrides ------------------------------------------------------------
-
     @property
-    def finals(self) -> list[float]:
-        """Sparsity per encoder that the run is to end with."""
-        return [self.config.final, self.config.momentum[1]][: len(self.encoders)]
-
-    def budget(self, sparsity: float) -> int:
-        """Units that are kept at `sparsity`."""
-        return self.units.budget(sparsity)
-
-    def plan(self) -> Ramp | None:
-        """The ramp, if it is known before training."""
-        return None
-
     def latest_start(self) -> int | None:
         """Step at which the ramp starts at the latest; None = it may never."""
-        return None if self.ramp is None else self.ramp.t0
-
-    def initial_masks(self, encoder: Encoder, sparsity: float) -> Kept:
-        """Units kept before the ramp."""
-        return self.smallest_out(encoder, sparsity)
-
-    def initial_members(self, encoder: Encoder) -> Mapping[str, Tensor] | None:
-        """Who survives in an N:M group that is sparse before the ramp: None = by magnitude."""
-        return None
-
-    def online_masks(self, sparsity: float) -> Kept:
-        """Units the online encoder keeps; by default by magnitude, and nothing comes back."""
-        return self.smallest_out(self.online, sparsity, self.units.kept(self.online.masks))
-
-    def momentum_masks(self, encoder: Encoder, sparsity: float) -> Kept:
-        """Units the momentum encoder keeps; by default by the magnitude of its latents."""
-        return self.smallest_out(encoder, sparsity)
-
-    def due(self) -> bool:
-        """Whether masks change after the step under way."""
-        return self.ramp is not None and self.ramp.due(self.t)
-
-    def adjust_gradients(self, optimizer: Optimizer) -> None:
-        """Turn the dense gradients into those that clipping and the optimizer see."""
-        self.online.mask_gradients()
-
-    # -- what all methods use ---------------------------------------------------------------
+        return self.fires_at if self.ramp is None else self.ramp.t0
 
     def sparsity_of(self, encoder: Encoder) -> float:
         """Share of pruned units, as measured."""
         return 1 - self.units.count(encoder.masks) / self.units.total
 
     def weight_sparsities(self) -> list[float]:
-        """Share of pruned weights per encoder, as measured."""
-        return [encoder.masks.sparsity for encoder in self.encoders]
+        """Share of pruned weights per encoder, as measured; of those that the run began with."""
+        if self.slimmed is None:
+            return [encoder.masks.sparsity for encoder in self.encoders]
+        return [1 - encoder.masks.nnz / self.slimmed.before for encoder in self.encoders]
 
     def sparsities(self) -> list[float]:
         """Scheduled sparsity per encoder at this step: the same index for both (Eq. 10-12)."""
@@ -151,17 +263,96 @@ class Pruner(Hooks):
         ends = zip(self.begins, self.finals, strict=True)
         return [cubic(first, last, index, n) for first, last in ends]
 
-    def magnitudes(self, encoder: Encoder) -> dict[str, Tensor]:
-        """Sum of |latent| per unit."""
-        return self.units.pool({name: value.abs() for name, value in encoder.latents.items()})
+    def values(self, encoder: Encoder, scorer: Scorer | None = None) -> dict[str, Tensor]:
+        """What each unit of an encoder is worth; the largest are kept."""
+        return self.units.pool(self.scores(encoder, scorer))
 
-    def smallest_out(self, encoder: Encoder, sparsity: float, eligible: Kept | None = None) -> Kept:
-        """Keep the units of largest magnitude over all layers together, exactly the budget.
+    def scores(self, encoder: Encoder, scorer: Scorer | None = None) -> dict[str, Tensor]:
+        """What each weight of an encoder is worth, by `scorer` or the run's own.
+
+        A momentum encoder has no gradient: its weights are scored with the online encoder's.
+        """
+        scorer = scorer or self.scorer
+        latents = encoder.latents
+        if scorer.needs == "weight":
+            return {name: scorer(weight) for name, weight in latents.items()}
+        return {name: scorer(weight, self.gradient[name]) for name, weight in latents.items()}
+
+    def best(
+        self,
+        encoder: Encoder,
+        sparsity: float,
+        eligible: Kept | None = None,
+        scorer: Scorer | None = None,
+    ) -> Kept:
+        """The units of largest score, exactly the budget; each layer has its own by `allocation`.
 
         Args:
+            encoder: whose units they are.
+            sparsity: share of the units that goes.
             eligible: which units may be kept; by default any.
+            scorer: by default the run's own.
         """
-        return self.units.largest(self.magnitudes(encoder), sparsity, eligible)
+        values = self.values(encoder, scorer)
+        if self.allocation == "global":
+            return self.units.largest(values, sparsity, eligible)
+        return self.units.largest_per_layer(values, sparsity, self.allocation, eligible)
+
+    def swap(
+        self,
+        encoder: Encoder,
+        kept: Kept,
+        fraction: float,
+        rounding: Callable[[float], int] = math.ceil,
+    ) -> Kept:
+        """Drop that share of each layer's units by score, grow as many by gradient."""
+        wanted: Mapping[str, Tensor] = self.online.scores if self.growth == "mean" else {}
+        wanted = wanted or {n: scorers.gradient(g) for n, g in self.gradient.items()}
+        values, wanted = self.values(encoder), self.units.pool(wanted)
+        return drop_and_regrow(kept, values, wanted, fraction, rounding)
+
+    def wants_gradients(self) -> bool:
+        """Whether `observe` is to see the gradients of the step under way."""
+        if self.growth == "mean" and self.history is not None:
+            return True
+        return (self.growth is not None or self.scorer.needs != "weight") and self.due()
+
+    def observe(self, finite: Tensor) -> None:
+        """Look at the dense, averaged, unscaled gradients of the step under way.
+
+        Args:
+            finite: 0-dim bool on the gradients' device; False if any of them is NaN or infinite,
+                and then the step does not count.
+        """
+        layers = self.online.layers
+        if self.growth == "mean":
+            graded = [layer for layer in layers.values() if layer.weight.grad is not None]
+            grads = [layer.weight.grad for layer in graded]
+            scorers.ema_gradient_([m.score for m in graded], grads, self.history or 0.0, finite)
+        if (self.growth == "step" or self.scorer.needs != "weight") and self.due():
+            self.gradient = {
+                name: torch.zeros_like(layer.weight)
+                if layer.weight.grad is None
+                else layer.weight.grad.clone()
+                for name, layer in layers.items()
+            }
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether initial masks need scores of a batch; `look` then comes before `start`."""
+        by_score = self.random_start is None and any(self.begins)
+        return by_score and self.scorer.needs != "weight"
+
+    def look(self, probe: Any) -> None:
+        """Take what the scorer needs from the first batch.
+
+        Args:
+            probe: a `sparse_ext.pruning.scores.first_batch.Probe`.
+        """
+        if self.scorer.needs == "curvature":
+            self.gradient = probe.second_order(scorers.hessian_gradient)
+        else:
+            self.gradient = probe.gradients()
 
     def start(self) -> None:
         """Apply the initial masks; masks from before are never drawn again (section 0.9)."""
@@ -169,28 +360,37 @@ class Pruner(Hooks):
             self._start_from_present_masks()
             return
         for encoder, sparsity in zip(self.encoders, self.begins, strict=True):
-            members = self.initial_members(encoder)
+            if not sparsity:
+                continue  # all is kept, and perhaps there are no scores yet
+            members = self._survivors(encoder)
+            if self.random_survivors and self.units.granularity.keeps:
+                members = random_members(encoder.masks.shapes, self.seed)
             masks = self.units.expand(self.initial_masks(encoder, sparsity), encoder, members)
             encoder.change(masks, self.regrow_init)
-        self.flips = 0
+        self.flips, self.gradient = 0, {}
 
-    def after_step(self, optimizer: Optimizer | None = None) -> bool:
-        """Count one optimizer step and change masks if that is due; returns whether they did."""
-        changed = self.due()
-        if changed:
-            self.aims = self.sparsities()
-            new = [self.online_masks(self.aims[0])]
-            if self.momentum is not None:
-                new.append(self.momentum_masks(self.momentum, self.aims[1]))
-            self._apply(new, optimizer)
-        self.t += 1
-        return changed
+    def apply(self, new: list[Kept], optimizer: Optimizer | None) -> None:
+        """Put masks that keep these units in place, online encoder first."""
+        for encoder, kept in zip(self.encoders, new, strict=True):
+            masks = self.units.expand(kept, encoder, self._survivors(encoder))
+            self.flips += encoder.change(masks, self.regrow_init, optimizer)
+
+    def _survivors(self, encoder: Encoder) -> dict[str, Tensor] | None:
+        """Values whose size decides who survives in a pruned N:M group; None = the latents."""
+        if not self.units.granularity.keeps or self.scorer is scorer_named("magnitude"):
+            return None
+        if self.scorer.needs != "weight" and not self.gradient:
+            return None
+        scores = self.scores(encoder)
+        return {name: score - score.min().clamp(max=0) for name, score in scores.items()}
 
     def check(self, optimizer: Optimizer | None = None) -> None:
         """Raise InvariantError unless I1-I4 hold (section 0.3)."""
         for encoder, aim in zip(self.encoders, self.aims, strict=True):
             encoder.check(optimizer if encoder is self.online else None)
-            kept, budget = self.units.count(encoder.masks), self.budget(aim)
+            if self.slimmed is not None:
+                continue
+            kept, budget = self.units.count(encoder.masks), self.units.budget(aim)
             if kept != budget or not self.units.fit(encoder.masks):
                 raise InvariantError(
                     f"{kept} units ({self.units.granularity}) are kept instead of {budget}, or "
@@ -204,17 +404,39 @@ class Pruner(Hooks):
 
     def report_end(self) -> None:
         """Warn if the run ends with another sparsity than it was asked for."""
+        if self.slimmed is not None:
+            return  # that was reported when masks became final
+        why = (
+            "the ramp never started"
+            if self.ramp is None
+            else f"it stopped after {self.t} steps, the ramp ends at step {self.ramp.end}"
+        )
         for encoder, final in zip(self.encoders, self.finals, strict=True):
-            if self.units.count(encoder.masks) != self.budget(final):
+            if self.units.count(encoder.masks) != self.units.budget(final):
                 log.warning(
                     "The run ended at sparsity %.4f, not at the final %s: %s.",
-                    *(self.sparsity_of(encoder), final, self._why_not()),
+                    *(self.sparsity_of(encoder), final, why),
                 )
 
-    def _why_not(self) -> str:
-        if self.ramp is None:
-            return "the ramp never started"
-        return f"it stopped after {self.t} steps, the ramp ends at step {self.ramp.end}"
+    def extra_state(self) -> dict[str, Any]:
+        """What the attributes named in `saved` hold, as tensors and plain data."""
+        if self.slimmed is not None:
+            return {"before": self.slimmed.before, "slimmed_at": self.slimmed.at}
+        values = {name: getattr(self, name) for name in self.saved}
+        return {n: v.state_dict() if hasattr(v, "state_dict") else v for n, v in values.items()}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take over `extra_state`."""
+        if self.slimmed is not None:
+            return
+        device = next(iter(self.online.weights.values())).device
+        for name in self.saved:
+            mine = getattr(self, name)
+            if hasattr(mine, "load_state_dict"):
+                mine.load_state_dict(state[name])
+            else:
+                move = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, state[name])
+                setattr(self, name, move)
 
     def _start_from_present_masks(self) -> None:
         """Trained before: the ramp begins at the sparsity that is there."""
@@ -227,46 +449,33 @@ class Pruner(Hooks):
         self.begins = self.aims = [self.sparsity_of(encoder) for encoder in self.encoders]
         log.info("The encoders have masks already: sparsity starts from %s.", self.begins)
         for encoder, last in zip(self.encoders, self.finals, strict=True):
-            if self.units.count(encoder.masks) < self.budget(last):
+            if self.units.count(encoder.masks) < self.units.budget(last):
                 raise ConfigError(
                     f"The encoder has a sparsity of {self.sparsity_of(encoder):.4f} already, more "
                     f"than the final {last} asked for: raise sparse.final, or start from a denser "
                     f"encoder."
                 )
 
-    def _apply(self, new: list[Kept], optimizer: Optimizer | None) -> None:
-        for encoder, kept in zip(self.encoders, new, strict=True):
-            masks = self.units.expand(kept, encoder)
-            self.flips += encoder.change(masks, self.regrow_init, optimizer)
 
-
-def check_ramp(
-    config: SparseConfig, start: int | None, given: bool, end: int, period: int, steps: int
-) -> None:
+def check_ramp(pruner: Pruner) -> None:
     """A ramp must fit between its latest start and its end, or `final` is never reached.
-
-    Args:
-        config: of the method.
-        start: step at which the ramp starts at the latest; None = it may never.
-        given: whether the user named that step.
-        end: step by which the ramp is over.
-        period: optimizer steps between two updates.
-        steps: of the run.
 
     Raises:
         ConfigError: if it does not fit and settings of the user's are the reason. A warning says
             so where the run is merely short.
     """
+    config: SparseConfig = pruner.config
+    start, end, period = pruner.latest_start, pruner.t_end, pruner.period
     if start is None or config.final <= config.initial:
         return
     if end - Ramp.plan(start, end, period).t0 >= period:
         return
     message = (
         f"The ramp may start as late as step {start} and must end by step {end} "
-        f"(sparse.ramp_end={config.ramp_end} of {steps} steps), which leaves no room for one "
-        f"update period of {period} steps"
+        f"(sparse.ramp_end={config.ramp_end} of {pruner.clock.steps} steps), which leaves no room "
+        f"for one update period of {period} steps"
     )
-    if given:
+    if config.start_is_given:
         raise ConfigError(f"{message}: start the ramp earlier, or train longer.")
     if config.update_period is not None:
         raise ConfigError(f"{message}: lower sparse.update_period, or train longer.")

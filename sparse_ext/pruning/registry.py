@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from sparse_ext.config.sections import SparseConfig
+from sparse_ext.config.sections import PRUNERS, SparseConfig
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.pruning.log import listen
 from sparse_ext.pruning.pruner import Pruner
@@ -25,5 +23,5 @@ def build_pruner(
 
 
 def method_class(config: SparseConfig) -> type[Pruner]:
-    """The class of a method's pruner: `sparse_ext.pruning.methods.<name>.PRUNER`."""
-    return import_module(f"sparse_ext.pruning.methods.{config.name}").PRUNER
+    """The class of a method's pruner (see `sparse_ext.config.register_method`)."""
+    return PRUNERS.find(config.name, "sparse.name")

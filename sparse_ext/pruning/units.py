@@ -8,39 +8,39 @@ the shape of its weight, and nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from sparse_ext.allocation import budgets as allocation
+from sparse_ext.config.base import ALLOCATIONS
+from sparse_ext.config.granularity_names import Spelling
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.granularity import Element, Granularity, parse
 from sparse_ext.masks.mask_set import MaskSet
 
 Kept = dict[str, Tensor]  # layer -> bool per unit, 1 = kept
 
-RULES: dict[str, Callable[..., dict[str, int]]] = {
-    "erk": allocation.erk,
-    "er": allocation.er,
-    "uniform": allocation.uniform,
-}
-
 
 class Units:
     """The units of one architecture.
 
     Args:
-        granularity: what a unit is.
+        granularity: what a unit is: text, or what `read` has made of it.
         shapes: weight shape per prunable layer.
 
     Attributes:
         sizes: units per layer.
         total: units in all; budgets are shares of it.
+        prune_at_least: that share of the units goes at least; otherwise budgets are rounded.
     """
 
+    prune_at_least = False
+
     def __init__(
-        self, granularity: str | Granularity, shapes: Mapping[str, tuple[int, ...]]
+        self, granularity: str | Spelling | Granularity, shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         self.granularity = parse(granularity)
         self.shapes = dict(shapes)
@@ -108,13 +108,15 @@ class Units:
 
         With N:M units `sparsity` is the share of groups that are N:M, and may be 1.
         """
-        return round((1.0 - sparsity) * self.total)
+        if self.prune_at_least:
+            return self.total - math.ceil(round(sparsity * self.total, 6))
+        return 0 if sparsity == 1 else allocation.budget(sparsity, self.total)
 
     def allocate(self, rule: str, sparsity: float) -> dict[str, int]:
-        """Kept units per layer by `erk`, `er` or `uniform`; they add up to the budget."""
+        """Kept units per layer by a rule of `ALLOCATIONS`; they add up to the budget."""
         if sparsity == 1:
             return dict.fromkeys(self.sizes, 0)
-        return RULES[rule](self.shapes, 1 - sparsity, self.sizes)
+        return ALLOCATIONS[rule](self.shapes, 1 - sparsity, self.sizes)
 
     def largest(
         self, values: Mapping[str, Tensor], sparsity: float, eligible: Kept | None = None

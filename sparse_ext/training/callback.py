@@ -96,12 +96,13 @@ class PruningCallback(Callback):
         self._encoders = method.prepare(self.config, pl_module, self._encoders)
         if self.config.slim_at is not None:
             slimming.check(self.config, self._encoders)
-        if method.keeps_latents(self.config, shared):
+        needs = method.needs(self.config, shared)
+        if needs.latents:
             for encoder in self._encoders:
                 encoder.add_buffer("shadow")
-        if method.scores_gradients:
+        if needs.mean_gradient:
             self._encoders[0].add_buffer("score")
-        if not shared and method.stores_zeros:
+        if not shared and needs.stored_zeros:
             install(pl_module, self.config.ema_mode)
         if self.config.kernel == "block":
             kernels.equip(trainer, pl_module)
@@ -117,15 +118,15 @@ class PruningCallback(Callback):
         online, *rest = self._encoders
         momentum = rest[0] if rest else None
         clock = run_checks.clock_of(trainer)
-        slimmed = slimming.is_final(self._restored)
-        make = slimming.Final if slimmed else build_pruner
-        self.pruner = make(self.config, online, momentum, clock, self.seed)
+        parts = self.config, online, momentum, clock, self.seed
+        slimmed = resume.slimmed(self._restored)
+        self.pruner = build_pruner(*parts) if slimmed is None else Pruner(*parts, slimmed)
         self._slimming = None if self.config.slim_at is None else slimming.Slimming(self.pruner)
         for encoder in self._encoders:
             encoder.widen_buffers()
             ranks.share(encoder.buffers())
         self.pruner.enter(pl_module, fresh=self._restored is None)
-        self._unseen = self._restored is None and self.pruner.needs_data
+        self._unseen = self._restored is None and self.pruner.needs_batch
         if self._restored is not None:
             resume.restore(self.pruner, self._restored)
             self.meter.load_state_dict(self._restored["cost"])
@@ -199,7 +200,7 @@ class PruningCallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Log every mask update by itself, whatever the logging interval."""
-        figures = self.running.update_figures() if self._updated else {}
+        figures = self.running.update_figures if self._updated else {}
         self._updated = False
         if figures:
             named = {f"sparse/{name}": value for name, value in figures.items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 from solo.errors import CheckpointError
 from sparse_ext.masks.granularity import parse
-from sparse_ext.pruning.pruner import Pruner
+from sparse_ext.pruning.pruner import Pruner, Slimmed
 from sparse_ext.schedules import Ramp
 
 VERSION = 3
@@ -55,11 +55,17 @@ def restore(pruner: Pruner, state: Mapping[str, Any]) -> None:
     pruner.load_extra_state(state["extra"])
 
 
+def slimmed(state: Mapping[str, Any] | None) -> Slimmed | None:
+    """Since when, in a pruner's state, its masks are final; None where they are not."""
+    extra = {} if state is None else state["extra"]
+    return Slimmed(extra["before"], extra["slimmed_at"]) if "slimmed_at" in extra else None
+
+
 def goal(pruner: Pruner) -> dict[str, Any]:
     """The settings that masks in a checkpoint depend on."""
     config = pruner.config
     settings = {
-        "granularity": str(parse(config.granularity)),
+        "granularity": str(parse(config.spelling)),
         "initial": config.initial,
         "final": config.final,
     }

@@ -14,8 +14,7 @@ of clipped gradients), and where several constants have become one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch.optim import Optimizer
 
@@ -25,58 +24,8 @@ from sparse_ext.masks.channels.removal import Report, shrink_
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.living_weights import LatentEncoder
 from sparse_ext.pruning.log import log
-from sparse_ext.pruning.pruner import Pruner
-from sparse_ext.pruning.units import Units
-from sparse_ext.schedules import Clock
+from sparse_ext.pruning.pruner import Pruner, Slimmed
 from sparse_ext.training import mask_agreement
-
-
-class Final(Pruner):
-    """Masks that no longer change, of encoders that may have become smaller.
-
-    Args:
-        config, online, momentum, clock, seed: as for every pruner.
-        before: prunable weights of each encoder when masks became final; None = as many as now.
-        slimmed_at: optimizer step at which channels were last looked for.
-    """
-
-    def __init__(
-        self,
-        config: Any,
-        online: Encoder,
-        momentum: Encoder | None,
-        clock: Clock,
-        seed: int = 0,
-        before: int | None = None,
-        slimmed_at: int = 0,
-    ) -> None:
-        super().__init__(config, online, momentum, clock, seed)
-        self.before = before or online.masks.n
-        self.slimmed_at = slimmed_at
-
-    def make_units(self) -> Units:
-        """Single weights: widths may no longer be multiples of a block."""
-        return Units("element", self.online.masks.shapes)
-
-    def check(self, optimizer: Optimizer | None = None) -> None:
-        """I1-I3; budgets were those of the full encoders."""
-        for encoder in self.encoders:
-            encoder.check(optimizer if encoder is self.online else None)
-
-    def weight_sparsities(self) -> list[float]:
-        """Missing share of the weights that the full encoders had."""
-        return [1 - encoder.masks.nnz / self.before for encoder in self.encoders]
-
-    def report_end(self) -> None:
-        """The budgets were met when masks became final, or that was reported then."""
-
-    def extra_state(self) -> dict[str, Any]:
-        """What a resumed run needs to go on as one of these."""
-        return {"before": self.before, "slimmed_at": self.slimmed_at}
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over `extra_state`."""
-        self.before, self.slimmed_at = state["before"], state["slimmed_at"]
 
 
 class Slimming:
@@ -97,7 +46,7 @@ class Slimming:
             raise ConfigError(
                 f"sparse.slim_at={config.slim_at} is step {self.at} of a run of {clock.steps}."
             )
-        if pruner.latest_start() is not None and self.at <= pruner.t_end:
+        if pruner.latest_start is not None and self.at <= pruner.t_end:
             raise ConfigError(
                 f"sparse.slim_at={config.slim_at} is step {self.at}, but sparsity grows until step "
                 f"{pruner.t_end} (sparse.ramp_end={config.ramp_end} of {clock.steps} steps): slim "
@@ -108,36 +57,24 @@ class Slimming:
         """Whether to slim before the step about to be made."""
         if pruner.t < self.at or (pruner.t - self.at) % pruner.period:
             return False
-        return not isinstance(pruner, Final) or pruner.slimmed_at < pruner.t
+        return pruner.slimmed is None or pruner.slimmed.at < pruner.t
 
-    def __call__(self, pruner: Pruner, optimizer: Optimizer) -> tuple[Final, Report]:
-        """Slim the encoders in place; returns the pruner that takes over.
+    def __call__(self, pruner: Pruner, optimizer: Optimizer) -> tuple[Pruner, Report]:
+        """Slim the encoders in place; returns the pruner that leaves their masks as they are.
 
         Args:
-            pruner: the method at work, or the `Final` of the last time.
+            pruner: the method at work, or the pruner of the last time.
             optimizer: of the run.
         """
-        again = isinstance(pruner, Final)
-        before = pruner.before if again else pruner.online.masks.n  # type: ignore[attr-defined]
+        before = pruner.online.masks.n if pruner.slimmed is None else pruner.slimmed.before
         pruner.report_end()
         report = shrink_([e.module for e in pruner.encoders], optimizer, train=True)
-        new = final(pruner, before)
-        new.slimmed_at = pruner.t
-        _tell(report, pruner.t, again)
+        parts = pruner.config, pruner.online, pruner.momentum, pruner.clock, pruner.seed
+        new = Pruner(*parts, slimmed=Slimmed(before, pruner.t))
+        new.t, new.epoch = pruner.t, pruner.epoch
+        new.period, new.flips = pruner.period, pruner.flips
+        _tell(report, pruner.t, again=pruner.slimmed is not None)
         return new, report
-
-
-def final(pruner: Pruner, before: int) -> Final:
-    """A `Final` in the place of `pruner`."""
-    parts = pruner.config, pruner.online, pruner.momentum, pruner.clock, pruner.seed
-    new = Final(*parts, before=before)
-    new.t, new.epoch, new.period, new.flips = pruner.t, pruner.epoch, pruner.period, pruner.flips
-    return new
-
-
-def is_final(state: Mapping[str, Any] | None) -> bool:
-    """Whether a pruner's state is that of a `Final`."""
-    return state is not None and "slimmed_at" in state["extra"]
 
 
 def _tell(report: Report, step: int, again: bool) -> None:

@@ -17,7 +17,12 @@ def inputs():
     return torch.randn(2 * N, D), torch.randn(2 * N, D), torch.arange(N).repeat_interleave(2)
 
 
+DIRECTIONS = losses.lejepa.draw_directions(D, 7, torch.Generator().manual_seed(0))
 CASES = {
+    "lejepa": lambda z1, z2, y: losses.lejepa_loss_func(
+        torch.stack([z1, z2]), None, 0.3, DIRECTIONS
+    ),
+    "sigreg": lambda z1, z2, y: losses.sigreg(z1, DIRECTIONS),
     "simclr": lambda z1, z2, y: losses.simclr_loss_func(z1, y),
     "nnclr": lambda z1, z2, y: losses.nnclr_loss_func(z1, z2),
     "mocov3": lambda z1, z2, y: losses.mocov3_loss_func(z1, z2),

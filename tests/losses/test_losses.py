@@ -256,7 +256,7 @@ def test_patchify_explains_a_bad_size():
 
 
 def test_all_names_are_exported():
-    assert len(losses.__all__) == 15 + 4  # of solo-learn, and of the pretexts
+    assert len(losses.__all__) == 15 + 4 + 2  # of solo-learn, of the pretexts, of LeJEPA
     assert all(callable(getattr(losses, name)) for name in losses.__all__)
 
 

@@ -171,6 +171,14 @@ CASES = {
         trained=("projector",),
         metrics=("train_wmse_loss",),
     ),
+    "lejepa": Case(
+        kwargs={**PROJ, "num_directions": 16},
+        keys=layers("projector", 0, 3, 6, norms=(1, 4)),
+        forward=Z,
+        trained=("projector",),
+        metrics=("train_lejepa_loss",),
+        large=3,
+    ),
     "mae": Case(
         kwargs={
             "decoder_embed_dim": 16,

@@ -87,7 +87,7 @@ HERE = ("--config-path", "cfg", "--config-name", "byol.yaml")
         ((*HERE, "name"), "Error parsing override 'name'"),
         ((*HERE, "data.dataset=custom", "++data.train_path=absent"), "there is no folder 'absent'"),
         ((*HERE, "accelerator=gpu"), "this machine has no GPU: write accelerator=cpu"),
-        ((*HERE, "++val_check_interval=[1]"), "Trainer refuses its arguments"),
+        ((*HERE, "++precision=7"), "Trainer refuses its arguments"),
     ],
 )
 def test_mistakes(configs, monkeypatch, capsys, args, message):

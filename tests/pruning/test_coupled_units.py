@@ -29,9 +29,9 @@ def pruner_on(net, section):
     config = build(section)
     encoders = [Encoder(net), Encoder(copy.deepcopy(net))]
     for one in encoders:
-        if method_class(config).keeps_latents(config, False):
+        if method_class(config).needs(config, False).latents:
             one.add_buffer("shadow")
-    if method_class(config).scores_gradients:
+    if method_class(config).needs(config, False).mean_gradient:
         encoders[0].add_buffer("score")
     pruner = build_pruner(config, *encoders, CLOCK, 0)
     pruner.start()

@@ -110,9 +110,9 @@ def pruner_of(config, clock=None, seed=0, shared=False, width=8):
     momentum = None if shared else Encoder(copy.deepcopy(net))
     method = method_class(config)
     for encoder in (online, momentum):
-        if encoder is not None and method.keeps_latents(config, shared):
+        if encoder is not None and method.needs(config, shared).latents:
             encoder.add_buffer("shadow")
-    if method.scores_gradients:
+    if method.needs(config, shared).mean_gradient:
         online.add_buffer("score")
     clock = clock or Clock(steps=100, epochs=10, steps_per_epoch=10)
     return build_pruner(config, online, momentum, clock, seed)

@@ -54,7 +54,7 @@ def train(rank, section, momentum):
         "masks": [encoder.masks.checksum() for encoder in pruner.encoders],
         "weights": {name: p.double().sum().item() for name, p in named},
         "steps": pruner.t,
-        "budgets": [pruner.budget(final) for final in pruner.finals],
+        "budgets": [pruner.units.budget(final) for final in pruner.finals],
         "kept": [units(encoder, pruner) for encoder in pruner.encoders],
         "dual": sum(isinstance(m, DualBatchNorm2d) for m in model.modules()),
     }

@@ -13,7 +13,6 @@ from solo.errors import ConfigError
 from solo.utils.lars import LARS
 from solo.utils.momentum import MomentumUpdater
 from sparse_ext import sparsify
-from sparse_ext.training.slimming import Final
 from tests.pruning.toys import data, trainer
 from tests.training.test_resume import Forward, Recording, everything, same
 
@@ -108,7 +107,7 @@ def test_the_loss_is_the_same_before_and_after(optimizer, momentum):
 
 def test_all_that_belongs_to_a_channel_shrinks():
     toy, callback, watch, fit = run(SECTION)
-    assert isinstance(callback.pruner, Final)
+    assert callback.pruner.slimmed is not None
     width = watch.widths[-1]
     optimizer = fit.optimizers[0]
     for net in (toy.backbone, toy.momentum_backbone):
@@ -202,7 +201,7 @@ def test_figures_are_relative_to_the_full_encoder():
     assert mine["macs_effective"] < full["macs_effective"]
     assert mine["online_sparsity"] >= full["online_sparsity"]
     left = callback.pruner.online.masks.nnz
-    assert mine["online_sparsity"] == pytest.approx(1 - left / callback.pruner.before)
+    assert mine["online_sparsity"] == pytest.approx(1 - left / callback.pruner.slimmed.before)
 
 
 def test_masks_are_final_and_channels_with_fresh_statistics_go_later():
@@ -214,7 +213,7 @@ def test_masks_are_final_and_channels_with_fresh_statistics_go_later():
     _, callback, watch, _ = run({**SECTION, "slim_at": 20, "update_period": 4}, 80, slow)
     widths = sorted(set(watch.widths), reverse=True)
     assert len(widths) > 2
-    assert callback.pruner.slimmed_at > 20
+    assert callback.pruner.slimmed.at > 20
 
 
 def test_nothing_to_slim_is_said(caplog):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Random augmentations as DALI operators; to be used where conditionals are enabled.
 
-Images are (H, W, 3) uint8. Brightness, contrast, saturation and hue are applied in DALI's fixed
-order, not in torchvision's random one.
+Images are (H, W, 3) uint8. What is drawn, and what it does to an image, follows torchvision on PIL
+images, see `geometry` and `colour`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from nvidia.dali import fn, types
+from nvidia.dali.pipeline import do_not_convert
 
-from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD, PRETRAIN_STATS
+from solo.data.catalogue import pretrain_statistics
+from solo.data.dali import colour, geometry
 from solo.data.views.augmentation_keys import STRENGTHS, checked_augmentation
+from solo.data.views.batched.colour import ORDERS
+from solo.data.views.batched.filters import SIGMA
 from solo.errors import ConfigError
 
 
@@ -35,10 +40,7 @@ class RandomGrayScaleConversion:
     def __call__(self, images):
         do = fn.random.coin_flip(probability=self.prob, dtype=types.DALIDataType.BOOL)
         if do:
-            gray = fn.color_space_conversion(
-                images, device=self.device, image_type=types.RGB, output_type=types.GRAY
-            )
-            out = fn.cat(gray, gray, gray, axis=2, device=self.device)
+            out = colour.grey(images)
         else:
             out = images
         return out
@@ -47,14 +49,8 @@ class RandomGrayScaleConversion:
         return f"{type(self).__name__}(prob={self.prob})"
 
 
-def _drawn(limits):
-    """A number per image, uniform between the two limits (DALI refuses an empty interval)."""
-    low, high = limits
-    return low if low == high else fn.random.uniform(range=limits)
-
-
 class RandomColorJitter:
-    """Change brightness, contrast, saturation and hue with probability `prob`.
+    """Change brightness, contrast, saturation and hue with probability `prob`, in random order.
 
     Args:
         brightness: factor drawn from [max(0, 1 - brightness), 1 + brightness].
@@ -77,24 +73,27 @@ class RandomColorJitter:
         self.brightness = self._around_one(brightness)
         self.contrast = self._around_one(contrast)
         self.saturation = self._around_one(saturation)
-        self.hue = [-360 * hue, 360 * hue]  # DALI counts in degrees
+        self.hue = [-360 * hue, 360 * hue]  # in degrees, as solo-learn has it
         self.prob, self.device = prob, device
 
     @staticmethod
     def _around_one(strength: float) -> list[float]:
         return [max(0.0, 1 - strength), 1 + strength]
 
+    @do_not_convert
+    def drawn(self):
+        """Order (int32 scalar), factors (3,) and turn of the hue of an image."""
+        order = fn.cast(fn.random.uniform(values=list(range(len(ORDERS)))), dtype=types.INT32)
+        u = fn.random.uniform(range=[0.0, 1.0], shape=[4])
+        limits = [self.brightness, self.contrast, self.saturation, [h / 360 for h in self.hue]]
+        low, high = (np.float32([pair[side] for pair in limits]) for side in (0, 1))
+        values = types.Constant(low) + types.Constant(high - low) * u
+        return order, values[:3], values[3]
+
     def __call__(self, images):
         do = fn.random.coin_flip(probability=self.prob, dtype=types.DALIDataType.BOOL)
         if do:
-            out = fn.color_twist(
-                images,
-                device=self.device,
-                brightness=_drawn(self.brightness),
-                contrast=_drawn(self.contrast),
-                saturation=_drawn(self.saturation),
-                hue=_drawn(self.hue),
-            )
+            out = colour.jittered(images, *self.drawn(), hue=self.hue[1] > 0)
         else:
             out = images
         return out
@@ -107,11 +106,11 @@ class RandomColorJitter:
 
 
 class RandomGaussianBlur:
-    """Blur with a sigma drawn from U(0.1, 2.0) with probability `prob`.
+    """Pillow's blur with a sigma drawn from U(0.1, 2.0) with probability `prob`.
 
     Args:
         prob: probability.
-        window_size: side of the kernel in pixels.
+        window_size: accepted because solo-learn has it; Pillow's kernel has 13 pixels at most.
         device: "cpu" or "gpu", where the operators run.
     """
 
@@ -121,10 +120,7 @@ class RandomGaussianBlur:
     def __call__(self, images):
         do = fn.random.coin_flip(probability=self.prob, dtype=types.DALIDataType.BOOL)
         if do:
-            sigma = fn.random.uniform(range=[0.1, 2.0])
-            out = fn.gaussian_blur(
-                images, device=self.device, sigma=sigma, window_size=self.window_size
-            )
+            out = colour.blurred(images, fn.random.uniform(range=list(SIGMA)))
         else:
             out = images
         return out
@@ -191,30 +187,40 @@ class AugWrapper:
         return f"{type(self).__name__}({', '.join(map(str, self.steps))}, flip={self.flip})"
 
 
-class _Resize:
-    """Random resized crop, or a plain resize to a square when `area` is None."""
+class _Crop:
+    """Random resized crop.
 
-    def __init__(self, size, area, device):
-        self.size, self.area, self.device = size, area, device
+    Args:
+        size: side of the result in pixels.
+        rrc: the checked section `rrc` of an entry.
+    """
+
+    def __init__(self, size: int, rrc: Mapping[str, Any]):
+        self.size, self.fallback = size, rrc["fallback"]
+        self.scale = (rrc["crop_min_scale"], rrc["crop_max_scale"])
 
     def __call__(self, images):
-        if self.area is None:
-            return fn.resize(
-                images,
-                device=self.device,
-                size=(self.size, self.size),
-                interp_type=types.INTERP_CUBIC,
-            )
-        return fn.random_resized_crop(
-            images,
-            device=self.device,
-            size=(self.size, self.size),
-            random_area=self.area,
-            interp_type=types.INTERP_CUBIC,
+        u = geometry.drawn_box()
+        return geometry.resized_crop(
+            images, u, self.size, self.scale, self.fallback, interpolation=types.INTERP_CUBIC
         )
 
     def __repr__(self) -> str:
-        return f"Resize({self.size}, area={self.area})"
+        return f"Crop({self.size}, scale={self.scale}, fallback={self.fallback})"
+
+
+class _Resize:
+    """A plain resize to a square."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, images):
+        height, width = geometry.sides(images)
+        return geometry.resized(images, height, width, self.size, self.size, types.INTERP_CUBIC)
+
+    def __repr__(self) -> str:
+        return f"Resize({self.size})"
 
 
 def build_transform_pipeline_dali(dataset: str, cfg: Mapping[str, Any], dali_device: str):
@@ -239,8 +245,8 @@ def build_transform_pipeline_dali(dataset: str, cfg: Mapping[str, Any], dali_dev
             "data.format=image_folder."
         )
     rrc, jitter = entry["rrc"], entry["color_jitter"]
-    area = [rrc["crop_min_scale"], rrc["crop_max_scale"]] if rrc["enabled"] else None
-    steps: list[Any] = [_Resize(entry["crop_size"], area, dali_device)]
+    size = entry["crop_size"]
+    steps: list[Any] = [_Crop(size, rrc) if rrc["enabled"] else _Resize(size)]
     if jitter["prob"]:
         strengths = [jitter[strength] for strength in STRENGTHS]
         steps.append(RandomColorJitter(*strengths, prob=jitter["prob"], device=dali_device))
@@ -250,6 +256,5 @@ def build_transform_pipeline_dali(dataset: str, cfg: Mapping[str, Any], dali_dev
         steps.append(RandomGaussianBlur(prob=prob, device=dali_device))
     if prob := entry["solarization"]["prob"]:
         steps.append(RandomSolarize(prob=prob))
-    own = (entry.get("mean", IMAGENET_MEAN), entry.get("std", IMAGENET_STD))
-    mean, std = PRETRAIN_STATS.get(dataset, own)
+    mean, std = pretrain_statistics(dataset, entry)
     return AugWrapper(steps, entry["horizontal_flip"]["prob"], mean, std, dali_device)

@@ -15,6 +15,7 @@ from typing import Any
 from nvidia.dali import fn, pipeline_def, types
 
 from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
+from solo.data.dali import geometry
 from solo.data.datasets.folders import image_files, require_folder, require_fraction
 from solo.data.datasets.splits import Split, draw
 from solo.data.pretrain_dataloader import FullTransformPipeline
@@ -125,7 +126,9 @@ class PipelineBuilder:
             **order,
         )
         decoder = "mixed" if self.device == "gpu" else "cpu"
-        images = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
+        images = fn.decoders.image(
+            encoded, device=decoder, output_type=types.RGB, adjust_orientation=False
+        )
         labels = labels.gpu() if self.device == "gpu" else labels
         return images, fn.cast(labels, device=self.device, dtype=types.INT64)
 
@@ -178,22 +181,20 @@ class NormalPipelineBuilder(PipelineBuilder):
     def _graph(self):
         images, labels = self._read(self.labels, shuffle=not self.validation)
         if self.validation:
-            images = fn.resize(
-                images, device=self.device, resize_shorter=256, interp_type=types.INTERP_CUBIC
-            )
+            images = geometry.shorter_side_resized(images, 256, types.INTERP_LINEAR)
+            images = geometry.center_crop(images, 224)
             mirror = 0
         else:
-            images = fn.random_resized_crop(
-                images, device=self.device, size=(224, 224), random_area=[0.08, 1.0],
-                interp_type=types.INTERP_CUBIC,
-            )  # fmt: skip
+            u = geometry.drawn_box()
+            images = geometry.resized_crop(
+                images, u, 224, (0.08, 1.0), "center", interpolation=types.INTERP_LINEAR
+            )
             mirror = fn.random.coin_flip(probability=0.5)
         images = fn.crop_mirror_normalize(
             images,
             device=self.device,
             dtype=types.FLOAT,
             output_layout="CHW",
-            crop=(224, 224),
             mean=[255 * m for m in self.mean],
             std=[255 * s for s in self.std],
             mirror=mirror,

@@ -9,22 +9,72 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_args
 
 from solo.errors import ConfigError, did_you_mean
+from solo.values import accepts, check_number, hints, limits_of, number
+
+
+@dataclass(frozen=True)
+class RRC:
+    """`rrc`: random resized crop."""
+
+    enabled: bool = False
+    crop_min_scale: float = number(0.08, least=0, most=1)
+    crop_max_scale: float = number(1.0, least=0, most=1)
+    fallback: Literal["center", "random"] = "center"  # where a crop lies that fits nowhere
+
+
+@dataclass(frozen=True)
+class Probability:
+    """An augmentation that only has a probability; `enabled` is accepted without effect."""
+
+    prob: float = number(0.0, least=0, most=1)
+    enabled: Any = None
+
+
+@dataclass(frozen=True)
+class ColorJitter(Probability):
+    """`color_jitter`."""
+
+    brightness: float | None = number(None, least=0)
+    contrast: float | None = number(None, least=0)
+    saturation: float | None = number(None, least=0)
+    hue: float | None = number(None, least=0, most=0.5)
+
+
+@dataclass(frozen=True)
+class Rotation(Probability):
+    """`rotation`: by an angle from -degrees to degrees."""
+
+    degrees: float | None = number(None, least=0, most=180)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One entry of `augmentations`."""
+
+    crop_size: int = field(metadata={"least": 1})
+    num_crops: int = field(metadata={"least": 1})
+    rrc: RRC = field(default_factory=RRC)
+    color_jitter: ColorJitter = field(default_factory=ColorJitter)
+    grayscale: Probability = field(default_factory=Probability)
+    gaussian_blur: Probability = field(default_factory=Probability)
+    solarization: Probability = field(default_factory=Probability)
+    equalization: Probability = field(default_factory=Probability)
+    horizontal_flip: Probability = field(default_factory=Probability)
+    rotation: Rotation = field(default_factory=Rotation)
+    padding: int | None = number(None, least=1)
+    mean: list | None = None
+    std: list | None = None
+
 
 STRENGTHS = ("brightness", "contrast", "saturation", "hue")
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "rrc": ("enabled", "crop_min_scale", "crop_max_scale"),
-    "color_jitter": ("prob", *STRENGTHS),
-    "grayscale": ("prob",),
-    "gaussian_blur": ("prob",),
-    "solarization": ("prob",),
-    "equalization": ("prob",),
-    "horizontal_flip": ("prob",),
-    "rotation": ("prob", "degrees"),
+SECTIONS: dict[str, type] = {
+    name: kind for name, kind in hints(Augmentation).items() if is_dataclass(kind)
 }
-PLAIN_KEYS = ("crop_size", "num_crops", "mean", "std", "padding")
+PLAIN_KEYS = tuple(item.name for item in fields(Augmentation) if item.name not in SECTIONS)
 
 
 def checked_augmentation(entry: Mapping[str, Any], where: str = "augmentations") -> dict[str, Any]:
@@ -45,12 +95,11 @@ def checked_augmentation(entry: Mapping[str, Any], where: str = "augmentations")
     _check_keys(entry, (*SECTIONS, *PLAIN_KEYS), where)
     if entry.get("crop_size") is None:
         raise ConfigError(f"{where}: crop_size is missing (side of the crop in pixels).")
-    _check_integer(entry, "crop_size", where)
-    _check_integer(entry, "num_crops", where)
-    _check_integer(entry, "padding", where)
+    for key in ("crop_size", "num_crops", "padding"):
+        _check_integer(entry, key, where)
     checked = {key: entry[key] for key in PLAIN_KEYS if entry.get(key) is not None}
-    for name, keys in SECTIONS.items():
-        checked[name] = _section(entry.get(name) or {}, name, keys, f"{where}.{name}")
+    for name, kind in SECTIONS.items():
+        checked[name] = _section(entry.get(name) or {}, kind, f"{where}.{name}")
     if "padding" in checked and checked["rrc"]["enabled"]:
         raise ConfigError(
             f"{where}.padding is for crops of fixed size: set {where}.rrc.enabled to False."
@@ -69,30 +118,37 @@ def _plain(entry: Any, where: str) -> dict[str, Any]:
     return dict(entry)
 
 
-def _section(section: Any, name: str, keys: tuple[str, ...], where: str) -> dict[str, Any]:
+def _section(section: Any, kind: type, where: str) -> dict[str, Any]:
+    known = {item.name: item for item in fields(kind)}
     if not isinstance(section, Mapping):
-        raise ConfigError(f"{where}: expected a mapping with {', '.join(keys)}, got {section!r}.")
+        acting = [key for key in known if kind is RRC or key != "enabled"]
+        raise ConfigError(f"{where}: expected a mapping with {', '.join(acting)}, got {section!r}.")
+    _check_keys(section, tuple(known), where)
+    if kind is RRC:
+        return _checked_rrc({**vars(RRC()), **section}, known, where)
     section = dict(section)
-    if name == "rrc":
-        _check_keys(section, keys, where)
-        return _checked_rrc(section, where)
-    _check_keys(section, (*keys, "enabled"), where)
     if section.pop("enabled", None) is not None:
         warnings.warn(f"{where}.enabled has no effect; set {where}.prob to 0 to leave it out.")
-    section["prob"] = _number(section.get("prob") or 0.0, f"{where}.prob", 0.0, 1.0)
-    if name == "color_jitter" and section["prob"]:
-        _check_strengths(section, where)
-    if name == "rotation" and section["prob"]:
-        section["degrees"] = _number(section.get("degrees"), f"{where}.degrees", 0.0, 180.0)
+    section["prob"] = _number(section.get("prob") or 0.0, f"{where}.prob", known["prob"])
+    for key in known if section["prob"] else ():  # the strengths of what is done at all
+        if key not in ("prob", "enabled"):
+            if section.get(key) is None:
+                raise ConfigError(f"{where}: {key} is missing (needed because prob is not 0).")
+            section[key] = _number(section[key], f"{where}.{key}", known[key])
     return section
 
 
-def _checked_rrc(section: dict[str, Any], where: str) -> dict[str, Any]:
-    rrc = {"enabled": False, "crop_min_scale": 0.08, "crop_max_scale": 1.0, **section}
+def _checked_rrc(rrc: dict[str, Any], known: Mapping[str, Field], where: str) -> dict[str, Any]:
     if not isinstance(rrc["enabled"], bool):
         raise ConfigError(f"{where}.enabled must be True or False, got {rrc['enabled']!r}.")
-    low = _number(rrc["crop_min_scale"], f"{where}.crop_min_scale", 0.0, 1.0)
-    high = _number(rrc["crop_max_scale"], f"{where}.crop_max_scale", 0.0, 1.0)
+    laws = get_args(hints(RRC)["fallback"])
+    if rrc["fallback"] not in laws:
+        hint = did_you_mean(str(rrc["fallback"]), laws)
+        raise ConfigError(f"{where}.fallback: '{rrc['fallback']}' is unknown. {hint}")
+    low, high = (
+        _number(rrc[key], f"{where}.{key}", known[key])
+        for key in ("crop_min_scale", "crop_max_scale")
+    )
     if not 0 < low <= high:
         raise ConfigError(
             f"{where}: 0 < crop_min_scale <= crop_max_scale must hold, got {low} and {high}."
@@ -100,21 +156,13 @@ def _checked_rrc(section: dict[str, Any], where: str) -> dict[str, Any]:
     return rrc
 
 
-def _check_strengths(section: dict[str, Any], where: str) -> None:
-    for strength in STRENGTHS:
-        if section.get(strength) is None:
-            raise ConfigError(f"{where}: {strength} is missing (needed because prob is not 0).")
-        top = 0.5 if strength == "hue" else float("inf")
-        _number(section[strength], f"{where}.{strength}", 0.0, top)
-
-
 def _check_statistics(entry: dict[str, Any], where: str) -> None:
     for key in ("mean", "std"):
         value = entry.get(key)
         if value is not None and (not isinstance(value, (list, tuple)) or len(value) != 3):
             raise ConfigError(f"{where}.{key}: expected three numbers, got {value!r}.")
-        for number in value or ():
-            _number(number, f"{where}.{key}", float("-inf"), float("inf"))
+        for item in value or ():
+            _number(item, f"{where}.{key}")
 
 
 def _check_keys(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
@@ -125,13 +173,12 @@ def _check_keys(given: Mapping[str, Any], known: tuple[str, ...], where: str) ->
 
 def _check_integer(entry: Mapping[str, Any], key: str, where: str) -> None:
     value = entry.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    if value is not None and (not accepts(value, int) or value < 1):
         raise ConfigError(f"{where}.{key} must be a positive integer, got {value!r}.")
 
 
-def _number(value: Any, where: str, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _number(value: Any, where: str, item: Field | None = None) -> float:
+    if not accepts(value, float):
         raise ConfigError(f"{where} must be a number, got {value!r}.")
-    if not low <= value <= high:
-        raise ConfigError(f"{where} must lie between {low:g} and {high:g}, got {value}.")
+    check_number(value, f"{where}={value}", {} if item is None else limits_of(item))
     return float(value)

@@ -7,16 +7,17 @@ point numbers have fewer bits, so that a level may be off by two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision import transforms as T
+from torchvision.transforms import functional as TF
 
 from solo.data.views.augmentation_keys import checked_augmentation
-from solo.data.views.batched.crop import RATIO, rows_come_first
+from solo.data.views.batched.crop import RATIO, ResizedCrop, crop_boxes, rows_come_first
 
 
 def tensor_crop_of(cfg: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
@@ -30,7 +31,30 @@ def tensor_crop_of(cfg: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
         return T.RandomCrop(size, padding=entry["padding"])
     if not rrc["enabled"]:
         return TensorResize(size)
-    return TensorResizedCrop(size, (rrc["crop_min_scale"], rrc["crop_max_scale"]))
+    scale = (rrc["crop_min_scale"], rrc["crop_max_scale"])
+    return TensorResizedCrop(size, scale, rrc["fallback"])
+
+
+def random_fallback_box(image: Any, scale: Sequence[float], ratio: Sequence[float]) -> list[int]:
+    """Top, left, height and width of a RandomResizedCrop whose way out lies at a random place.
+
+    torchvision takes the same central box whenever no try fits, which for long, narrow images is
+    most of the time; their views are then equal.
+
+    Args:
+        image: PIL image or tensor (3, H, W).
+        scale: smallest and largest share of the image's area.
+        ratio: not used, it is that of torchvision's default.
+    """
+    _, height, width = TF.get_dimensions(image)
+    boxes = crop_boxes(torch.rand(1, ResizedCrop.draws), height, width, tuple(scale), "random")
+    return [int(side) for side in boxes]
+
+
+class RandomFallbackCrop(T.RandomResizedCrop):
+    """torchvision's RandomResizedCrop with `random_fallback_box`."""
+
+    get_params = staticmethod(random_fallback_box)
 
 
 class TensorResizedCrop:
@@ -39,19 +63,21 @@ class TensorResizedCrop:
     Args:
         size: side of the result in pixels.
         scale: smallest and largest share of the image's area.
+        fallback: see `solo.data.views.batched.crop.crop_boxes`.
     """
 
-    def __init__(self, size: int, scale: tuple[float, float]):
-        self.size, self.scale = size, scale
+    def __init__(self, size: int, scale: tuple[float, float], fallback: str = "center"):
+        self.size, self.scale, self.fallback = size, scale, fallback
 
     def __call__(self, image: Tensor) -> Tensor:
-        box = T.RandomResizedCrop.get_params(image, list(self.scale), list(RATIO))
-        top, left, height, width = box
+        law = RandomFallbackCrop if self.fallback == "random" else T.RandomResizedCrop
+        top, left, height, width = law.get_params(image, list(self.scale), list(RATIO))
         part = image[:, top : top + height, left : left + width]
         return resized(part, (self.size, self.size))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(size={self.size}, scale={self.scale})"
+        law = f"scale={self.scale}, fallback={self.fallback}"
+        return f"{type(self).__name__}(size={self.size}, {law})"
 
 
 class TensorResize:

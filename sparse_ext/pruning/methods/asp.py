@@ -21,6 +21,3 @@ class ASP(Constant):
         """Take over the trained weights."""
         if fresh:
             load_dense(module, self.config.dense_checkpoint, "asp")
-
-
-PRUNER = ASP

@@ -7,14 +7,16 @@ comes back. A momentum encoder is pruned by the magnitudes of its own latents.
 
 from __future__ import annotations
 
-from sparse_ext.masks.encoder import Encoder
 from sparse_ext.pruning.pruner import Pruner
-from sparse_ext.pruning.units import Kept
 from sparse_ext.schedules import Ramp
 
 
 class GMP(Pruner):
     """Gradual magnitude pruning, over all layers together or with a budget per layer."""
+
+    def set_up(self) -> None:
+        """Layers may have budgets of their own."""
+        self.allocation = self.config.allocation
 
     def plan(self) -> Ramp:
         """The ramp starts at a fixed step."""
@@ -23,14 +25,3 @@ class GMP(Pruner):
     def due(self) -> bool:
         """After the ramp nothing would change."""
         return super().due() and self.ramp is not None and self.t <= self.ramp.end
-
-    def smallest_out(self, encoder: Encoder, sparsity: float, eligible: Kept | None = None) -> Kept:
-        """As the base class, or layer by layer when `allocation` gives each its budget."""
-        rule = self.config.allocation
-        if rule == "global":
-            return super().smallest_out(encoder, sparsity, eligible)
-        values = self.magnitudes(encoder)
-        return self.units.largest_per_layer(values, sparsity, rule, eligible)
-
-
-PRUNER = GMP

@@ -10,53 +10,47 @@ weights and regrows nothing.
 
 from __future__ import annotations
 
-import math
-
 from sparse_ext.masks.encoder import Encoder
-from sparse_ext.pruning.regrow import InstantRegrowth, drop_fraction
-from sparse_ext.pruning.scores.random_draws import random_masks
+from sparse_ext.pruning.pruner import Pruner
 from sparse_ext.pruning.units import Kept
-from sparse_ext.schedules import Ramp
+from sparse_ext.schedules import Ramp, cosine_fraction
 
 
-class GraNet(InstantRegrowth):
-    """Gradual magnitude pruning with neuroregeneration."""
+class GraNet(Pruner):
+    """Gradual magnitude pruning with neuroregeneration.
+
+    Attributes:
+        oscillation: share of each layer that the last update swapped (SyncCP, Eq. 7).
+    """
+
+    saved = ("oscillation",)
+    growth = "step"
+
+    def set_up(self) -> None:
+        """Initial masks are random where the run does not start dense."""
+        self.random_start = self.config.initial_allocation
+        self.oscillation: dict[str, float] = {}
 
     def plan(self) -> Ramp:
         """The ramp starts at a fixed step."""
-        self.oscillation: dict[str, float] = {}
         return Ramp.plan(round(self.config.ramp_start * self.clock.steps), self.t_end, self.period)
 
-    def initial_masks(self, encoder: Encoder, sparsity: float) -> Kept:
-        """Random, with a budget per layer; everything for dense-to-sparse training."""
-        counts = self.units.allocate(self.config.initial_allocation, sparsity)
-        return random_masks(self.units.shapes_of_kept, counts, self.seed)
-
-    def online_masks(self, sparsity: float) -> Kept:
+    def masks(self, encoder: Encoder, sparsity: float) -> Kept:
         """Prune to B(s(j)) over all layers; then k_l = ceil(p nnz_l) are dropped and regrown."""
-        present = self.units.kept(self.online.masks)
-        pruned = self.smallest_out(self.online, sparsity, present)
-        new = self.swap(pruned, self.prune_rate, math.ceil)
-        self.oscillation = self.units.layer_changes(pruned, new, self.online)  # SyncCP, Eq. 7
-        return new
+        kept = super().masks(encoder, sparsity)
+        if encoder is not self.online:
+            return kept
+        swapped = self.swap(encoder, kept, self.prune_rate)
+        self.oscillation = self.units.layer_changes(kept, swapped, encoder)
+        return swapped
 
     @property
     def prune_rate(self) -> float:
-        """p(t): cosine over the whole run."""
-        return drop_fraction(self.config, self.t, self.clock.steps)
+        """Share of a layer that is swapped at this step, p(t): cosine over the whole run."""
+        ends = self.config.drop_start, self.config.drop_end
+        return cosine_fraction(self.t, max(1, self.clock.steps), *ends)
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Log the prune rate and how much of each layer the last update swapped."""
         figures = {f"layer_oscillation/{name}": v for name, v in self.oscillation.items()}
         return {"drop_fraction": self.prune_rate, **figures}
-
-    def extra_state(self) -> dict[str, dict[str, float]]:
-        """The last update's figures, for the next log."""
-        return {"oscillation": self.oscillation}
-
-    def load_extra_state(self, state) -> None:
-        """Take over `extra_state`."""
-        self.oscillation = dict(state["oscillation"])
-
-
-PRUNER = GraNet

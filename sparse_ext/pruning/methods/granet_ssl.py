@@ -14,6 +14,3 @@ from sparse_ext.pruning.methods.granet import GraNet
 
 class GraNetSSL(GraNet):
     """GraNet with the defaults of SyncCP's comparison (`GraNetSSLConfig`)."""
-
-
-PRUNER = GraNetSSL

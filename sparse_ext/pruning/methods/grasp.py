@@ -9,31 +9,17 @@ equally many samples of every class. A momentum encoder is pruned by the same sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from sparse_ext.masks.encoder import Encoder
-from sparse_ext.pruning.methods.snip import SNIP
-from sparse_ext.pruning.scores import scorers
+from sparse_ext.pruning.constant_sparsity import Constant
 from sparse_ext.pruning.scores.first_batch import Probe
 
 
-class GraSP(SNIP):
-    """Gradient signal preservation; `scores` are W * (H g), so that the largest are kept."""
+class GraSP(Constant):
+    """Gradient signal preservation: masks by the score `grasp` of the first batch."""
 
     def look(self, probe: Probe) -> None:
-        """W * (H g) by double backward."""
+        """With labels: enough samples of every class, and logits of a higher temperature."""
         if self.config.samples_per_class:
             probe.draw(self.config.head, self.config.samples_per_class, self.seed)
         if self.config.temperature != 1:
             probe.scale_logits(self.config.head, self.config.temperature)
-        found = probe.second_order(scorers.hessian_gradient)
-        self.scores = {name: scorers.grasp(w, found[name]) for name, w in probe.weights.items()}
-
-    def initial_members(self, encoder: Encoder) -> Mapping[str, Tensor]:
-        """Members are compared by magnitude, so scores are moved above zero."""
-        return {name: score - score.min() for name, score in self.scores.items()}
-
-
-PRUNER = GraSP
+        super().look(probe)

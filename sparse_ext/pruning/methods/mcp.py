@@ -26,6 +26,7 @@ from sparse_ext.masks.living_weights import Branches, branch, make_functional
 from sparse_ext.pruning.constant_sparsity import Constant
 from sparse_ext.pruning.dense_start import load_dense
 from sparse_ext.pruning.log import log
+from sparse_ext.pruning.pruner import Needs
 from sparse_ext.pruning.units import Kept
 
 DENSE = Branches(first=False, others=False, evaluation=False)
@@ -35,7 +36,12 @@ SUBNET = Branches(first=False, others=False, evaluation=True)  # keys are dense,
 class MCP(Constant):
     """ADMM towards few filters, then a subnet of the momentum encoder."""
 
-    stores_zeros = False
+    saved = ("z", "u", "aims")
+
+    @classmethod
+    def needs(cls, config: Any, shared: bool) -> Needs:
+        """Weights live on under the masks of the subnet."""
+        return Needs(latents=False, stored_zeros=False)
 
     @classmethod
     def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
@@ -56,15 +62,10 @@ class MCP(Constant):
         if fresh:
             load_dense(module, self.config.dense_checkpoint, "mcp")
 
-    @property
-    def finals(self) -> list[float]:
-        """The online encoder stays dense."""
-        return [0.0, self.config.final]
-
-    def plan(self) -> None:
-        """How many epochs ADMM takes; the subnet exists after them."""
+    def set_up(self) -> None:
+        """The online encoder stays dense; the subnet exists after the epochs of ADMM."""
         log.warning("mcp is a reconstruction: the paper's code and full text were not at hand.")
-        self.begins, self.aims = [0.0, 0.0], [0.0, 0.0]
+        self.begins, self.finals = [0.0, 0.0], [0.0, self.config.final]
         self.admm_epochs = max(1, math.ceil(self.config.admm_end * self.clock.epochs))
         self.z: dict[str, Tensor] = {}
         self.u: dict[str, Tensor] = {}
@@ -92,7 +93,7 @@ class MCP(Constant):
             return False
         self.z, self.u, self.aims = {}, {}, list(self.finals)
         kept = [self.initial_masks(self.online, 0.0), self.proj(self.momentum.weights)]  # type: ignore[union-attr]
-        self._apply(kept, optimizer)
+        self.apply(kept, optimizer)
         return True
 
     @torch.no_grad()
@@ -118,17 +119,6 @@ class MCP(Constant):
         masks = self.units.expand(self.proj(sums), self.online)
         self.z = {name: total * masks[name] for name, total in sums.items()}
 
-    def extra_state(self) -> dict[str, Any]:
-        """ADMM's variables."""
-        return {"z": self.z, "u": self.u, "aims": self.aims}
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over `extra_state`."""
-        device = next(iter(self.online.weights.values())).device
-        self.z = {name: value.to(device) for name, value in state["z"].items()}
-        self.u = {name: value.to(device) for name, value in state["u"].items()}
-        self.aims = list(state["aims"])
-
 
 class _SubnetStatistics:
     """Shows the subnet every batch that trains, so that it has batch norm statistics."""
@@ -141,6 +131,3 @@ class _SubnetStatistics:
         if module.training and self.momentum.masks.nnz < self.momentum.masks.n:
             with branch(masked=True):
                 module.forward(*inputs)
-
-
-PRUNER = MCP

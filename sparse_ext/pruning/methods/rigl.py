@@ -15,17 +15,27 @@ from torch.optim import Optimizer
 from solo.errors import ConfigError
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.pruning.constant_sparsity import Constant, fraction_of
-from sparse_ext.pruning.regrow import InstantRegrowth, drop_fraction
-from sparse_ext.pruning.scores.random_draws import random_masks
 from sparse_ext.pruning.units import Kept
+from sparse_ext.schedules import cosine_fraction
 
 
-class RigL(InstantRegrowth, Constant):
-    """Drop by magnitude, grow by gradient."""
+class RigL(Constant):
+    """Drop by magnitude, grow by gradient.
 
-    def plan(self) -> None:
-        """When masks change: every so often, until `t_last`."""
-        super().plan()
+    Attributes:
+        t_last: step from which on masks stay as they are.
+    """
+
+    growth = "step"
+
+    def set_up(self) -> None:
+        """When masks change: every so often, until `t_last`.
+
+        Raises:
+            ConfigError: they never would.
+        """
+        super().set_up()
+        self.random_start = self.allocation = self.config.allocation
         period = self.config.update_period or min(self.config.PERIOD, self.clock.steps // 195)
         self.period = max(1, period)
         self.t_last = fraction_of(self.config.update_end, self.clock.steps)
@@ -47,20 +57,14 @@ class RigL(InstantRegrowth, Constant):
         else:
             super().adjust_gradients(optimizer)
 
-    def initial_masks(self, encoder: Encoder, sparsity: float) -> Kept:
-        """Random; the denser encoder's masks contain the sparser one's."""
-        counts = self.units.allocate(self.config.allocation, sparsity)
-        return random_masks(self.units.shapes_of_kept, counts, self.seed)
+    def masks(self, encoder: Encoder, sparsity: float) -> Kept:
+        """f(t) = alpha/2 (1 + cos(pi t / T_end)) of every layer is swapped.
 
-    def online_masks(self, sparsity: float) -> Kept:
-        """f(t) = alpha/2 (1 + cos(pi t / T_end)) of every layer is swapped."""
-        fraction = drop_fraction(self.config, self.t, self.t_last)
-        return self.swap(self.units.kept(self.online.masks), fraction, math.floor)
-
-    def momentum_masks(self, encoder: Encoder, sparsity: float) -> Kept:
-        """Density per layer is constant here too."""
-        values = self.magnitudes(encoder)
-        return self.units.largest_per_layer(values, sparsity, self.config.allocation)
-
-
-PRUNER = RigL
+        A momentum encoder keeps the largest of its own; the density per layer is constant there,
+        too.
+        """
+        if encoder is not self.online:
+            return self.best(encoder, sparsity)
+        ends = self.config.drop_start, self.config.drop_end
+        fraction = cosine_fraction(self.t, max(1, self.t_last), *ends)
+        return self.swap(encoder, self.units.kept(encoder.masks), fraction, math.floor)

@@ -12,6 +12,3 @@ from sparse_ext.pruning.methods.rigl import RigL
 
 class RigLITOP(RigL):
     """RigL with the defaults of In-Time Over-Parameterization (`RigLITOPConfig`)."""
-
-
-PRUNER = RigLITOP

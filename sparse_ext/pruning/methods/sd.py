@@ -16,6 +16,7 @@ from solo.errors import ConfigError
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.living_weights import Branches, make_functional
 from sparse_ext.pruning.constant_sparsity import EpochMasks
+from sparse_ext.pruning.pruner import Needs
 
 FIRST_VIEW = Branches(first=True, others=False, evaluation=True)
 
@@ -26,9 +27,15 @@ class SD(EpochMasks):
     regrow_init = "latent"
 
     @classmethod
-    def keeps_latents(cls, config: Any, shared: bool) -> bool:
+    def needs(cls, config: Any, shared: bool) -> Needs:
         """Pruned weights of a pair rest in shadows; one encoder stores them alive."""
-        return not shared
+        return Needs(latents=not shared)
+
+    def set_up(self) -> None:
+        """One encoder of a pair is dense (`SDConfig.momentum` says which)."""
+        if self.config.reverse:
+            self.finals = [0.0, self.config.final]
+        super().set_up()
 
     @classmethod
     def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
@@ -41,11 +48,3 @@ class SD(EpochMasks):
                 f"has none. Leave sparse.reverse out."
             )
         return [make_functional(encoders[0], FIRST_VIEW)]
-
-    @property
-    def finals(self) -> list[float]:
-        """Sparsity of each encoder: one is dense."""
-        return [0.0, self.config.final] if self.config.reverse else super().finals
-
-
-PRUNER = SD

@@ -9,18 +9,16 @@ batch norms of its own. The dense network is the result; no weight is ever set t
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
 
 from solo.errors import ConfigError
-from sparse_ext.allocation import budgets
 from sparse_ext.masks.dual_norms import make_dual
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.living_weights import Branches, make_functional
 from sparse_ext.pruning.constant_sparsity import EpochMasks
-from sparse_ext.pruning.units import Kept
+from sparse_ext.pruning.pruner import Needs
 
 DENSE_FIRST = Branches(first=False, others=True, evaluation=False)
 
@@ -28,7 +26,10 @@ DENSE_FIRST = Branches(first=False, others=True, evaluation=False)
 class SDCLR(EpochMasks):
     """Dense against pruned, from one set of weights."""
 
-    stores_zeros = False
+    @classmethod
+    def needs(cls, config: Any, shared: bool) -> Needs:
+        """No weight is ever set to zero."""
+        return Needs(latents=False, stored_zeros=False)
 
     @classmethod
     def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
@@ -47,17 +48,11 @@ class SDCLR(EpochMasks):
         if self.config.dual_bn:
             _double_norms(module)
 
-    def budget(self, sparsity: float) -> int:
-        """Exactly ceil(q N) units go."""
-        return self.units.total - math.ceil(round(sparsity * self.units.total, 6))
-
-    def smallest_out(self, encoder: Encoder, sparsity: float, eligible: Kept | None = None) -> Kept:
-        """By magnitude over all layers together."""
-        return budgets.global_topk(self.magnitudes(encoder), self.budget(sparsity), eligible)
+    def set_up(self) -> None:
+        """Exactly ceil(q N) units are masked."""
+        super().set_up()
+        self.units.prune_at_least = True
 
 
 def _double_norms(module: nn.Module) -> None:
     make_dual(module.children(), DENSE_FIRST)
-
-
-PRUNER = SDCLR

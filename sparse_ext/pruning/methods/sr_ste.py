@@ -18,12 +18,16 @@ from torch.optim import Optimizer
 from sparse_ext.masks.encoder import Encoder, masked
 from sparse_ext.masks.living_weights import ALWAYS, make_functional
 from sparse_ext.pruning.constant_sparsity import Constant
+from sparse_ext.pruning.pruner import Needs
 
 
 class SRSTE(Constant):
     """A new mask after every step."""
 
-    stores_zeros = False
+    @classmethod
+    def needs(cls, config: Any, shared: bool) -> Needs:
+        """Pruned weights live on."""
+        return Needs(latents=False, stored_zeros=False)
 
     @classmethod
     def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
@@ -55,6 +59,3 @@ class SRSTE(Constant):
         """N:M masks of the present weights, without waiting for the device."""
         for layer in encoder.layers.values():
             layer.mask.copy_(self.units.granularity.best(layer.weight))  # type: ignore[attr-defined]
-
-
-PRUNER = SRSTE

@@ -11,21 +11,17 @@ it with that of the epoch before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparse_ext.config.scorer_names import scorer_named
 from sparse_ext.masks import files
 from sparse_ext.masks.encoder import Encoder
-from sparse_ext.masks.mask_set import MaskSet
 from sparse_ext.pruning.log import log
 from sparse_ext.pruning.methods.csi import CSI, compare
-from sparse_ext.pruning.pruner import Pruner
-from sparse_ext.pruning.regrow import drop_and_regrow
-from sparse_ext.pruning.scores.random_draws import random_masks, random_members
-from sparse_ext.pruning.scores.scorers import ema_gradient_
+from sparse_ext.pruning.pruner import Needs, Pruner
 from sparse_ext.pruning.units import Kept
 from sparse_ext.schedules import Ramp, cosine_fraction
 
@@ -35,40 +31,36 @@ SHORT_RAMP = 5
 class SyncCP(Pruner):
     """SyncS, CSI and prune-and-regrow by the averaged gradient."""
 
-    scores_gradients = True
+    saved = ("csi", "previous", "oscillation")
+    growth = "mean"
+    random_survivors = True
 
     @classmethod
-    def keeps_latents(cls, config: Any, shared: bool) -> bool:
-        """Always: CSI ranks latents, and regrown weights start from them."""
-        return True
-
-    @property
-    def regrow_init(self) -> str:  # type: ignore[override]
-        """Value of a regrown weight."""
-        return self.config.regrow_init
+    def needs(cls, config: Any, shared: bool) -> Needs:
+        """Always latents: CSI ranks them, and regrown weights start from them."""
+        return Needs(latents=True, mean_gradient=True)
 
     # -- Contrastive Sparsification Indicator -----------------------------------------------
 
-    def plan(self) -> Ramp | None:
-        """Unknown until CSI fires."""
-        final, shared = self.units.sparsity(self.config.final), self.momentum is None
-        self.csi = CSI(self.config.csi, self.clock.epochs, final, shared)
-        self.previous: MaskSet | None = None
+    def set_up(self) -> None:
+        """CSI waits for its moment."""
+        config, final = self.config, self.units.sparsity(self.config.final)
+        self.regrow_init = config.regrow_init
+        self.random_start = config.initial_allocation
+        self.allocation = "global" if config.scope == "global" else "uniform"
+        self.history = config.score_momentum if config.growth == "ema" else None
+        self.csi = CSI(config.csi, self.clock.epochs, final, shared=self.momentum is None)
+        self.previous: dict[str, Tensor] = {}
         self.oscillation: dict[str, float] = {}
         self.fires_at = self._step_of(self.csi.last_epoch)
+
+    def plan(self) -> Ramp | None:
+        """Unknown until CSI fires."""
         return Ramp.plan(0, self.t_end, self.period) if self._ramps and self.fires_at == 0 else None
 
     @property
     def _ramps(self) -> bool:
         return self.config.final > self.config.initial
-
-    def latest_start(self) -> int | None:
-        """The deadline, in steps."""
-        return self.fires_at
-
-    def start_is_given(self) -> bool:
-        """By `csi: epoch:<k>`."""
-        return self.csi.config.fixed_epoch is not None
 
     def _step_of(self, epoch: int | None) -> int | None:
         """The deadline: the end of `epoch`; in a run of few epochs the same share of its steps."""
@@ -90,12 +82,15 @@ class SyncCP(Pruner):
         if not self._ramps or self.ramp is not None:
             return self._figures()
         mine = self._pseudo_masks(self.online, self.config.final)
-        other = self.previous
         if self.momentum is not None:
             other = self._pseudo_masks(self.momentum, self.config.momentum[1])
         else:
-            self.previous = mine
-        seen = None if other is None else compare(mine, other).agreed()
+            other = {
+                name: files.unpack(bits, tuple(mine[name].shape)).to(mine[name].device)
+                for name, bits in self.previous.items()
+            }
+            self.previous = {name: files.pack(mask) for name, mask in mine.items()}
+        seen = compare(mine, other).agreed() if other else None
         reason = self.csi.decide(epoch, seen)
         if reason:
             self._fire(reason)
@@ -105,12 +100,13 @@ class SyncCP(Pruner):
             figures |= {f"layer_inconsistency/{name}": v for name, v in seen.layers.items()}
         return figures
 
-    def _pseudo_masks(self, encoder: Encoder, sparsity: float) -> MaskSet:
+    def _pseudo_masks(self, encoder: Encoder, sparsity: float) -> dict[str, Tensor]:
         """The masks an encoder would get; of weights, whatever the units (section 5.3)."""
-        return MaskSet(self.units.expand(self.smallest_out(encoder, sparsity), encoder))
+        kept = self.best(encoder, sparsity, scorer=scorer_named("magnitude"))
+        return self.units.expand(kept, encoder)
 
     def _fire(self, reason: str) -> None:
-        self.previous = None
+        self.previous = {}
         self.ramp = Ramp.plan(self.t, self.t_end, self.period)
         log.info(
             "CSI (%s) after %d steps: sparsity grows from step %d to %d in %d updates.",
@@ -119,11 +115,11 @@ class SyncCP(Pruner):
         if self.ramp.n < SHORT_RAMP:
             log.warning("Only %d updates: consider a longer run.", self.ramp.n)
 
-    def after_step(self, optimizer: Optimizer | None = None) -> bool:
-        """As the base class; in a run of so few epochs that none ends in time, fire in between."""
+    def begin_batch(self, epoch: int, optimizer: Optimizer | None = None) -> bool:
+        """In a run of so few epochs that none ends in time, fire between two steps."""
         if self._ramps and self.ramp is None and self.t == self.fires_at:
             self._fire("deadline")
-        return super().after_step(optimizer)
+        return False
 
     # -- masks ------------------------------------------------------------------------------
 
@@ -133,58 +129,25 @@ class SyncCP(Pruner):
             return False
         return self.config.regrow_after_ramp or self.t <= self.ramp.end
 
-    def initial_masks(self, encoder: Encoder, sparsity: float) -> Kept:
-        """Random; the denser encoder's masks contain the sparser one's."""
-        counts = self.units.allocate(self.config.initial_allocation, sparsity)
-        return random_masks(self.units.shapes_of_kept, counts, self.seed)
+    def masks(self, encoder: Encoder, sparsity: float) -> Kept:
+        """Magnitude prune to the budget, then swap the weakest for the most wanted (Eq. 3-4).
 
-    def initial_members(self, encoder: Encoder) -> Mapping[str, Tensor] | None:
-        """Random as well, the same for both encoders."""
-        if not self.units.granularity.keeps:
-            return None
-        return random_members(encoder.masks.shapes, self.seed)
-
-    def online_masks(self, sparsity: float) -> Kept:
-        """Magnitude prune to the budget, then swap the weakest for the most wanted (Eq. 3-4)."""
+        In the momentum encoder every position is eligible, and nothing is swapped (section 5.5)
+        without `offline_regrow`.
+        """
+        if encoder is not self.online:
+            pruned = self.best(encoder, sparsity)
+            regrows = self.config.offline_regrow
+            return self.swap(encoder, pruned, self.drop_fraction) if regrows else pruned
         masked = self.config.mp_on == "masked"
-        eligible = self.units.kept(self.online.masks) if masked else None
-        pruned = self.smallest_out(self.online, sparsity, eligible)
-        new = self.regrow(self.online, pruned)
-        self.oscillation = self._oscillation(pruned, new)
+        pruned = self.best(encoder, sparsity, self.units.kept(encoder.masks) if masked else None)
+        new = self.swap(encoder, pruned, self.drop_fraction)
+        self.oscillation = self.units.layer_changes(pruned, new, encoder)  # Eq. 7
+        sizes = encoder.sizes
+        changed = sum(share * sizes[name] for name, share in self.oscillation.items())
+        figures = {f"layer_oscillation/{name}": v for name, v in self.oscillation.items()}
+        self.update_figures = {"oscillation": changed / sum(sizes.values())} | figures
         return new
-
-    def momentum_masks(self, encoder: Encoder, sparsity: float) -> Kept:
-        """Magnitude only, every position eligible (section 5.5)."""
-        pruned = self.smallest_out(encoder, sparsity)
-        return self.regrow(encoder, pruned) if self.config.offline_regrow else pruned
-
-    def smallest_out(self, encoder: Encoder, sparsity: float, eligible: Kept | None = None) -> Kept:
-        """As the base class, or every layer to that sparsity with `scope: layer`."""
-        if self.config.scope == "global":
-            return super().smallest_out(encoder, sparsity, eligible)
-        values = self.magnitudes(encoder)
-        return self.units.largest_per_layer(values, sparsity, "uniform", eligible)
-
-    def wants_gradients(self) -> bool:
-        """Every step's, or those of updates only."""
-        fires = self.ramp is None and self.t == self.fires_at
-        return self.config.score == "ema" or fires or self.due()
-
-    def observe(self, finite: Tensor) -> None:
-        """score <- gamma * score + (1 - gamma) * |gradient| (Eq. 17)."""
-        gamma = self.config.score_momentum if self.config.score == "ema" else 0.0
-        graded = [m for m in self.online.layers.values() if m.weight.grad is not None]
-        scores, grads = [m.score for m in graded], [m.weight.grad for m in graded]
-        ema_gradient_(scores, grads, gamma, finite)
-
-    def regrow(self, encoder: Encoder, pruned: Kept) -> Kept:
-        """Drop and regrow by the online encoder's averaged gradient; budgets stay as they are."""
-        scores = self.units.pool(self.online.scores)
-        return drop_and_regrow(pruned, self.magnitudes(encoder), scores, self.drop_fraction)
-
-    def _oscillation(self, pruned: Kept, regrown: Kept) -> dict[str, float]:
-        """Share of a layer's mask that regrowth changed (Eq. 7)."""
-        return self.units.layer_changes(pruned, regrown, self.online)
 
     @property
     def drop_fraction(self) -> float:
@@ -192,33 +155,5 @@ class SyncCP(Pruner):
         ends = self.config.drop_start, self.config.drop_end
         return cosine_fraction(self.t, self.clock.steps, *ends)
 
-    # -- figures and state ------------------------------------------------------------------
-
     def _figures(self) -> dict[str, float]:
         return {"triggered": float(self.ramp is not None), "drop_fraction": self.drop_fraction}
-
-    def update_figures(self) -> dict[str, float]:
-        """What regrowth changed, per layer and over all of them (Eq. 7)."""
-        sizes = self.online.sizes
-        changed = sum(share * sizes[name] for name, share in self.oscillation.items())
-        figures = {f"layer_oscillation/{name}": v for name, v in self.oscillation.items()}
-        return {"oscillation": changed / sum(sizes.values())} | figures
-
-    def extra_state(self) -> dict[str, Any]:
-        """What CSI has seen; the last pseudo-masks, eight to a byte, with one encoder."""
-        packed = {name: files.pack(mask) for name, mask in (self.previous or {}).items()}
-        return {"csi": self.csi.state_dict(), "previous": packed, "oscillation": self.oscillation}
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over `extra_state`."""
-        self.csi.load_state_dict(state["csi"])
-        self.oscillation = dict(state["oscillation"])
-        masks = self.online.masks
-        unpacked = {
-            name: files.unpack(bits, masks[name].shape).to(masks[name].device)
-            for name, bits in state["previous"].items()
-        }
-        self.previous = MaskSet(unpacked) if unpacked else None
-
-
-PRUNER = SyncCP

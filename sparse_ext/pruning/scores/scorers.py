@@ -17,10 +17,9 @@ from solo.errors import ConfigError
 from sparse_ext.compat import foreach_abs
 
 
-def magnitude(weight: Tensor, shadow: Tensor | None = None) -> Tensor:
-    """|W| in float32 or wider, with `shadow` of the latent |W + shadow|."""
-    latent = weight.detach() if shadow is None else weight.detach() + shadow
-    return _wide(latent).abs()
+def magnitude(weight: Tensor) -> Tensor:
+    """|W| in float32 or wider, of a weight or of its latent value."""
+    return _wide(weight.detach()).abs()
 
 
 def gradient(grad: Tensor) -> Tensor:

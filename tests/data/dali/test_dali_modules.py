@@ -4,11 +4,14 @@
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
 
 from solo.data import dali_dataloader
+from solo.data.catalogue import IMAGENET_STD
+from solo.data.classification_dataloader import prepare_data
 from solo.data.dali_dataloader import (
     ClassificationDALIDataModule,
     NormalPipelineBuilder,
@@ -17,6 +20,7 @@ from solo.data.dali_dataloader import (
 )
 from solo.errors import ConfigError, DataError
 from tests.data.conftest import write_folder
+from tests.data.dali.graphs import jpeg, textured
 from tests.data.dali.loaders import (
     ENTRY,
     colours,
@@ -70,6 +74,23 @@ def test_classification_module(folder, tmp_path):
     module = module_of(ClassificationDALIDataModule, folder, tmp_path / "val", batch_size=4)
     assert [len(y) for _, y in module.train_dataloader()] == [4, 4, 4]
     assert [y.tolist() for _, y in module.val_dataloader()] == [[0, 0, 1, 1], [2, 2]]
+
+
+def test_validation_views_are_those_of_image_folder(tmp_path):
+    """From JPEGs to batches: odd sizes, an orientation, an image that grows, one without colour."""
+    shapes = [(375, 500), (500, 313), (257, 256), (150, 150), (300, 421), (240, 901)]
+    for i, shape in enumerate(shapes):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        encoded = jpeg(textured(*shape, seed=i), orientation=6 if i == 4 else None)
+        (tmp_path / "ab"[i % 2] / f"{i}.jpg").write_bytes(encoded)
+    Image.open(tmp_path / "a" / "0.jpg").convert("L").save(tmp_path / "b" / "grey.jpg")
+    module = module_of(ClassificationDALIDataModule, tmp_path, tmp_path, batch_size=7)
+    ((dali, labels),) = module.val_dataloader()
+    loader = prepare_data("custom", tmp_path, tmp_path, batch_size=7, num_workers=0)[1]
+    ((wanted, targets),) = loader
+    assert labels.tolist() == targets.tolist()
+    off = (dali - wanted).abs() * 255 * torch.tensor(IMAGENET_STD)[:, None, None]
+    assert off.max() < 1.01
 
 
 def test_a_lightning_run(folder):

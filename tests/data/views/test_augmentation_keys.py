@@ -150,7 +150,10 @@ def test_enabled_is_accepted_with_a_warning_and_acts_only_in_rrc():
             {"rrc": {"enabled": True, "min_scale": 0.1}},
             r"rrc: unknown key 'min_scale'. .*'crop_mi",
         ),
-        ({"grayscale": {"prob": 1.5}}, r"grayscale.prob must lie between 0 and 1, got 1.5"),
+        (
+            {"grayscale": {"prob": 1.5}},
+            r"grayscale.prob=1.5 is out of range: it must be at least 0 and at most 1",
+        ),
         ({"grayscale": {"prob": "often"}}, r"grayscale.prob must be a number, got 'often'"),
         ({"grayscale": 0.2}, r"grayscale: expected a mapping with prob, got 0.2"),
         ({"color_jitter": {"prob": 0.5, "hue": 0.1}}, r"color_jitter: brightness is missing"),
@@ -178,5 +181,13 @@ def test_padded_crops_and_small_rotations():
     assert (turn.p, turn.transforms[0].degrees) == (1.0, [-9.0, 9.0])
     with pytest.raises(ConfigError, match="padding is for crops of fixed size"):
         checked_augmentation({**entry, "rrc": {"enabled": True}})
-    with pytest.raises(ConfigError, match=r"rotation\.degrees must be a number"):
+    with pytest.raises(ConfigError, match=r"rotation: degrees is missing"):
         checked_augmentation({**entry, "rotation": {"prob": 0.5}})
+
+
+def test_place_of_the_fallback():
+    entry = {"crop_size": 32, "rrc": {"enabled": True}}
+    assert checked_augmentation(entry)["rrc"]["fallback"] == "center"
+    entry["rrc"]["fallback"] = "randon"
+    with pytest.raises(ConfigError, match=r"rrc\.fallback: 'randon' is unknown.*'random'"):
+        checked_augmentation(entry)

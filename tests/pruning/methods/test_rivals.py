@@ -12,8 +12,7 @@ from sparse_ext import sparsify
 from sparse_ext.allocation import budgets
 from sparse_ext.config.sections import build
 from sparse_ext.masks.encoder import states_of
-from sparse_ext.pruning.regrow import drop_fraction
-from sparse_ext.schedules import cubic
+from sparse_ext.schedules import Clock, cubic
 from tests.pruning.toys import data, pruner_of, toy, trainer
 
 pytestmark = pytest.mark.unit
@@ -83,8 +82,6 @@ def test_rigl_updates_equal_brute_force():
 def test_rigl_defaults():
     assert (build("rigl").update_period, build("rigl").drop_start) == (None, 0.3)
     assert pruner_of(build("rigl")).period == 1
-    from sparse_ext.schedules import Clock
-
     assert pruner_of(build("rigl"), Clock(195_000, 1000, 195)).period == 100
     assert pruner_of(build("rigl_itop"), Clock(195_000, 1000, 195)).period == 1000
     itop = build("rigl_itop")
@@ -185,10 +182,10 @@ def test_granet_without_regrowth_is_gmp():
 
 def test_prune_rate():
     """Property 15."""
-    config = build("granet")
-    assert [drop_fraction(config, t, 100) for t in (0, 50, 100)] == pytest.approx(
-        [0.5, 0.2525, 0.005]
-    )
+    pruner, rates = pruner_of(build("granet"), clock=Clock(100, 10, 10)), []
+    for pruner.t in (0, 50, 100):
+        rates.append(pruner.prune_rate)
+    assert rates == pytest.approx([0.5, 0.2525, 0.005])
 
 
 def test_granet_ssl_starts_dense_and_its_gap_grows():
@@ -205,7 +202,7 @@ def test_granet_ssl_starts_dense_and_its_gap_grows():
     assert gaps[0] == 0
     assert all(b > a - 2 / n for a, b in pairwise(gaps))
     assert gaps[-1] == pytest.approx(0.3, abs=2 / n)
-    largest = budgets.global_topk(pruner.magnitudes(pruner.momentum), pruner.kept[1])
+    largest = budgets.global_topk(pruner.values(pruner.momentum), pruner.kept[1])
     assert all(torch.equal(largest[k], m) for k, m in pruner.momentum.masks.items())
 
 

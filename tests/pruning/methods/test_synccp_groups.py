@@ -9,6 +9,7 @@ import torch
 
 from sparse_ext.allocation import budgets
 from sparse_ext.config.sections import build
+from sparse_ext.masks.mask_set import MaskSet
 from sparse_ext.pruning.methods.csi import compare
 from sparse_ext.schedules import Clock
 from tests.pruning.methods.test_synccp import RAMPING, started
@@ -159,8 +160,8 @@ def test_the_gap_of_pseudo_masks_is_measured_on_weights(granularity, gap):
         build({"name": "synccp", "granularity": granularity}), clock=Clock(200, 20, 10)
     )
     pruner.start()
-    a = pruner._pseudo_masks(pruner.online, pruner.config.final)
-    b = pruner._pseudo_masks(pruner.momentum, pruner.config.momentum[1])
+    a = MaskSet(pruner._pseudo_masks(pruner.online, pruner.config.final))
+    b = MaskSet(pruner._pseudo_masks(pruner.momentum, pruner.config.momentum[1]))
     seen = compare(a, b)
     assert seen.gap == pytest.approx(gap, abs=64 / pruner.online.masks.n)
     assert seen.inconsistency == pytest.approx(seen.gap)
@@ -181,9 +182,9 @@ def test_oscillation_is_the_changed_share_of_weights(granularity):
     """Eq. 7, from the masks before and after regrowth."""
     pruner = started({**RAMPING, "granularity": granularity, "final": 0.8})
     masks = {}
-    regrow = pruner.regrow
-    pruner.regrow = lambda encoder, pruned: (
-        masks.update(before=pruner.units.expand(pruned, encoder)) or regrow(encoder, pruned)
+    swap = pruner.swap
+    pruner.swap = lambda encoder, pruned, fraction: (
+        masks.update(before=pruner.units.expand(pruned, encoder)) or swap(encoder, pruned, fraction)
     )
     pruner.after_step()
     for name, share in pruner.oscillation.items():

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 def test_magnitude_of_latents():
     weight, shadow = torch.tensor([-2.0, 0.0, 1.0]), torch.tensor([0.0, -3.0, 0.0])
     assert scorers.magnitude(weight).tolist() == [2, 0, 1]
-    assert scorers.magnitude(weight, shadow).tolist() == [2, 3, 1]
+    assert scorers.magnitude(weight + shadow).tolist() == [2, 3, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -105,7 +105,7 @@ class ColorJitter(Operation):
     ):
         super().__init__()
         self.prob, self.strengths, self.hue = prob, (brightness, contrast, saturation), hue
-        self.register_buffer("sequences", _sequences(bool(hue)), persistent=False)
+        self.register_buffer("sequences", sequences(bool(hue)), persistent=False)
         places = torch.tensor([order.index(HUE) for order in ORDERS])
         self.register_buffer("places", places, persistent=False)
 
@@ -159,8 +159,12 @@ class ColorJitter(Operation):
         return self._jittered(x, order, factors, steps, spans).index_select(0, rows.argsort())
 
 
-def _sequences(hue: bool) -> Tensor:
-    """Blends of each order: three places, or three before the hue and three after it."""
+def sequences(hue: bool) -> Tensor:
+    """Kinds of blends of each of `ORDERS`: three places, or three before the hue and three after.
+
+    Returns:
+        (24, 3) or (24, 6): brightness (0), contrast (1), saturation (2) or none (3).
+    """
     rows = []
     for order in ORDERS:
         at = order.index(HUE)

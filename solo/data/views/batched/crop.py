@@ -32,7 +32,7 @@ CUBIC = -0.5
 
 
 def crop_boxes(
-    u: Tensor, height: int, width: int, scale: tuple[float, float]
+    u: Tensor, height: int, width: int, scale: tuple[float, float], fallback: str = "center"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Boxes of `torchvision.transforms.RandomResizedCrop.get_params`, by its law.
 
@@ -44,6 +44,8 @@ def crop_boxes(
         height: of the images.
         width: of the images.
         scale: smallest and largest share of the area.
+        fallback: where the box lies when no try has fitted: in the `center`, as torchvision has
+            it, or at a `random` place along the longer side.
 
     Returns:
         top, left, height and width of each box, (N,) whole numbers as floats.
@@ -57,8 +59,10 @@ def crop_boxes(
     central_h, central_w = _central_box(height, width)
     h = torch.where(fitted, h.gather(1, first)[:, 0], central_h)
     w = torch.where(fitted, w.gather(1, first)[:, 0], central_w)
-    top = torch.where(fitted, whole_below(u[:, -2], height - h + 1), (height - central_h) // 2)
-    left = torch.where(fitted, whole_below(u[:, -1], width - w + 1), (width - central_w) // 2)
+    top, left = whole_below(u[:, -2], height - h + 1), whole_below(u[:, -1], width - w + 1)
+    if fallback == "center":
+        top = torch.where(fitted, top, (height - central_h) // 2)
+        left = torch.where(fitted, left, (width - central_w) // 2)
     return top, left, h, w
 
 
@@ -165,18 +169,19 @@ class ResizedCrop(Operation):
     Args:
         size: side of the square in pixels.
         scale: smallest and largest share of the image's area.
+        fallback: see `crop_boxes`.
     """
 
     draws = 2 * TRIES + 2
 
-    def __init__(self, size: int, scale: tuple[float, float]):
+    def __init__(self, size: int, scale: tuple[float, float], fallback: str = "center"):
         super().__init__()
-        self.size, self.scale = size, scale
+        self.size, self.scale, self.fallback = size, scale, fallback
 
     def forward(self, images: Tensor, u: Tensor, flip: Tensor | None = None) -> Tensor:
         """Images (N, 3, H, W) uint8 to (N, 3, size, size); `flip` (N,) mirrors."""
         height, width = images.shape[-2:]
-        top, left, h, w = crop_boxes(u, height, width, self.scale)
+        top, left, h, w = crop_boxes(u, height, width, self.scale, self.fallback)
         rows = resize_weights(top, h, height, self.size)
         columns = resize_weights(left, w, width, self.size, flip)
         return resample(images, rows, columns, rows_come_first(h, w, (self.size, self.size)))

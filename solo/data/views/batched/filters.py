@@ -46,13 +46,18 @@ class GaussianBlur(Operation):
         return change_chosen(u[:, 0] < self.prob, blurred, x, radius)
 
 
-def blurred(x: Tensor, radius: Tensor) -> Tensor:
-    """Images (N, 3, H, W) after three boxes of their `radius` (N,) along each axis."""
+def box_weights(radius: Tensor) -> list[Tensor]:
+    """Weights of a box of `radius` (N,) below 2 at the distances 0, 1 and 2, (N,) each."""
     inside = (2.0**24 / (2 * radius + 1)).floor() / 2.0**24
     edge = (1 - (2 * radius.floor() + 1) * inside) / 2
     wide = radius >= 1
-    weights = [inside, torch.where(wide, inside, edge), torch.where(wide, edge, 0.0)]
-    if may_look(x) and not wide.any():
+    return [inside, torch.where(wide, inside, edge), torch.where(wide, edge, 0.0)]
+
+
+def blurred(x: Tensor, radius: Tensor) -> Tensor:
+    """Images (N, 3, H, W) after three boxes of their `radius` (N,) along each axis."""
+    weights = box_weights(radius)
+    if may_look(x) and not (radius >= 1).any():
         weights.pop()
     columns = [weight[:, None, None, None] for weight in weights]
     for axis in (3, 2):

@@ -84,7 +84,7 @@ def _crop(entry: Mapping[str, Any]) -> Operation:
         return PaddedCrop(size, entry["padding"])
     if not rrc["enabled"]:
         return Resize(size)
-    return ResizedCrop(size, (rrc["crop_min_scale"], rrc["crop_max_scale"]))
+    return ResizedCrop(size, (rrc["crop_min_scale"], rrc["crop_max_scale"]), rrc["fallback"])
 
 
 def _operations(entry: Mapping[str, Any]) -> list[Operation]:

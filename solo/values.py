@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""What the value of a key may be: one rule for all sections, those of extensions included.
+
+A schema is a dataclass. A field's type says what its value is; `number` adds limits to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import Field, field
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from solo.errors import ConfigError
+
+#: types of the fields of a schema by name
+hints = cache(get_type_hints)
+
+_LIMITS = {
+    "least": (lambda value, limit: value >= limit, "at least"),
+    "most": (lambda value, limit: value <= limit, "at most"),
+    "above": (lambda value, limit: value > limit, "above"),
+    "below": (lambda value, limit: value < limit, "below"),
+}
+
+
+def number(default: Any, **limits: float) -> Any:
+    """A field of a schema whose number has limits; a required one has them as its `metadata`.
+
+    Args:
+        default: of the field.
+        **limits: `least`, `most`, `above`, `below`; `infinite=True` allows infinity.
+    """
+    return field(default=default, metadata=limits)
+
+
+def check_value(value: Any, hint: Any, name: str, limits: Mapping[str, Any] | None = None) -> None:
+    """Check the type of `value`, that numbers are finite, and that they lie within `limits`.
+
+    Args:
+        value: what was read.
+        hint: the type of its field.
+        name: dotted name of the key, for messages.
+        limits: the field's metadata, see `number`.
+
+    Raises:
+        ConfigError: names the key, the value, and what it may be.
+    """
+    if not accepts(value, hint):
+        raise ConfigError(f"'{name}' must be {wanted(hint)}, not {typed(value)}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and hint is not Any:
+        check_number(value, f"'{name}={value}'", limits or {})
+
+
+def check_number(value: float, said: str, limits: Mapping[str, Any]) -> None:
+    """Check that `value` is finite and within `limits`; messages begin with `said`."""
+    if math.isnan(value) or (math.isinf(value) and not limits.get("infinite")):
+        raise ConfigError(f"{said} is out of range: it must be a finite number")
+    known = [key for key in _LIMITS if key in limits]
+    if any(not _LIMITS[key][0](value, limits[key]) for key in known):
+        texts = [f"{_LIMITS[key][1]} {limits[key]:g}" for key in known]
+        raise ConfigError(f"{said} is out of range: it must be {' and '.join(texts)}")
+
+
+def limits_of(item: Field) -> Mapping[str, Any]:
+    """The limits that `number` has put on a field."""
+    return item.metadata
+
+
+def accepts(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint`; an integer is a number, the word None is null."""
+    if hint is Any:
+        return True
+    if get_origin(hint) in (Union, UnionType):
+        return any(accepts(value, option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint is NoneType:
+        return value is None or value == "None"
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is list:
+        return isinstance(value, (list, tuple, ListConfig))
+    if hint is dict:
+        return isinstance(value, (dict, DictConfig))
+    return isinstance(value, hint)
+
+
+def wanted(hint: Any) -> str:
+    """`hint` in words."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(wanted(option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(option) for option in get_args(hint))
+    names = {
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        bool: "true or false",
+        list: "a list",
+        dict: "a section",
+        NoneType: "null",
+    }
+    return names.get(hint, str(hint))
+
+
+def typed(value: Any) -> str:
+    """A value with the name of its type."""
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return f"{plain!r} ({type(plain).__name__})"

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""What an encoder can be exported as: the formats of `python3 -m sparse_ext.export`, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from solo.registry import Registry, resolve
+
+
+class Request(NamedTuple):
+    """One export.
+
+    Attributes:
+        checkpoint: the file that the encoder comes from.
+        backbone: the encoder, rebuilt, with its weights and masks.
+        path: file to write.
+        input_size: side of its images in pixels.
+        half: values in float16, where the format has a choice.
+        pattern: N:M, where the format asks for one.
+    """
+
+    checkpoint: Path
+    backbone: nn.Module
+    path: Path
+    input_size: int
+    half: bool = False
+    pattern: str = "2:4"
+
+
+class Format(NamedTuple):
+    """One format.
+
+    Attributes:
+        what: a line of help.
+        write: `write(request)` writes `request.path` and returns lines to print (or None); or
+            where that function is: `module:function`.
+        suffix: of the file's name.
+    """
+
+    what: str
+    write: Callable[[Request], Any] | str
+    suffix: str = "safetensors"
+
+    def __call__(self, request: Request) -> list[str]:
+        """Write the file; returns lines to print."""
+        return list(resolve(self.write)(request) or ())
+
+
+def register_format(
+    name: str, what: str, write: Callable[[Request], Any] | str, suffix: str = "safetensors"
+) -> None:
+    """Make a format known, so that `python3 -m sparse_ext.export NAME CHECKPOINT` writes it.
+
+    Args:
+        name: what users write.
+        what: a line of help.
+        write: see `Format.write`.
+        suffix: of the file's name.
+
+    Raises:
+        ConfigError: there is another format of that name.
+    """
+    FORMATS.register(name, Format(what, write, suffix))
+
+
+def write_dense(request: Request) -> None:
+    """The layout of torchvision or timm."""
+    from solo.checkpoints.exporting import export_encoder
+
+    export_encoder(request.backbone, request.path)
+
+
+def write_packed(request: Request) -> None:
+    """Kept values and mask bits."""
+    from sparse_ext.export.packed import save_packed
+
+    save_packed(request.backbone.state_dict(), request.path, half=request.half)
+
+
+def write_csr(request: Request) -> None:
+    """Compressed sparse rows."""
+    from sparse_ext.export.csr import save_csr
+
+    save_csr(request.backbone.state_dict(), request.path)
+
+
+def write_onnx(request: Request) -> list[str]:
+    """ONNX, whose features are compared with the encoder's."""
+    from sparse_ext.export.onnx import check_onnx, export_onnx
+
+    backbone, path, size = request.backbone, request.path, request.input_size
+    export_onnx(backbone, path, size)
+    return [f"ONNX Runtime's features differ by {check_onnx(backbone, path, size):.1e}"]
+
+
+def write_nm(request: Request) -> list[str]:
+    """ONNX of an encoder whose groups are all N:M."""
+    from sparse_ext.export.nm import check_nm
+
+    report = check_nm(request.backbone.state_dict(), request.pattern)
+    return [
+        f"{len(report.layers)} layers are {report.pattern}; tensor cores take "
+        f"{len(report.hardware)} of them. trtexec --onnx={request.path} --sparsity=enable --fp16",
+        *write_onnx(request),
+    ]
+
+
+#: every format that is one file of one encoder
+FORMATS: Registry[Format] = Registry(
+    "export format",
+    {
+        "dense": Format("torchvision's or timm's layout, pruned weights as zeros", write_dense),
+        "packed": Format("kept values and one bit per weight: the smallest file", write_packed),
+        "csr": Format("pruned weights as compressed sparse rows", write_csr),
+        "onnx": Format("ONNX, checked in ONNX Runtime", write_onnx, "onnx"),
+        "nm": Format("ONNX for 2:4 hardware; refused unless every group fits", write_nm, "onnx"),
+    },
+)
