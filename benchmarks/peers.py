@@ -29,6 +29,7 @@ from peers_input import (
     alive,
     centred_loss,
     contrast,
+    images_and_views,
     lars_steps,
     running_mean,
     views,
@@ -135,7 +136,6 @@ def lightly() -> dict[str, Any]:
             "SIGReg": SIGReg()(stacked),
             "loss": lejepa(local_proj=stacked[1:], global_proj=stacked[:1]),
         },
-        "KoLeo": loss.KoLeoLoss()(views()[0]),
     }
 
 
@@ -143,6 +143,7 @@ def stable_pretraining() -> dict[str, Any]:
     from stable_pretraining import losses
     from stable_pretraining.backbone.utils import TeacherStudentWrapper
     from stable_pretraining.callbacks.knn import OnlineKNN
+    from stable_pretraining.callbacks.lidar import LiDAR
     from stable_pretraining.callbacks.queues import UnsortedQueue
     from stable_pretraining.callbacks.rankme import RankMe
     from stable_pretraining.methods.lejepa import LeJEPA, SlicedEppsPulley
@@ -176,6 +177,10 @@ def stable_pretraining() -> dict[str, Any]:
         module = SimpleNamespace(log=logged.__setitem__)
         callback.on_validation_batch_end(SimpleNamespace(global_rank=0), module, {}, {}, 0)
         return logged["rank"]
+
+    def spread(queue: Tensor) -> float:
+        callback = LiDAR("lidar", "x", 8, 4, n_classes=4, samples_per_class=2)
+        return callback._compute_lidar(queue)["lidar"]
 
     def teacher(online: nn.Module, momentum: nn.Module) -> nn.Module:
         pair = TeacherStudentWrapper(online, base_ema_coefficient=0.9)
@@ -212,6 +217,10 @@ def stable_pretraining() -> dict[str, Any]:
             "loss": LeJEPA._compute_loss(stacked, 1, sigreg, 0.05)[0],
         },
         "RankMe": {"8 x 4": rank(views()[0]), "32 of 1,024": rank(alive())},
+        "LiDAR": {
+            "image by image": spread(images_and_views().flatten(0, 1)),
+            "view by view": spread(images_and_views().transpose(0, 1).flatten(0, 1)),
+        },
     }
 
 
@@ -233,8 +242,10 @@ def timm() -> dict[str, Any]:
 def ours() -> dict[str, Any]:
     from importlib import import_module
 
+    from solo.losses.lejepa import lejepa_loss_func, sigreg
     from solo.losses.mocov2plus import mocov2plus_loss_func
     from solo.losses.simclr import simclr_loss_func
+    from solo.quality import lidar, rankme
     from solo.utils.knn import WeightedKNNClassifier
     from solo.utils.lars import LARS
     from solo.utils.momentum import MomentumUpdater
@@ -245,6 +256,7 @@ def ours() -> dict[str, Any]:
         return int(metric.compute()[0] < 50)
 
     query, key, queue = contrast()
+    stacked = torch.stack(views())[:, :, :1]
     return {
         **_solo(lambda path: import_module(f"solo.{path.replace('/', '.')}")),
         "SupCon": simclr_loss_func(torch.cat(views()), LABELS, 0.5),
@@ -254,6 +266,13 @@ def ours() -> dict[str, Any]:
             lambda w, decay: LARS([w], lr=1.0, weight_decay=decay, exclude_bias_n_norm=True)
         ),
         "momentum, batch norm": running_mean(MomentumUpdater(0.9).update),
+        "LeJEPA": {
+            "SIGReg": torch.stack([sigreg(z, torch.ones(1, 1)) for z in stacked]).mean(),
+            "loss": lejepa_loss_func(stacked[:1], stacked[1:], 0.05, torch.ones(1, 1)),
+            "SIGReg, pool_views": sigreg(stacked.flatten(0, 1), torch.ones(1, 1)),
+        },
+        "RankMe": {"8 x 4": rankme(views()[0]), "32 of 1,024": rankme(alive())},
+        "LiDAR": lidar(images_and_views()),
     }
 
 

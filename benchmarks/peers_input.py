@@ -60,6 +60,12 @@ def running_mean(update: Callable[[nn.Module, nn.Module], Any]) -> Tensor:
     return (update(online, momentum) or momentum).running_mean
 
 
+def images_and_views() -> Tensor:
+    """4 images of 2 views, (4, 2, 4): sin(10 i + d), and a tenth of sin(7 k) between the views."""
+    images = (10 * torch.arange(4.0)[:, None] + torch.arange(4.0)).sin()
+    return images[:, None] + (7 * torch.arange(32.0)).view(4, 2, 4).sin() / 10
+
+
 def alive() -> Tensor:
     """Features of which 32 of 1,024 dimensions are alive, orthogonal and of equal size."""
     return torch.diag((torch.arange(1024) < 32).float())
