@@ -10,9 +10,12 @@ rebuilt from a checkpoint and evaluated.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from solo.registry import Registry
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule
@@ -55,6 +58,17 @@ class Extension:
             checkpoint: everything else in the checkpoint file.
         """
         return backbone
+
+    def initial_state(
+        self, backbone: nn.Module, state: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """`state`, an encoder's weights from another run, as `backbone` is to start training from.
+
+        Args:
+            backbone: built and patched for the new run; may be changed in place to fit.
+            state: by the encoder's own names.
+        """
+        return state
 
     def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """`state`, an encoder's weights as training stores them, as evaluation is to see them."""
@@ -127,6 +141,10 @@ class Extension:
         """Figures of the passes that `backbone` has made, unannounced, since the last call."""
         return {}
 
+
+#: safetensors files that hold more than plain tensors: `format` of their metadata -> reader, which
+#: gives the file's tensors by the encoder's names
+WEIGHT_FORMATS: Registry[Callable[[Path], dict[str, Tensor]]] = Registry("weight file format")
 
 _EXTENSIONS: dict[str, Extension] = {}
 _discovered = False

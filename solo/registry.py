@@ -48,6 +48,8 @@ class Registry(MutableMapping[str, T], Generic[T]):
     def __init__(self, what: str, entries: Mapping[str, T | str] | None = None) -> None:
         self.what = what
         self._entries: dict[str, T | str] = dict(entries or {})
+        self._resolved: dict[str, T] = {}  # what was imported; entries stay as they were registered
+        self._imported: dict[str, T] = {}  # by place; entries stay as they were registered
 
     def register(self, name: str, entry: T | str, *, replace: bool = False) -> T | str:
         """Add an entry and return it; the same entry again changes nothing.
@@ -69,6 +71,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
                 f"it with replace=True."
             )
         self._entries[name] = entry
+        self._resolved.pop(name, None)
         return entry
 
     def find(self, name: Any, key: str) -> T:
@@ -89,14 +92,16 @@ class Registry(MutableMapping[str, T], Generic[T]):
         if name not in self:
             hint = did_you_mean(str(name), self)
             raise UnknownNameError(f"The {self.what} {name!r} is unknown. {hint}")
-        entry = self._entries[name] = resolve(self._entries[name])
-        return entry
+        if name not in self._resolved:
+            self._resolved[name] = resolve(self._entries[name])
+        return self._resolved[name]
 
     def __setitem__(self, name: str, entry: T | str) -> None:
         self.register(name, entry, replace=True)
 
     def __delitem__(self, name: str) -> None:
         del self._entries[name]
+        self._resolved.pop(name, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

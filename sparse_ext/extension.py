@@ -89,6 +89,18 @@ class SparseExtension(extensions.Extension):
         check_pattern(state, checkpoint)
         return backbone
 
+    def initial_state(
+        self, backbone: nn.Module, state: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Masks go on where this run has masked layers, and become plain zeros elsewhere.
+
+        A slimmed encoder gives `backbone` its widths.
+        """
+        from sparse_ext.masks.living_weights import evaluated
+        from sparse_ext.masks.masking import initial_state
+
+        return initial_state(backbone, evaluated(state), self.training_state(state))
+
     def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Where weights live on under their masks: those that evaluation prunes become zero."""
         from sparse_ext.masks.living_weights import evaluated
@@ -168,6 +180,10 @@ def register() -> None:
     extensions.register(SparseExtension())
     gating.store()
     schema.store()
+    extensions.WEIGHT_FORMATS.register(
+        "sparse_ext.packed/1", "sparse_ext.export.packed:load_packed"
+    )
+    extensions.WEIGHT_FORMATS.register("sparse_ext.csr/1", "sparse_ext.export.csr:load_dense")
 
 
 def enable(cfg: DictConfig) -> DictConfig:

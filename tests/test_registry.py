@@ -116,3 +116,11 @@ def test_imports_come_before_the_configuration_is_composed(
     (tmp_path / "c.yaml").write_text(text)
     app._import_plugins(["main.py", *argv], tmp_path / "c.yaml")
     assert seen == ([] if wanted is None else [wanted])
+
+
+def test_a_place_may_be_registered_again_after_its_use():
+    lazy = Registry("function", {"root": "math:sqrt"})
+    assert lazy["root"](9) == 3
+    lazy.register("root", "math:sqrt")
+    with pytest.raises(ConfigError, match="already"):
+        lazy.register("root", "math:cbrt")

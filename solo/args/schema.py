@@ -118,6 +118,14 @@ class Momentum:
 
 
 @dataclass(frozen=True)
+class Freeze:
+    """`freeze`: parts of the encoder that stay as they started for the first epochs."""
+
+    modules: list = field(default_factory=list)
+    epochs: int = 0
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """`checkpoint`: what is written, where, every how many epochs."""
 
@@ -254,6 +262,9 @@ class Pretrain(Run):
     augmentations: Any = field(kw_only=True)
     method_kwargs: dict = field(default_factory=dict)
     momentum: Momentum = field(default_factory=Momentum)
+    init_from: str | None = None
+    init_allow_missing: list = field(default_factory=list)
+    freeze: Freeze = field(default_factory=Freeze)
     auto_umap: AutoUMAP = field(default_factory=AutoUMAP)
     knn_eval: KnnEval = field(default_factory=KnnEval)
     debug_augmentations: bool = False

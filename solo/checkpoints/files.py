@@ -11,7 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from solo import extensions
 from solo.checkpoints import restricted_pickle
+from solo.checkpoints.sources import state_dicts
 from solo.errors import CheckpointError, did_you_mean
 from solo.files.whole import whole_file
 
@@ -46,6 +48,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             if isinstance(state, Mapping) and any(isinstance(v, Tensor) for v in state.values()):
                 rest = {} if state is content else content
                 return {**rest, "state_dict": dict(state)}
+        nested = [state for _, state in state_dicts(content)]  # DINO: teacher and student
+        if nested:
+            return {**content, "state_dict": max(nested, key=len)}
     raise CheckpointError(
         f"{path}: there are no weights in this file. "
         "Expected a Lightning checkpoint with a 'state_dict', or a dictionary of tensors."
@@ -87,8 +92,12 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        extensions.registered()  # they know formats of their own
+        if (read := extensions.WEIGHT_FORMATS.get(metadata.get("format", ""))) is not None:
+            return {"state_dict": read(path), "metadata": metadata}
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return {"state_dict": state, "metadata": file.metadata() or {}}
+        return {"state_dict": state, "metadata": metadata}
 
 
 def _torch_load(path: Path) -> Any:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from solo import extensions
-from solo.checkpoints.files import Encoder, encoder_state, read_args, read_checkpoint
+from solo.checkpoints.files import PREFIXES, Encoder, encoder_state, read_args, read_checkpoint
+from solo.checkpoints.sources import find_encoder, strangers
 from solo.errors import CheckpointError
 
 __all__ = [
@@ -26,9 +27,6 @@ __all__ = [
     "read_args",
     "read_checkpoint",
 ]
-
-# classifiers that files of torchvision and timm carry and our encoders do not have
-_HEADS = ("fc.", "head.weight", "head.bias", "head.fc.", "classifier.")
 
 
 @dataclass(frozen=True)
@@ -92,13 +90,16 @@ def load_encoder(
         source, args = checkpoint, read_args(checkpoint)
         checkpoint = read_checkpoint(checkpoint)
     source = str(source)
-    state = encoder_state(checkpoint, encoder)
+    if args is None:  # maybe no run of ours or upstream's: tensors may stand behind any prefix
+        state, foreign = _located(checkpoint, backbone, encoder, source)
+    else:
+        state, foreign = encoder_state(checkpoint, encoder), False
     _check_heads(backbone, source, args)
     for extension in extensions.registered():
         backbone = extension.rebuild(backbone, state, checkpoint)
     own = backbone.state_dict()
     optional = _training_keys(own)
-    left_out = (_training_keys(state) | _foreign_heads(state, checkpoint)) - set(own)
+    left_out = (_training_keys(state) | _heads(state, own, foreign)) - set(own)
     found = extensions.evaluated(state)
     state = {key: value for key, value in found.items() if key not in left_out}
     _check_fit(state, own, optional, source, args)
@@ -123,10 +124,32 @@ def _training_keys(state: Mapping[str, Tensor]) -> set[str]:
     return {key for e in extensions.registered() for key in e.training_state(state)}
 
 
-def _foreign_heads(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> set[str]:
-    """Classifiers in a file that is an encoder by itself; a run's encoder has none."""
-    bare = set(state) <= set(checkpoint["state_dict"])
-    return {key for key in state if key.startswith(_HEADS)} if bare else set()
+def _located(
+    checkpoint: Mapping[str, Any], backbone: nn.Module, encoder: Encoder, source: str
+) -> tuple[dict[str, Tensor], bool]:
+    """The place of the file where most of the encoder's names are, and whether no run wrote it."""
+    names = set(backbone.state_dict())
+    try:
+        state, mistake = encoder_state(checkpoint, encoder), None
+    except CheckpointError as error:
+        state, mistake = {}, error
+    run = any(key.startswith(PREFIXES[encoder]) for key in checkpoint["state_dict"])
+    if names <= set(state):
+        return state, not run
+    try:
+        found = find_encoder(checkpoint, backbone, encoder)
+    except CheckpointError as error:
+        raise mistake or CheckpointError(f"{source}: {error}") from error
+    more = len(names & set(found.state)) > len(names & set(state))
+    if mistake and not more:
+        raise mistake
+    return (found.state, True) if more else (state, not run)
+
+
+def _heads(state: Mapping[str, Tensor], own: Mapping[str, Tensor], foreign: bool) -> set[str]:
+    """Heads and decoders in a file that no run wrote; a run's encoder has none."""
+    more = set(state) - set(own)
+    return more - set(strangers(state, own)) if foreign else set()
 
 
 def _check_fit(

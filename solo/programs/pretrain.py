@@ -40,7 +40,9 @@ def pretrain(cfg: DictConfig) -> Trainer:
     model = build_model(cfg)
     data = build_data(cfg)
     try:
-        return fit(cfg, model, data, Path(cfg.checkpoint.dir) / cfg.method, _umap(cfg))
+        return fit(
+            cfg, model, data, Path(cfg.checkpoint.dir) / cfg.method, [*_umap(cfg), *_frozen(cfg)]
+        )
     except ReadError as error:
         hint = "With data.skip_unreadable=True broken training files are counted and left out."
         raise ReadError(f"{error} {hint}") from error
@@ -68,6 +70,10 @@ def build_model(cfg: DictConfig) -> LightningModule:
             f"{cfg.data.num_large_crops} (those with the crop_size of the first entry)"
         )
     model = METHODS[cfg.method](cfg)
+    if cfg.get("init_from"):
+        from solo.checkpoints.init_from import init_method
+
+        print(init_method(model, cfg.init_from, cfg.get("init_allow_missing") or ()))
     make_contiguous(model)
     if not OmegaConf.select(cfg, "performance.disable_channel_last", default=False):
         model = model.to(memory_format=torch.channels_last)
@@ -199,6 +205,15 @@ def _dali(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
     )
     module.val_dataloader = lambda: [] if val is None else val
     return module
+
+
+def _frozen(cfg: DictConfig) -> list:
+    freeze = cfg.get("freeze")
+    if not freeze or not freeze.modules or freeze.epochs < 1:
+        return []
+    from solo.programs.freeze import FrozenModules
+
+    return [FrozenModules(freeze.modules, freeze.epochs)]
 
 
 def _umap(cfg: DictConfig) -> list:

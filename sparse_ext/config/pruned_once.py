@@ -72,9 +72,10 @@ class OneShotConfig(FixedConfig):
 
 @dataclass(frozen=True)
 class SNIPConfig(FixedConfig):
-    """Connection sensitivity on the first batch (SNIP)."""
+    """Connection sensitivity on the first batch (SNIP), of the first convolution as well."""
 
     name: str = "snip"
+    stem_dense: bool = False
     score: str = "snip"
 
     def __post_init__(self):
@@ -85,6 +86,9 @@ class SNIPConfig(FixedConfig):
 @dataclass(frozen=True)
 class GraSPConfig(FixedConfig):
     """Gradient signal preservation on the two halves of the first batch (GraSP).
+
+    The first convolution is prunable, and the gradient whose flow counts is that of all convolution
+    and linear weights that train, heads included.
 
     Attributes:
         temperature: what logits are divided by; 1 for a self-supervised loss, 200 in the paper,
@@ -97,6 +101,7 @@ class GraSPConfig(FixedConfig):
     SCORED_BY = ("curvature",)
 
     name: str = "grasp"
+    stem_dense: bool = False
     score: str = "grasp"
     temperature: float = 1.0
     head: str = "classifier"

@@ -9,7 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from solo.errors import ConfigError
-from sparse_ext.config.base import ALLOCATIONS, ConstantConfig, _fractions, require_choice
+from sparse_ext.config.base import (
+    ALLOCATIONS,
+    ConstantConfig,
+    _fractions,
+    derive,
+    require_choice,
+)
 
 
 @dataclass(frozen=True)
@@ -19,14 +25,16 @@ class RigLConfig(ConstantConfig):
     Attributes:
         update_period: None = 100, in a run of fewer than 19,500 steps 1/195 of it.
         update_end: fraction of the run after which masks stay as they are.
-        allocation: layer densities: `erk`, `er`, `uniform` (RigL keeps the stem dense then).
+        allocation: layer densities: `erk`, `er`, `uniform`.
+        stem_dense: leave the first convolution out of the prunable set; left out: only with
+            `uniform` (as the paper does).
         drop_start: fraction of a layer's weights that is swapped, at the first step (alpha).
         drop_end: the same at `update_end` (cosine in between).
         skip_step: the optimizer does nothing at a step that changes masks.
     """
 
     name: str = "rigl"
-    stem_dense: bool = False
+    stem_dense: bool = None  # type: ignore[assignment]
     update_end: float = 0.75
     allocation: str = "erk"
     drop_start: float = 0.3
@@ -34,6 +42,12 @@ class RigLConfig(ConstantConfig):
     skip_step: bool = True
 
     PERIOD = 100
+
+    def fill_in(self) -> None:
+        """The same density everywhere would cost the small first layer most."""
+        super().fill_in()
+        if self.stem_dense is None:
+            derive(self, "stem_dense", self.allocation == "uniform")
 
     def __post_init__(self):
         super().__post_init__()

@@ -51,6 +51,11 @@ def load_csr(path: str | Path, dense: bool = False) -> dict[str, Tensor]:
     return layout.load(path, FORMAT, "CSR files: `save_csr`.", decode)
 
 
+def load_dense(path: str | Path) -> dict[str, Tensor]:
+    """Read what `save_csr` wrote as ordinary tensors; see `load_csr`."""
+    return load_csr(path, dense=True)
+
+
 def _encode(weight: Tensor, mask: Tensor) -> layout.Parts:
     kept = mask.flatten(1)
     rows = torch.zeros(len(kept) + 1, dtype=torch.int32)

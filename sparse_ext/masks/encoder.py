@@ -8,7 +8,7 @@ mask, I2 shadow * mask == 0, I3 optimizer state is zero where the mask is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -97,15 +97,28 @@ class Encoder:
                 switch_off_(tensor, layer.mask)
 
     def change(
-        self, new: dict[str, Tensor], regrow: Any, optimizer: Optimizer | None = None
+        self,
+        new: dict[str, Tensor],
+        regrow: Any,
+        optimizer: Optimizer | None = None,
+        between: Mapping[str, Tensor] | None = None,
     ) -> int:
-        """Apply new masks (section 0.5) and return how many entries differ from the old ones."""
+        """Apply new masks (section 0.5) and return how many entries differ from the old ones.
+
+        Args:
+            new: mask per layer.
+            regrow: start value of grown weights, see `apply_new`.
+            optimizer: whose state belongs to the weights.
+            between: masks that were in force for a moment: what they drop starts anew.
+        """
         self.masks.check_same_layers(new)
         flips = 0
         for name, layer in self.layers.items():
             shadow = getattr(layer, "shadow", None)
             states = states_of(optimizer, layer.weight)
-            change = apply_new(layer.weight, layer.mask, new[name], shadow, regrow, states)
+            passing = None if between is None else between[name]
+            masks = layer.mask, new[name]
+            change = apply_new(layer.weight, *masks, shadow, regrow, states, passing)
             flips += int((change.dropped | change.grown).count_nonzero())
         return flips
 
@@ -174,11 +187,13 @@ def apply_new(
     shadow: Tensor | None = None,
     regrow: Literal["latent", "zero"] = "latent",
     states: Iterable[Tensor] = (),
+    between: Tensor | None = None,
 ) -> Change:
     """Change a layer's mask from `old` to `new`, everything in place (section 0.5).
 
     Dropped weights go to `shadow` and become zero. Grown weights start at their shadow value
-    ("latent") or at zero, and leave the shadow. Weights in both masks keep value and state.
+    ("latent") or at zero, and leave the shadow. Weights in both masks keep value and state, unless
+    a mask `between` the two has dropped them: then they are grown anew.
 
     Args:
         weight: the stored weight, zero where `old` is 0.
@@ -188,6 +203,7 @@ def apply_new(
             then start at zero whatever `regrow` says.
         regrow: start value of grown weights.
         states: optimizer state tensors of the weight's shape; zero at every change.
+        between: the mask that was in force for a moment.
 
     Raises:
         ConfigError: for another value of `regrow`.
@@ -195,14 +211,15 @@ def apply_new(
     if regrow not in ("latent", "zero"):
         raise ConfigError(f"regrow={regrow!r}. {did_you_mean(regrow, ('latent', 'zero'))}")
     change = Change(old & ~new, new & ~old)
+    fresh = change.grown if between is None else new & ~(old & between)
     if shadow is not None and regrow == "latent":
         start = torch.where(change.grown, shadow, weight)
     else:
-        start = weight.masked_fill(change.grown, 0)
+        start = weight.masked_fill(fresh, 0)
     if shadow is not None:
         shadow.copy_(torch.where(change.dropped, weight, shadow)).masked_fill_(change.grown, 0)
     weight.copy_(start).masked_fill_(change.dropped, 0)
-    changed = change.dropped | change.grown
+    changed = change.dropped | fresh
     for state in states:
         state.masked_fill_(changed, 0)
     old.copy_(new)

@@ -145,7 +145,9 @@ class LatentEncoder(Encoder):
         """Pruned weights live on."""
 
     @torch.no_grad()
-    def change(self, new: dict[str, Tensor], regrow: Any = None, optimizer: Any = None) -> int:
+    def change(
+        self, new: dict[str, Tensor], regrow: Any = None, optimizer: Any = None, between: Any = None
+    ) -> int:
         """Put new masks in place and return how many entries differ from the old ones."""
         self.masks.check_same_layers(new)
         flips = 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError, ConfigError, did_you_mean
@@ -62,6 +63,32 @@ def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weight = key[: -len("mask")] + "weight"
         found[weight] = found[weight].masked_fill(~state[key].bool(), 0)
     return found
+
+
+def initial_state(
+    backbone: nn.Module, state: Mapping[str, Tensor], training: Iterable[str]
+) -> dict[str, Tensor]:
+    """Weights of another run as `backbone` may load them to start from.
+
+    Args:
+        backbone: patched for the new run; takes over the widths of a slimmed encoder.
+        state: by the encoder's names, masks included.
+        training: keys that only the other run's training needed.
+    """
+    net = unwrapped(backbone)
+    if MARK in state:
+        resize_(net, state)
+    layers = masked_layers(backbone)
+    result = {key: value for key, value in state.items() if key not in set(training)}
+    for key in [key for key in result if key.endswith(".mask")]:
+        name, mask = key.removesuffix(".mask"), result.pop(key).bool()
+        if (weight := f"{name}.weight") in result:
+            result[weight] = result[weight].masked_fill(~mask, 0)
+        if name in layers:
+            result[key] = mask
+    for name, layer in layers.items():
+        result.setdefault(f"{name}.mask", torch.ones_like(layer.mask))
+    return result
 
 
 def measured(backbone: nn.Module) -> dict[str, float]:

@@ -104,6 +104,8 @@ class Pruner:
     allocation: str = "global"
     #: share of the past in the running mean of |gradient|; None = only that of the last update
     history: float | None = None
+    #: units that the online encoder kept for a moment of the update under way; others start anew
+    between: Kept | None = None
     #: latest step at which the ramp starts, where only training decides when
     fires_at: int | None = None
 
@@ -372,8 +374,11 @@ class Pruner:
     def apply(self, new: list[Kept], optimizer: Optimizer | None) -> None:
         """Put masks that keep these units in place, online encoder first."""
         for encoder, kept in zip(self.encoders, new, strict=True):
-            masks = self.units.expand(kept, encoder, self._survivors(encoder))
-            self.flips += encoder.change(masks, self.regrow_init, optimizer)
+            members = self._survivors(encoder)
+            masks, passing = self.units.expand(kept, encoder, members), None
+            if encoder is self.online and self.between is not None:
+                passing, self.between = self.units.expand(self.between, encoder, members), None
+            self.flips += encoder.change(masks, self.regrow_init, optimizer, passing)
 
     def _survivors(self, encoder: Encoder) -> dict[str, Tensor] | None:
         """Values whose size decides who survives in a pruned N:M group; None = the latents."""

@@ -3,9 +3,10 @@
 2021).
 
 At each update the smallest weights of all layers go until the cubic schedule's budget is met; then
-every layer swaps a share of its weights, smallest |weight| for largest |gradient|. Swapping goes on
-after the ramp, with a falling share. A momentum encoder is pruned by the magnitude of its own
-weights and regrows nothing.
+every layer swaps a share of its weights, smallest |weight| for largest |gradient|. What the first
+half prunes and the second brings back starts at zero, without momentum; what the second drops and
+brings back goes on, both as in the authors' code. Swapping continues after the ramp, with a falling
+share. A momentum encoder is pruned by the magnitude of its own weights and regrows nothing.
 """
 
 from __future__ import annotations
@@ -35,11 +36,16 @@ class GraNet(Pruner):
         """The ramp starts at a fixed step."""
         return Ramp.plan(round(self.config.ramp_start * self.clock.steps), self.t_end, self.period)
 
+    def due(self) -> bool:
+        """The first update comes after one period, not after the first step."""
+        return self.t > 0 and super().due()
+
     def masks(self, encoder: Encoder, sparsity: float) -> Kept:
         """Prune to B(s(j)) over all layers; then k_l = ceil(p nnz_l) are dropped and regrown."""
         kept = super().masks(encoder, sparsity)
         if encoder is not self.online:
             return kept
+        self.between = kept
         swapped = self.swap(encoder, kept, self.prune_rate)
         self.oscillation = self.units.layer_changes(kept, swapped, encoder)
         return swapped

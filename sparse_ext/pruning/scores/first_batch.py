@@ -39,6 +39,7 @@ class Probe:
 
     Attributes:
         weights: prunable weights of the copy by layer, in the order of the encoder's masks.
+        trained: weights of all convolutions and linear layers that train, heads included.
     """
 
     def __init__(self, module: LightningModule, trainer: Trainer | None, batch: Any) -> None:
@@ -51,6 +52,9 @@ class Probe:
         self.weights: dict[str, Tensor] = {name: layer.weight for name, layer in layers.items()}
         for weight in self.weights.values():
             weight.requires_grad_(True)
+        kinds = (nn.Linear, nn.modules.conv._ConvNd)
+        found = (m.weight for m in self.module.modules() if isinstance(m, kinds))
+        self.trained = [w for w in found if w.is_leaf and w.requires_grad]
         self.rows = balanced_batch.size(batch)  # of the run's batches
         self._drawn = False
         self._buffers = {n: b.clone() for n, b in self.module.named_buffers()}
@@ -76,14 +80,18 @@ class Probe:
     def second_order(self, function: Callable[[list[Loss], list[Tensor]], list[Tensor]]) -> Any:
         """What `function` of the losses on parts of the batch and the weights returns, by layer.
 
+        It gets all weights that train; what it returns for the prunable ones counts.
+
         Every process computes what one process would that has the batches of all, since second
         derivatives do not pass between processes; the first one's results count.
         """
         self.batch = tree_map(_everyones, self.batch) if not self._drawn else self.batch
         with self._isolated(), single_process():
-            found = function(self.parts(), list(self.weights.values()))
-        ranks.share(found)
-        return dict(zip(self.weights, found, strict=True))
+            found = function(self.parts(), self.trained)
+        whose = {id(weight): value for weight, value in zip(self.trained, found, strict=True)}
+        products = [whose[id(weight)] for weight in self.weights.values()]
+        ranks.share(products)
+        return dict(zip(self.weights, products, strict=True))
 
     def draw(self, head: str, count: int, seed: int) -> None:
         """Go on with `count` samples of each class of the data instead of the first batch.

@@ -85,18 +85,21 @@ def hessian_gradient(
     Args:
         losses: functions that compute a scalar loss from `weights`, one per (half) batch. Divide
             logits by the temperature inside (200 for labels, 1 for self-supervised losses).
-        weights: the prunable weights.
+        weights: all weights whose gradient's flow counts; one that a loss does not depend on
+            counts as 0.
     """
     losses = list(losses)
     mean = [torch.zeros_like(w) for w in weights]
     for loss in losses:
-        for total, grad in zip(mean, torch.autograd.grad(loss(), weights), strict=True):
+        grads = torch.autograd.grad(loss(), weights, materialize_grads=True)
+        for total, grad in zip(mean, grads, strict=True):
             total += grad / len(losses)
     products = [torch.zeros_like(w) for w in weights]
     for loss in losses:
-        grads = torch.autograd.grad(loss(), weights, create_graph=True)
+        grads = torch.autograd.grad(loss(), weights, create_graph=True, materialize_grads=True)
         inner = torch.stack([(m * g).sum() for m, g in zip(mean, grads, strict=True)]).sum()
-        for total, part in zip(products, torch.autograd.grad(inner, weights), strict=True):
+        parts = torch.autograd.grad(inner, weights, materialize_grads=True)
+        for total, part in zip(products, parts, strict=True):
             total += part / len(losses)
     return products
 

@@ -97,12 +97,13 @@ def test_grasp_with_labels_scores_the_drawn_samples():
     callback = sparsify(model, section | {"seed": SEED})
     trainer(epochs=1).fit(model, loader)
     x, y = balanced_batch.balanced(loader, 5, CLASSES, SEED)
-    weights = [plain.backbone[i].weight for i in (3, 5, 9)]
+    weights = [plain.backbone[i].weight for i in (0, 3, 5, 9)]
     total = sum(
         nn.functional.cross_entropy(plain.classifier(plain.backbone(x[p])) / 200, y[p]) / 3
         for p in (slice(0, 5), slice(5, 10), slice(10, 15))
     )
-    grads = torch.autograd.grad(total, weights, create_graph=True)
+    trained = [*weights, plain.classifier.weight]
+    grads = torch.autograd.grad(total, trained, create_graph=True)
     inner = sum((g.detach() * g).sum() for g in grads)
     products = torch.autograd.grad(inner, weights)
     scores = torch.cat([(w * p).flatten() for w, p in zip(weights, products, strict=True)])

@@ -18,7 +18,7 @@ from tests.pruning.toys import data, toy, trainer
 
 pytestmark = pytest.mark.unit
 
-N = 8 * 8 * 9 + 16 * 8 * 9 + 8 * 16
+N = 8 * 3 * 9 + 8 * 8 * 9 + 16 * 8 * 9 + 8 * 16
 
 
 class Scored(pl.LightningModule):
@@ -154,14 +154,15 @@ def test_the_kept_weights_are_those_of_largest_score(name, momentum):
     model = toy(momentum=momentum)
     plain = copy.deepcopy(model)
     batch = next(iter(data()))
-    weights = [plain.backbone[i].weight for i in (3, 5, 9)]
+    weights = [plain.backbone[i].weight for i in (0, 3, 5, 9)]
     if name == "snip":
         grads = torch.autograd.grad(plain.training_step(batch, 0), weights)
         scores = [(g * w).abs() for g, w in zip(grads, weights, strict=True)]
     else:
         halves = [[t[:2] for t in batch], [t[2:] for t in batch]]
         mean = sum(plain.training_step(half, 0) for half in halves) / 2
-        grads = torch.autograd.grad(mean, weights, create_graph=True)
+        trained = [*weights, plain.predictor.weight]  # the flow of all gradients, heads included
+        grads = torch.autograd.grad(mean, trained, create_graph=True)
         inner = sum((g.detach() * g).sum() for g in grads)
         products = torch.autograd.grad(inner, weights)
         scores = [w * p for w, p in zip(weights, products, strict=True)]

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Pruning of a trained encoder without training: scores, least squares, run folders."""
