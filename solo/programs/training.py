@@ -237,6 +237,12 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     names = set(inspect.signature(Trainer.__init__).parameters)
     names -= {"self", "logger", "callbacks", "enable_checkpointing"}
     kwargs = {name: _plain(cfg[name]) for name in names if name in cfg}
+    if str(kwargs.get("precision")) in ("bf16-true", "16-true"):
+        warnings.warn(
+            f"precision={kwargs['precision']} keeps batch norm's running statistics and momentum "
+            "networks in half precision, where small updates round to nothing: a running mean can "
+            "end a third off. Use precision=bf16-mixed."
+        )
     count = count_devices(cfg)
     if _on_cpu(cfg):
         kwargs["devices"] = count
