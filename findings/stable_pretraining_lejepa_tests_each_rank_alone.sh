@@ -19,6 +19,7 @@ from importlib.metadata import version
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from stable_pretraining.methods.lejepa import SlicedEppsPulley
 
 from expect import expect
 
@@ -26,8 +27,6 @@ SAMPLES = 1024
 
 
 def statistic(x):
-    from stable_pretraining.methods.lejepa import SlicedEppsPulley
-
     return SlicedEppsPulley(num_slices=256)(x).item()  # directions follow from the step, 0
 
 
@@ -45,7 +44,8 @@ if __name__ == "__main__":
     print(f"stable-pretraining {version('stable-pretraining')}, torch {torch.__version__}")
     with mp.Manager() as manager, tempfile.TemporaryDirectory() as folder:
         results = manager.dict()
-        mp.spawn(work, (f"{folder}/store", results), 2)
+        # forked, as importing the package takes long
+        mp.start_processes(work, (f"{folder}/store", results), 2, start_method="fork")
         ranks = [results[rank] for rank in range(2)]
     whole = statistic(data())
     halves = [2 * statistic(half) for half in data().chunk(2)]
