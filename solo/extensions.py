@@ -133,6 +133,10 @@ class Extension:
         """Why `backbone` must not go through `torch.compile`; empty where it may."""
         return ""
 
+    def tells_views_apart(self, backbone: nn.Module) -> bool:
+        """Whether `backbone` does other things in one view of a training step than in another."""
+        return False
+
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Figures measured on `backbone` that an evaluation must state, such as its sparsity."""
         return {}
@@ -215,6 +219,11 @@ def evaluation_settings(args: Namespace) -> dict[str, Any]:
 def collect(backbone: nn.Module) -> dict[str, float]:
     """What all extensions have measured in unannounced passes since the last call."""
     return {name: value for e in registered() for name, value in e.collect(backbone).items()}
+
+
+def tells_views_apart(backbone: nn.Module) -> bool:
+    """Whether some extension makes `backbone` treat views differently in a training step."""
+    return any(extension.tells_views_apart(backbone) for extension in registered())
 
 
 def runs_uncompiled(backbone: nn.Module) -> str:

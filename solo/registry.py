@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class UnknownNameError(ConfigError, KeyError):
-    """Nothing is registered under that name."""
+    """Raised for a name under which nothing is registered; it names the nearest."""
 
     def __str__(self) -> str:
         """The message as it is; a KeyError would quote it."""
@@ -49,7 +49,6 @@ class Registry(MutableMapping[str, T], Generic[T]):
         self.what = what
         self._entries: dict[str, T | str] = dict(entries or {})
         self._resolved: dict[str, T] = {}  # what was imported; entries stay as they were registered
-        self._imported: dict[str, T] = {}  # by place; entries stay as they were registered
 
     def register(self, name: str, entry: T | str, *, replace: bool = False) -> T | str:
         """Add an entry and return it; the same entry again changes nothing.

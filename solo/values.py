@@ -7,15 +7,17 @@ A schema is a dataclass. A field's type says what its value is; `number` adds li
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, field
+from difflib import get_close_matches
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from solo.errors import ConfigError
+from solo.errors import ConfigError, did_you_mean
 
 #: types of the fields of a schema by name
 hints = cache(get_type_hints)
@@ -26,6 +28,35 @@ _LIMITS = {
     "above": (lambda value, limit: value > limit, "above"),
     "below": (lambda value, limit: value < limit, "below"),
 }
+
+
+_TYPO = 2  # letters by which the lengths of a key and of its misspelling may differ
+
+
+def unknown_key(
+    key: str, options: Iterable[str], given: Iterable[str], what: str = "", strict: bool = False
+) -> None:
+    """Refuse a key that looks like a valid one; warn of any other, which has no effect.
+
+    Files of other people carry keys that nothing reads, and a misspelt key must not pass for one
+    of those. It is one where a valid name is alike and about as long, or alike and not given.
+
+    Args:
+        key: dotted, as the user wrote it.
+        options: the valid names of its section.
+        given: all names in that section.
+        what: what messages add to the key, such as ` for sgd`.
+        strict: refuse it in any case (`strict=True` of the configuration).
+
+    Raises:
+        ConfigError: with the nearest valid names.
+    """
+    name, given, options = key.rpartition(".")[2], set(given), list(options)
+    alike = get_close_matches(name, options, n=2, cutoff=0.6)
+    typo = any(abs(len(n) - len(name)) <= _TYPO or n not in given for n in alike)
+    if typo or strict:
+        raise ConfigError(f"unknown key '{key}'{what}. {did_you_mean(name, options)}")
+    warnings.warn(f"unknown key '{key}'{what}: it has no effect", stacklevel=3)
 
 
 def number(default: Any, **limits: float) -> Any:
@@ -93,7 +124,7 @@ def accepts(value: Any, hint: Any) -> bool:
 
 
 def wanted(hint: Any) -> str:
-    """`hint` in words."""
+    """A type hint in the words of a message to the user."""
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(wanted(option) for option in get_args(hint))
     if get_origin(hint) is Literal:

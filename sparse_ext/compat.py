@@ -41,7 +41,7 @@ def keep_from_ddp(module: LightningModule, names: Iterable[str]) -> None:
 
 
 def hooks_before_loading(module: nn.Module) -> list[Callable]:
-    """What `register_load_state_dict_pre_hook` has registered."""
+    """The functions that `register_load_state_dict_pre_hook` has registered on a module."""
     hooks = module._load_state_dict_pre_hooks.values()
     return [getattr(hook, "hook", hook) for hook in hooks]
 

@@ -157,6 +157,10 @@ class SparseExtension(extensions.Extension):
         living = any(isinstance(module, Functional) for module in backbone.modules())
         return "its sparse layers choose a mask for every view" if living else ""
 
+    def tells_views_apart(self, backbone: nn.Module) -> bool:
+        """Layers with living weights choose their mask by the view; stored zeros do not."""
+        return bool(self.runs_uncompiled(backbone))
+
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Measured sparsity of `backbone`: over its prunable set, and over all its weights.
 
@@ -202,21 +206,32 @@ def enable(cfg: DictConfig) -> DictConfig:
 
 
 def sparsify(
-    module: LightningModule, config: str | Mapping[str, Any] | schema.SparseConfig
+    module: LightningModule,
+    config: str | Mapping[str, Any] | schema.SparseConfig,
+    online: str = "backbone",
+    momentum: str | None = None,
 ) -> PruningCallback:
     """Make a built LightningModule train sparse: `sparse_ext.sparsify(model, "synccp")`.
 
-    Masks go on `module.backbone` and, if there is one, `module.momentum_backbone`. The callback
-    joins the module's own `configure_callbacks`, so it acts whether or not the Trainer is given it.
+    Masks go on the encoder and, if there is one, on its momentum encoder. The callback joins the
+    module's own `configure_callbacks`, so it acts whether or not the Trainer is given it.
 
     Args:
-        module: any LightningModule with a `backbone`; for `ema_mode: latent` with a momentum
-            encoder it updates that through `module.momentum_updater`, as the methods of solo do.
+        module: any LightningModule with an encoder. It may update its momentum encoder through
+            `module.momentum_updater`, as the methods of solo do, in `on_train_batch_end`, or within
+            `training_step`, as lightly's examples do.
         config: a method's name, a mapping with `name`, or one of `sparse_ext.config`'s classes.
+        online: name of the encoder that trains; dots lead to parts of parts.
+        momentum: name of its EMA copy. Left out: `momentum_backbone`, or an equal network whose
+            name says what it is (`backbone_momentum`, `teacher`, `target_encoder`, ...).
+
+    Raises:
+        ConfigError: there is no such encoder, or several networks could be the EMA copy. A frozen
+            equal network whose name does not say what it is gets a warning.
     """
     from sparse_ext.training.attach import attach
 
-    return attach(module, schema.build(config))
+    return attach(module, schema.build(config), online, momentum)
 
 
 _built: dict[str, schema.SparseConfig] = {}  # of this process, by the section's text

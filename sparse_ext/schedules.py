@@ -106,7 +106,7 @@ CIFAR_UPDATES = 195  # that many updates fit into those runs
 
 @dataclass(frozen=True)
 class Clock:
-    """Length of a run.
+    """The length of a run in epochs and optimizer steps.
 
     Attributes:
         steps: optimizer steps in all.

@@ -79,3 +79,22 @@ def test_solo_does_not_import_sparse_ext():
         if name.split(".")[0] == "sparse_ext"
     ]
     assert not named
+
+
+def test_docstrings_of_public_names_are_sentences():
+    riddles = []
+    for package in ("solo", "sparse_ext"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+            nodes = [*tree.body, *(child for node in classes for child in node.body)]
+            for node in nodes:
+                if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                    continue
+                doc = ast.get_docstring(node)
+                if node.name.startswith("_") or doc is None:
+                    continue
+                first = " ".join(doc.split("\n\n")[0].split())
+                if len(first.split()) < 4 or first[-1] not in ".:)":
+                    riddles.append(f"{path.relative_to(ROOT)}:{node.lineno} {first!r}")
+    assert not riddles

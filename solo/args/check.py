@@ -8,7 +8,6 @@ signature of Lightning's Trainer before it is called a mistake.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -17,9 +16,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from solo.args.schema import IGNORED_KEYS, TrainerArguments
-from solo.errors import ConfigError, did_you_mean
-from solo.values import accepts, check_value, hints, limits_of, typed
+from solo.args.schema import TrainerArguments
+from solo.errors import ConfigError
+from solo.values import accepts, check_value, hints, limits_of, typed, unknown_key
 
 
 def select(cfg: DictConfig, key: str, default: Any = None) -> Any:
@@ -74,18 +73,17 @@ def check(cfg: DictConfig, schema: type, extra: Iterable[str] = ()) -> None:
     """
     known = {item.name for item in fields(schema)}
     extra = set(extra)
+    strict = cfg.get("strict") is True
     for key in cfg:
-        if key in IGNORED_KEYS:
-            warnings.warn(f"the key '{key}' has no effect and is ignored", stacklevel=2)
-        elif key not in known and key not in extra and key not in trainer_keys():
+        if key not in known and key not in extra and key not in trainer_keys():
             options = known | extra | trainer_keys()
-            raise ConfigError(f"unknown key '{key}'. {did_you_mean(key, options)}")
-    _check_values(cfg, schema, "")
-    _check_values(cfg, TrainerArguments, "")
+            unknown_key(str(key), options, map(str, cfg), strict=strict)
+    _check_values(cfg, schema, "", strict)
+    _check_values(cfg, TrainerArguments, "", strict)
 
 
-def check_section(node: Any, schema: type, path: str) -> None:
-    """Check one section: its keys must be fields of `schema`, its values of their types.
+def check_section(node: Any, schema: type, path: str, strict: bool = False) -> None:
+    """Check one section: its keys should be fields of `schema`, its values are of their types.
 
     Raises:
         ConfigError: naming the dotted key, what was found and what is valid.
@@ -95,8 +93,8 @@ def check_section(node: Any, schema: type, path: str) -> None:
     known = [item.name for item in fields(schema)]
     for key in node:
         if key not in known:
-            raise ConfigError(f"unknown key '{path}.{key}'. {did_you_mean(str(key), known)}")
-    _check_values(node, schema, path)
+            unknown_key(f"{path}.{key}", known, map(str, node), strict=strict)
+    _check_values(node, schema, path, strict)
 
 
 def require(cfg: DictConfig, schema: type, path: str = "") -> None:
@@ -127,7 +125,7 @@ def trainer_keys() -> frozenset[str]:
     return frozenset(inspect.signature(Trainer.__init__).parameters) - {"self"}
 
 
-def _check_values(node: DictConfig, schema: type, path: str) -> None:
+def _check_values(node: DictConfig, schema: type, path: str, strict: bool) -> None:
     limits = {item.name: limits_of(item) for item in fields(schema)}
     for key, hint in hints(schema).items():
         if key not in node or OmegaConf.is_missing(node, key):
@@ -139,6 +137,6 @@ def _check_values(node: DictConfig, schema: type, path: str) -> None:
             raise ConfigError(f"'{name}' cannot be read: {str(error).splitlines()[0]}") from error
         if is_dataclass(hint):
             if value is not None:
-                check_section(value, hint, name)
+                check_section(value, hint, name, strict)
         else:
             check_value(value, hint, name, limits[key])

@@ -14,13 +14,12 @@ from solo import extensions
 from solo.args import schema
 from solo.args.check import check, fill, select
 from solo.data import catalogue
-from solo.data.datasets.voc_folder import class_lists
 from solo.errors import ConfigError, DataError, did_you_mean
 from solo.registry import import_plugins
 
 
 def required(cfg: DictConfig, key: str):
-    """The value at the dotted `key`.
+    """The value at the dotted `key` of a configuration, which must be there.
 
     Raises:
         ConfigError: when it is missing, null or `???`.
@@ -78,7 +77,7 @@ def dataset_cfg(
     Args:
         more: datasets that are allowed beside the usual ones.
     """
-    choice(cfg, "data.dataset", [*catalogue.SUPPORTED_DATASETS, *more])
+    choice(cfg, "data.dataset", [*catalogue.single_label(), *more])
     fill(cfg, "data", data, keys)
     fill(cfg, "", schema.Pretrain, ["debug_augmentations"])
     return cfg
@@ -110,16 +109,17 @@ def set_num_classes(cfg: DictConfig) -> None:
     Raises:
         DataError: when that folder does not exist.
     """
-    name = cfg.data.dataset
-    if name in catalogue.N_CLASSES_PER_DATASET:
-        cfg.data.num_classes = catalogue.N_CLASSES_PER_DATASET[name]
+    info = catalogue.info_of(cfg.data.dataset)
+    if info.num_classes is not None:
+        cfg.data.num_classes = info.num_classes
         return
     folder = Path(str(required(cfg, "data.train_path")))
-    if name in catalogue.MULTILABEL_DATASETS:
-        cfg.data.num_classes = len(class_lists(folder, "trainval"))
+    if info.count_classes is not None:
+        cfg.data.num_classes = info.counted(folder)
         return
     if cfg.data.format in ("h5", "resident") and folder.is_file():
-        raise ConfigError("H5 files are for imagenet and imagenet100, not for data.dataset=custom")
+        names = ", ".join(n for n in catalogue.formats_of("h5") if n in catalogue.class_counts())
+        raise ConfigError(f"H5 files are for {names}, not for data.dataset={info.name}")
     if cfg.data.format == "webdataset":
         from solo.data.shards.index import read_shards
 
@@ -132,14 +132,14 @@ def set_num_classes(cfg: DictConfig) -> None:
 
 def check_format(cfg: DictConfig) -> None:
     """Refuse formats that do not go with the data set, or with another key of `data`."""
-    data_format = cfg.data.format
-    if data_format in ("dali", "webdataset") and cfg.data.dataset not in catalogue.DALI_DATASETS:
+    data_format, info = cfg.data.format, catalogue.info_of(cfg.data.dataset)
+    if data_format in ("dali", "webdataset") and data_format not in info.formats:
         raise ConfigError(
-            f"data.format={data_format} works with {', '.join(catalogue.DALI_DATASETS)}, "
-            f"not with data.dataset={cfg.data.dataset}: write data.format=image_folder"
+            f"data.format={data_format} works with {', '.join(catalogue.formats_of(data_format))}, "
+            f"not with data.dataset={info.name}: write data.format=image_folder"
         )
-    if cfg.data.format == "resident" and cfg.data.dataset in catalogue.MULTILABEL_DATASETS:
-        raise ConfigError(f"data.format=resident does not go with data.dataset={cfg.data.dataset}")
+    if data_format == "resident" and "resident" not in info.formats:
+        raise ConfigError(f"data.format=resident does not go with data.dataset={info.name}")
     if cfg.data.format == "dali" and cfg.data.get("augment") == "device":
         raise ConfigError(
             "data.augment=device is for image_folder, h5 and webdataset: dali has its own device"

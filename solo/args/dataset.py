@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from solo import extensions
-from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD, SUPPORTED_DATASETS
-from solo.errors import ConfigError
+from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD, info_of, single_label
+from solo.errors import ConfigError, did_you_mean
 from solo.registry import import_plugins
 
 # Legacy augmentation arguments: one value per pipeline. name -> (type, default).
@@ -46,7 +46,7 @@ def at_least(kind: type, least: float) -> Callable[[str], float]:
 
 def dataset_args(parser: ArgumentParser) -> None:
     """Add the arguments that say which dataset lies where."""
-    parser.add_argument("--dataset", choices=SUPPORTED_DATASETS, required=True)
+    parser.add_argument("--dataset", required=True, help=", ".join(single_label()))
     parser.add_argument(
         "--train_data_path", type=Path, default=None, help="required, except for digits"
     )
@@ -57,6 +57,11 @@ def dataset_args(parser: ArgumentParser) -> None:
         default="image_folder",
     )
     parser.add_argument("--data_fraction", type=float, default=-1.0)
+    parser.add_argument(
+        "--data_exif",
+        choices=["ignore", "apply"],
+        help="turn images as their EXIF orientation says; default: as the encoder was trained",
+    )
 
 
 def augmentations_args(parser: ArgumentParser) -> None:
@@ -94,7 +99,7 @@ def evaluation_args(parser: ArgumentParser) -> None:
         type=plugin,
         nargs="+",
         default=[],
-        help="modules of your own that register methods, encoders or data sets; write it first",
+        help="modules of your own that register methods, encoders or data sets",
     )
 
 
@@ -109,5 +114,8 @@ def plugin(name: str) -> str:
 
 def check_paths(parser: ArgumentParser, args) -> None:
     """Stop with a usage error when a dataset needs `--train_data_path` and has none."""
-    if args.dataset != "digits" and args.train_data_path is None:
+    if args.dataset not in single_label():
+        hint = did_you_mean(args.dataset, single_label())
+        parser.error(f"argument --dataset: '{args.dataset}' is unknown. {hint}")
+    if info_of(args.dataset).path != "none" and args.train_data_path is None:
         parser.error("the following arguments are required: --train_data_path")

@@ -18,8 +18,9 @@ __all__ = [
     "parse_cfg",
 ]
 
-_N_CLASSES_PER_DATASET = catalogue.N_CLASSES_PER_DATASET
-_SUPPORTED_DATASETS = catalogue.SUPPORTED_DATASETS
+# solo-learn's names for what the catalogue knows
+_N_CLASSES_PER_DATASET = catalogue.class_counts()
+_SUPPORTED_DATASETS = catalogue.single_label()
 
 
 def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
@@ -30,7 +31,7 @@ def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
     """
     keys = ["val_path", "train_path", "format", "fraction", "num_workers", "image_size"]
     common.dataset_cfg(cfg, schema.LinearData, keys)
-    if cfg.data.dataset != "digits":
+    if catalogue.info_of(cfg.data.dataset).path != "none":
         common.required(cfg, "data.train_path")
         common.required(cfg, "data.val_path")
     size = cfg.data.image_size

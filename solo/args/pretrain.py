@@ -18,8 +18,9 @@ __all__ = [
     "parse_cfg",
 ]
 
-_N_CLASSES_PER_DATASET = catalogue.N_CLASSES_PER_DATASET
-_SUPPORTED_DATASETS = catalogue.SUPPORTED_DATASETS
+# solo-learn's names for what the catalogue knows
+_N_CLASSES_PER_DATASET = catalogue.class_counts()
+_SUPPORTED_DATASETS = catalogue.single_label()
 
 
 def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
@@ -29,7 +30,9 @@ def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
         ConfigError: when the dataset is missing or unknown.
     """
     keys = ["val_path", "train_path", "format", "no_labels", "fraction", "num_workers"]
-    several = catalogue.MULTILABEL_DATASETS if cfg.get("method") == "multilabel" else ()
+    several = ()
+    if cfg.get("method") == "multilabel":
+        several = catalogue.named(lambda info: info.multilabel)
     return common.dataset_cfg(cfg, schema.Data, keys, several)
 
 
@@ -52,7 +55,8 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
     common.set_num_classes(cfg)
     _set_num_crops(cfg)
     common.check_format(cfg)
-    validated = cfg.data.val_path is not None or cfg.data.dataset == "digits"
+    given = cfg.data.val_path is not None
+    validated = given or catalogue.info_of(cfg.data.dataset).path == "none"
     common.scale_lr(cfg, ["lr", "classifier_lr"] if validated else ["lr"])
     common.set_optimizer_kwargs(cfg)
     return cfg
@@ -64,7 +68,8 @@ def _set_num_crops(cfg: DictConfig) -> None:
     if not OmegaConf.is_list(entries) or not entries:
         raise ConfigError("'augmentations' must be a list with at least one pipeline")
     for index, entry in enumerate(entries):
-        check_section(entry, schema.Augmentation, f"augmentations.{index}")
+        strict = cfg.get("strict") is True
+        check_section(entry, schema.Augmentation, f"augmentations.{index}", strict)
         for key in ("crop_size", "num_crops"):
             common.required(cfg, f"augmentations.{index}.{key}")
     size = entries[0].crop_size

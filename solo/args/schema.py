@@ -30,9 +30,6 @@ OPTIMIZER_KWARGS = {
     "adamw": ("betas", "eps", "amsgrad", *_TORCH),
 }
 
-# Keys that solo-learn's own recipes carry without effect: accepted with one warning each.
-IGNORED_KEYS = ("augmentations_cfg", "wandb_cfg")
-
 
 @dataclass(frozen=True)
 class Backbone:
@@ -53,6 +50,7 @@ class Data:
     augment: Literal["workers", "device"] = "workers"
     resident_size: int | None = number(None, least=1)
     skip_unreadable: bool = False
+    exif: Literal["ignore", "apply"] = "ignore"
     no_labels: bool = False
     fraction: float = number(-1, most=1)
     fraction_of: Literal["images", "classes"] = "images"
@@ -73,16 +71,23 @@ class LinearAugmentations:
 
 @dataclass(frozen=True)
 class LinearData(Data):
-    """`data` of a linear evaluation or a fine-tuning; `image_size` None = the data set's own."""
+    """`data` of a linear evaluation or a fine-tuning; `image_size` None = the data set's own,
+    `exif` None = as the encoder was trained."""
 
     format: Literal["image_folder", "dali", "h5", "webdataset"] = "image_folder"
+    exif: Literal["ignore", "apply"] | None = None  # type: ignore[assignment]
     image_size: int | None = None
     augmentations: LinearAugmentations = field(default_factory=LinearAugmentations)
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`optimizer`; `lr` is the value in effect after parsing, `lr_as_written` the user's."""
+    """`optimizer`; `lr` is the value in effect after parsing, `lr_as_written` the user's.
+
+    `layer_decay` multiplies the rate of an encoder's layer once for every layer above it (0: off),
+    `patch_embed_lr` that of a ViT's patch embedding; where `final_weight_decay` is given, the decay
+    goes there on a cosine over the run.
+    """
 
     name: str
     batch_size: int = field(metadata={"least": 1})
@@ -92,13 +97,15 @@ class Optimizer:
     exclude_bias_n_norm_wd: bool = False
     kwargs: dict = field(default_factory=dict)
     layer_decay: float = number(0.0, least=0)
+    final_weight_decay: float | None = number(None, least=0)
+    patch_embed_lr: float | None = number(None, least=0)
     lr_as_written: float | None = None
     classifier_lr_as_written: float | None = None
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """`scheduler`."""
+    """`scheduler`: how the learning rate changes during the run."""
 
     name: str
     lr_decay_steps: Any = None
@@ -110,11 +117,12 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class Momentum:
-    """`momentum`: the EMA encoder of momentum methods."""
+    """`momentum`: the EMA encoder of momentum methods; `schedule` null is a cosine."""
 
     base_tau: float = number(0.99, least=0, most=1)
     final_tau: float = number(1.0, least=0, most=1)
     classifier: bool = False
+    schedule: Literal["cosine", "linear"] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,7 @@ class AutoUMAP:
 
 @dataclass(frozen=True)
 class Dali:
-    """`dali`."""
+    """`dali`: where NVIDIA DALI decodes and augments, and how it carries indexes."""
 
     device: Literal["gpu", "cpu"] = "gpu"
     encode_indexes_into_labels: bool = False
@@ -162,7 +170,7 @@ class Dali:
 
 @dataclass(frozen=True)
 class Wandb:
-    """`wandb`."""
+    """`wandb`: whether and where Weights & Biases logs the run."""
 
     enabled: bool = False
     entity: str | None = None
@@ -172,14 +180,14 @@ class Wandb:
 
 @dataclass(frozen=True)
 class TensorBoard:
-    """`tensorboard`: event files beside metrics.csv."""
+    """`tensorboard`: whether event files are written beside metrics.csv."""
 
     enabled: bool = False
 
 
 @dataclass(frozen=True)
 class KnnEval:
-    """`knn_eval`: the online k-nearest-neighbour classifier."""
+    """`knn_eval`: the online k-nearest-neighbour classifier and its settings."""
 
     enabled: bool = False
     k: int = number(20, least=1)
@@ -188,7 +196,7 @@ class KnnEval:
 
 @dataclass(frozen=True)
 class Performance:
-    """`performance`."""
+    """`performance`: memory format, compilation and profiling of the training step."""
 
     disable_channel_last: bool = False
     compile: bool = False
@@ -222,6 +230,7 @@ class Run:
     sync_batchnorm: bool = False
     accumulate_grad_batches: int = number(1, least=1)
     imports: list | str | None = None
+    strict: bool = False  # every unknown key is an error
 
 
 @dataclass(frozen=True)
@@ -256,7 +265,7 @@ class TrainerArguments:
 
 @dataclass(frozen=True)
 class Pretrain(Run):
-    """Everything that `main_pretrain.py` reads."""
+    """The keys that `main_pretrain.py` reads, with their types and defaults."""
 
     method: str = field(kw_only=True)
     augmentations: Any = field(kw_only=True)
@@ -272,7 +281,7 @@ class Pretrain(Run):
 
 @dataclass(frozen=True)
 class Linear(Run):
-    """Everything that `main_linear.py` reads."""
+    """The keys that `main_linear.py` reads, with their types and defaults."""
 
     data: LinearData = field(kw_only=True)
     pretrained_feature_extractor: str | None = field(kw_only=True)

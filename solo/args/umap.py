@@ -9,7 +9,7 @@ from solo.args.dataset import check_paths, custom_dataset_args, dataset_args, ev
 
 
 def parse_args_umap() -> Namespace:
-    """Parse `sys.argv`."""
+    """Parse the command line of `main_umap.py`."""
     parser = ArgumentParser(description="UMAP pictures of the features of a checkpoint")
     dataset_args(parser)
     custom_dataset_args(parser)

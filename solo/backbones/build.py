@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from solo import extensions
 from solo.backbones.registry import BACKBONES
+from solo.data.catalogue import known
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import nn
-
-#: data sets of 32x32 images, for which a ResNet gets a stem that keeps the resolution
-SMALL_IMAGES = frozenset({"cifar10", "cifar100", "digits"})
 
 
 def get_builder(name: str) -> Callable[..., nn.Module]:
@@ -49,7 +47,7 @@ def build_encoder(cfg: DictConfig) -> nn.Module:
     method = cfg.get("pretrain_method") or cfg.get("method")
     backbone = get_builder(name)(method, **kwargs)
     if name.startswith("resnet"):
-        adapt_resnet(backbone, small_images=cfg.data.dataset in SMALL_IMAGES)
+        adapt_resnet(backbone, small_images=known(cfg.data.dataset).small_stem)
     for extension in extensions.active(cfg):
         backbone = extension.patch_backbone(backbone, cfg)
     return backbone

@@ -71,6 +71,11 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
 
 
 def existing_file(path: Path) -> Path:
+    """Return `path` if it is a file.
+
+    Raises:
+        CheckpointError: it is a folder or does not exist; names what is near.
+    """
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
         hint = (

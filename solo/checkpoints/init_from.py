@@ -27,7 +27,7 @@ _COUNTERS = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class InitReport:
-    """What an encoder started from.
+    """What an encoder started from: the source, what matched, what did not.
 
     Attributes:
         source: file or name.
@@ -61,7 +61,7 @@ class InitReport:
 
 
 def read_source(source: str) -> dict[str, Any]:
-    """The content of what `init_from` names.
+    """The content of the file or model that `init_from` names.
 
     Args:
         source: a weight file, the folder of a run, or `timm:NAME` for weights that timm downloads.

@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_encoder` did.
+    """What `load_encoder` loaded, what it left out, and what was measured.
 
     Attributes:
         backbone: the encoder with the weights (extensions may have changed its modules).

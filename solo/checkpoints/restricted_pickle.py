@@ -51,10 +51,10 @@ class Placeholder:
         return Placeholder()
 
     def append(self, value: Any) -> None:
-        """Ignore a list's item."""
+        """Ignore an item that a pickled list would get."""
 
     def extend(self, values: Any) -> None:
-        """Ignore a list's items."""
+        """Ignore the items that a pickled list would get."""
 
 
 class _Unpickler(pickle.Unpickler):

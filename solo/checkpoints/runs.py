@@ -93,7 +93,7 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """Read a run's configuration and weights.
+    """Read the configuration and the weights of a run.
 
     Args:
         path: the folder of a run, which stands for its newest checkpoint, or a checkpoint beside

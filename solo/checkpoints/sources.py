@@ -26,7 +26,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class Found:
-    """An encoder's tensors in a file.
+    """The tensors of an encoder in a file, and where they were.
 
     Attributes:
         state: tensors by the encoder's own names, the file's other tensors of that place too.

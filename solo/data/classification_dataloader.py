@@ -12,85 +12,52 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
-from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
+from torchvision.datasets import ImageFolder
 
 from solo.data.catalogue import (
-    CIFAR_CLASSES,
-    DIGITS_MEAN,
-    DIGITS_STD,
+    DATASETS,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    N_CLASSES_PER_DATASET,
-    require_dataset,
+    TRAIN_KEY,
+    VAL_KEY,
+    DatasetInfo,
+    Wanted,
+    info_of,
 )
-from solo.data.datasets.digits import SIZE, DigitsDataset
 from solo.data.datasets.folders import (
     default_data_path,
     image_folder,
-    is_cifar_in_folders,
+    in_folders,
     item_labels,
-    named_torchvision,
     require_format,
     take_fraction,
 )
+from solo.data.datasets.images import readers
 from solo.data.datasets.splits import Split
-from solo.data.datasets.voc import VOCClassification
-from solo.data.loading import make_loader, seeded
+from solo.data.loading import make_loader, seeded, with_seeds
 from solo.errors import DataError
 
-TRAIN_KEY, VAL_KEY = "data.train_path", "data.val_path"
-# cifar10's statistics serve cifar100 too: solo-learn's published linear accuracies rest on it.
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
-STL10_MEAN, STL10_STD = (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)
 
-
-def _ending(mean: tuple[float, ...], std: tuple[float, ...]) -> list[Callable]:
-    return [T.ToTensor(), T.Normalize(mean, std)]
-
-
-def _train(size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> T.Compose:
-    crop = T.RandomResizedCrop(size=size, scale=(0.08, 1.0))
-    return T.Compose([crop, T.RandomHorizontalFlip(), *_ending(mean, std)])
+def _pipeline(info: DatasetInfo, size: int | None) -> dict[str, T.Compose]:
+    """Transforms of a data set, under T_train and T_val."""
+    side = size or info.evaluation_side
+    mean, std = info.evaluation_statistics
+    ending = [T.ToTensor(), T.Normalize(mean, std)]
+    if info.side is None:
+        fit: list[Callable] = [T.Resize(round(side * 256 / 224)), T.CenterCrop(side)]
+    else:
+        fit = [] if side == info.side else [T.Resize((side, side))]
+    if info.shift and info.side:
+        shift = T.RandomCrop(info.side, padding=info.shift, padding_mode="reflect")
+        train = [shift, *fit]
+    else:
+        train = [T.RandomResizedCrop(size=side, scale=(0.08, 1.0)), T.RandomHorizontalFlip()]
+    return {"T_train": T.Compose([*train, *ending]), "T_val": T.Compose([*fit, *ending])}
 
 
 def build_custom_pipeline(size: int = 224) -> dict[str, T.Compose]:
     """Transforms of a dataset without its own: those of ImageNet, under T_train and T_val."""
-    shorter = round(size * 256 / 224)
-    val = [T.Resize(shorter), T.CenterCrop(size), *_ending(IMAGENET_MEAN, IMAGENET_STD)]
-    return {"T_train": _train(size, IMAGENET_MEAN, IMAGENET_STD), "T_val": T.Compose(val)}
-
-
-def _cifar_pipeline(size: int = 32) -> dict[str, T.Compose]:
-    resize = [] if size == 32 else [T.Resize((size, size))]
-    val = [*resize, *_ending(CIFAR_MEAN, CIFAR_STD)]
-    return {"T_train": _train(size, CIFAR_MEAN, CIFAR_STD), "T_val": T.Compose(val)}
-
-
-def _stl10_pipeline(size: int = 96) -> dict[str, T.Compose]:
-    val = [T.Resize((size, size)), *_ending(STL10_MEAN, STL10_STD)]
-    return {"T_train": _train(size, STL10_MEAN, STL10_STD), "T_val": T.Compose(val)}
-
-
-def _digits_pipeline(size: int = SIZE) -> dict[str, T.Compose]:
-    # A mirrored digit is another shape and a small crop is no digit at all: small shifts, no flips.
-    ending = [
-        *([] if size == SIZE else [T.Resize((size, size))]),
-        *_ending(DIGITS_MEAN, DIGITS_STD),
-    ]
-    shift = T.RandomCrop(SIZE, padding=2, padding_mode="reflect")
-    return {"T_train": T.Compose([shift, *ending]), "T_val": T.Compose(ending)}
-
-
-_PIPELINES: dict[str, Callable[..., dict[str, T.Compose]]] = {
-    "cifar10": _cifar_pipeline,
-    "cifar100": _cifar_pipeline,
-    "stl10": _stl10_pipeline,
-    "imagenet": build_custom_pipeline,
-    "imagenet100": build_custom_pipeline,
-    "custom": build_custom_pipeline,
-    "digits": _digits_pipeline,
-    "voc07": build_custom_pipeline,
-}
+    return _pipeline(DATASETS["custom"], size)
 
 
 def prepare_transforms(dataset: str, size: int | None = None) -> tuple[nn.Module, nn.Module]:
@@ -104,8 +71,7 @@ def prepare_transforms(dataset: str, size: int | None = None) -> tuple[nn.Module
     Raises:
         ConfigError: the dataset is unknown.
     """
-    build = _PIPELINES[require_dataset(dataset)]
-    pipeline = build() if size is None else build(size)
+    pipeline = _pipeline(info_of(dataset), size)
     return pipeline["T_train"], pipeline["T_val"]
 
 
@@ -119,27 +85,29 @@ def prepare_datasets(
     download: bool = True,
     data_fraction: float = -1.0,
     split: Split | None = None,
+    exif: str = "ignore",
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
 
     Args:
-        dataset: cifar10, cifar100, stl10, imagenet, imagenet100, custom, digits or voc07.
+        dataset: its name, see `solo.data.catalogue`.
         T_train: transform of the training images.
         T_val: transform of the validation images.
         train_data_path: folder, or H5 file with `data_format="h5"`; inside the package when None.
             CIFAR may be there as torchvision's files or as `<class>/<image>`.
         val_data_path: the same for validation.
-        data_format: `image_folder`, `h5` or `webdataset` (imagenet, imagenet100 and custom).
-        download: fetch cifar and stl10 when they are missing.
+        data_format: `image_folder`, `h5` or `webdataset`, for data sets of images in files.
+        download: fetch files that are missing, where the data set can.
         data_fraction: part of the training images to keep, between 0 and 1; -1 keeps all.
         split: that part as an earlier run has drawn it; None draws.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
         DataError: the data is missing or unreadable, or `split` is a part of other data.
     """
-    train = _split(dataset, True, T_train, train_data_path, data_format, download)
-    val = _split(dataset, False, T_val, val_data_path, data_format, download)
+    train = _split(dataset, True, T_train, train_data_path, data_format, download, exif)
+    val = _split(dataset, False, T_val, val_data_path, data_format, download, exif)
     return take_fraction(train, data_fraction, split=split), val
 
 
@@ -150,34 +118,28 @@ def _split(
     path: str | Path | None,
     data_format: str | None,
     download: bool,
+    exif: str,
 ) -> Dataset:
     """One split of a dataset; see `prepare_datasets`."""
-    require_dataset(dataset)
-    key = TRAIN_KEY if train else VAL_KEY
+    info = info_of(dataset)
     path = default_data_path() if path is None else Path(path)
-    if is_cifar_in_folders(dataset, path):
-        return image_folder(path, transform, key, seeded(ImageFolder))
-    if dataset in CIFAR_CLASSES:
-        cls = seeded(CIFAR10 if dataset == "cifar10" else CIFAR100)
-        kwargs = {"train": train, "transform": transform}
-        return named_torchvision(dataset, path, download, key, cls, **kwargs)
-    if dataset == "stl10":
-        kwargs = {"split": "train" if train else "test", "transform": transform}
-        return named_torchvision(dataset, path, download, key, seeded(STL10), **kwargs)
-    if dataset == "digits":
-        return seeded(DigitsDataset)(train=train, transform=transform)
-    if dataset == "voc07":
-        return seeded(VOCClassification)(path, "trainval" if train else "test", transform)
+    loader, decode = readers(exif)
+    wanted = Wanted("train" if train else "val", path, transform, loader, download=download)
+    if in_folders(info, path):
+        return image_folder(path, transform, wanted.key, seeded(ImageFolder), loader)
+    if info.build is not None:
+        return with_seeds(info.made(wanted))
+    key = wanted.key
     if require_format(data_format) == "h5":
         from solo.data.h5_dataset import H5Dataset
 
-        return seeded(H5Dataset)(dataset, path, transform, key=key)
+        return seeded(H5Dataset)(dataset, path, transform, key=key, decode=decode)
     if data_format == "webdataset":
         from solo.data.shards.dataset import ShardDataset
 
-        classes = N_CLASSES_PER_DATASET.get(dataset)
-        return seeded(ShardDataset)(path, transform, key, labels="needed", num_classes=classes)
-    return image_folder(path, transform, key, seeded(ImageFolder))
+        options = {"labels": "needed", "num_classes": info.num_classes}
+        return seeded(ShardDataset)(path, transform, key, decode, **options)
+    return image_folder(path, transform, key, seeded(ImageFolder), loader)
 
 
 def prepare_dataloaders(
@@ -207,6 +169,7 @@ def prepare_data(
     auto_augment: bool = False,
     image_size: int | None = None,
     split: Split | None = None,
+    exif: str = "ignore",
 ) -> tuple[DataLoader, DataLoader]:
     """Transforms, datasets and loaders in one call.
 
@@ -224,7 +187,7 @@ def prepare_data(
         T_train = _auto_augment()
     train, val = prepare_datasets(
         dataset, T_train, T_val, train_data_path, val_data_path, data_format, download,
-        data_fraction, split,
+        data_fraction, split, exif,
     )  # fmt: skip
     _check_classes(train, val)
     return prepare_dataloaders(train, val, batch_size, num_workers)
@@ -237,6 +200,7 @@ def prepare_val_data(
     batch_size: int = 64,
     num_workers: int = 4,
     download: bool = True,
+    exif: str = "ignore",
 ) -> DataLoader:
     """The validation loader alone, for runs that need no labelled training set.
 
@@ -244,7 +208,7 @@ def prepare_val_data(
         DataError: the data is missing or unreadable.
     """
     _, T_val = prepare_transforms(dataset)
-    val = _split(dataset, False, T_val, val_data_path, data_format, download)
+    val = _split(dataset, False, T_val, val_data_path, data_format, download, exif)
     return prepare_val_dataloader(val, batch_size, num_workers)
 
 

@@ -8,7 +8,7 @@ three are importable from here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 
+from solo.data.catalogue import formats_of, info_of
 from solo.data.dali.operations import (
     AugWrapper,
     RandomColorJitter,
@@ -32,8 +33,10 @@ from solo.data.dali.pipelines import (
     PretrainPipelineBuilder,
     require_device,
 )
+from solo.data.datasets.images import require_exif
 from solo.data.datasets.splits import Split
 from solo.data.temp_dali_fix import TempDALIGenericIterator
+from solo.data.views.long_images import file_sizes, warn_of_long_images
 from solo.errors import ConfigError, did_you_mean
 from solo.seeding import mix
 
@@ -53,8 +56,6 @@ __all__ = [
     "Wrapper",
     "build_transform_pipeline_dali",
 ]
-
-DATASETS = ("imagenet", "imagenet100", "custom")
 
 
 class PretrainWrapper(TempDALIGenericIterator):
@@ -100,7 +101,7 @@ class PretrainWrapper(TempDALIGenericIterator):
 
 
 class Wrapper(TempDALIGenericIterator):
-    """Iterator over `(images, targets)`.
+    """Iterator of a DALI pipeline over batches `(images, targets)`.
 
     Args:
         dataset_size: images of the whole dataset.
@@ -123,16 +124,20 @@ class Wrapper(TempDALIGenericIterator):
 class _DALIDataModule(pl.LightningDataModule):
     """Ranks, devices and the making of iterators, shared by both data modules."""
 
-    def __init__(self, dataset: str, batch_size: int, num_workers: int, dali_device: str):
+    def __init__(
+        self, dataset: str, batch_size: int, num_workers: int, dali_device: str, exif: str
+    ):
         super().__init__()
-        if dataset not in DATASETS:
+        names = formats_of("dali")
+        if dataset not in names:
             raise ConfigError(
                 f"data.format=dali does not go with data.dataset='{dataset}'. "
-                f"{did_you_mean(dataset, DATASETS)}"
+                f"{did_you_mean(dataset, names)}"
             )
         require_device(dali_device)
         self.dataset, self.dali_device = dataset, dali_device
         self.batch_size, self.num_workers = batch_size, max(1, num_workers)
+        self.exif = require_exif(exif)
 
     def setup(self, stage: str | None = None) -> None:
         """Learn the ranks from the trainer.
@@ -158,6 +163,7 @@ class _DALIDataModule(pl.LightningDataModule):
             "shard_id": self.shard_id,
             "num_shards": self.num_shards,
             "num_threads": self.num_workers,
+            "exif": self.exif,
             "seed": mix(run_seed, self.trainer.current_epoch) & 0xFFFFFF,
         }
 
@@ -182,14 +188,14 @@ class _DALIDataModule(pl.LightningDataModule):
 
 
 class PretrainDALIDataModule(_DALIDataModule):
-    """Pretraining batches `[indexes, [view, ...], targets]`.
+    """Data module whose training batches `[indexes, [view, ...], targets]` come from DALI.
 
     The indexes are always the positions of the files in the sorted dataset: the same file has the
     same index on every rank and in every epoch. Hence `encode_indexes_into_labels` changes nothing
     here; it is accepted because configurations have it.
 
     Args:
-        dataset: imagenet, imagenet100 or custom.
+        dataset: name of a data set of images in files.
         train_data_path: image folder, flat when `no_labels`.
         transforms: see `PretrainPipelineBuilder`.
         num_large_crops: crops of the first size.
@@ -200,6 +206,8 @@ class PretrainDALIDataModule(_DALIDataModule):
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
         dali_device: "gpu" or "cpu".
         encode_indexes_into_labels: see above.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
+        augmentations: the entries that `transforms` were made of, to warn of long images.
 
     Raises:
         ConfigError: another dataset or device.
@@ -218,8 +226,11 @@ class PretrainDALIDataModule(_DALIDataModule):
         data_fraction: float = -1.0,
         dali_device: str = "gpu",
         encode_indexes_into_labels: bool = False,
+        exif: str = "ignore",
+        augmentations: Sequence[Mapping[str, Any]] = (),
     ):
-        super().__init__(dataset, batch_size, num_workers, dali_device)
+        super().__init__(dataset, batch_size, num_workers, dali_device, exif)
+        self.augmentations = augmentations
         self.train_data_path, self.transforms = Path(train_data_path), transforms
         self.num_large_crops, self.num_small_crops = num_large_crops, num_small_crops
         self.no_labels, self.data_fraction = no_labels, data_fraction
@@ -252,6 +263,8 @@ class PretrainDALIDataModule(_DALIDataModule):
             **self._placement(),
         )
         self._require_full_batch(len(builder.files))
+        if self.augmentations:
+            warn_of_long_images(file_sizes(builder.files), self.augmentations)
         output_map = [
             *(f"large{i}" for i in range(self.num_large_crops)),
             *(f"small{i}" for i in range(self.num_small_crops)),
@@ -275,7 +288,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
     """Labelled batches `(images, targets)` for linear evaluation and fine-tuning.
 
     Args:
-        dataset: imagenet, imagenet100 or custom.
+        dataset: name of a data set of images in files.
         train_data_path: image folder.
         val_data_path: image folder.
         batch_size: images per batch and per rank.
@@ -283,6 +296,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
         data_fraction: part of the training images to keep, between 0 and 1; -1 keeps all.
         dali_device: "gpu" or "cpu".
         split: the part as an earlier run has drawn it; None draws.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Raises:
         ConfigError: another dataset or device.
@@ -298,16 +312,17 @@ class ClassificationDALIDataModule(_DALIDataModule):
         data_fraction: float = -1.0,
         dali_device: str = "gpu",
         split: Split | None = None,
+        exif: str = "ignore",
     ):
-        super().__init__(dataset, batch_size, num_workers, dali_device)
+        super().__init__(dataset, batch_size, num_workers, dali_device, exif)
         self.train_data_path, self.val_data_path = Path(train_data_path), Path(val_data_path)
         self.data_fraction, self.split = data_fraction, split
-        custom = dataset == "custom"
+        custom = info_of(dataset).any_images
         self.pipeline_class = CustomNormalPipelineBuilder if custom else NormalPipelineBuilder
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg):
-        """Fill in `dali.device`; return `cfg`.
+        """Fill in the default of `dali.device` in place and return `cfg`.
 
         Raises:
             ConfigError: the device is neither gpu nor cpu.

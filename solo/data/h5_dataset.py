@@ -15,24 +15,28 @@ from typing import Any
 import h5py
 from torch.utils.data import Dataset
 
+from solo.data.catalogue import formats_of, info_of
 from solo.data.datasets.images import ReadError, decode_image
 from solo.data.shards.stored_index import fingerprint, read_index, write_index
 from solo.errors import ConfigError, DataError, did_you_mean
 
-_DATASETS = ("imagenet100", "imagenet", "custom")
-_SUBSET = Path(__file__).parent / "dataset_subset" / "imagenet100_classes.txt"
+_SUBSETS = Path(__file__).parent / "dataset_subset"
 
 
 def imagenet100_classes() -> list[str]:
     """The 100 WordNet ids of ImageNet-100, sorted."""
-    return sorted(_SUBSET.read_text(encoding="utf-8").split())
+    return _names_in(_SUBSETS / "imagenet100_classes.txt")
+
+
+def _names_in(file: Path) -> list[str]:
+    return sorted(file.read_text(encoding="utf-8").split())
 
 
 class H5Dataset(Dataset):
     """Items `(image, label)` of an HDF5 file; labels are positions in the sorted class names.
 
     Args:
-        dataset: imagenet, imagenet100 (keeps only its 100 classes) or custom.
+        dataset: its name; one that is a subset of others keeps only its own classes.
         h5_path: the file.
         transform: applied to the image.
         key: configuration key that holds `h5_path`, for messages.
@@ -57,10 +61,11 @@ class H5Dataset(Dataset):
         key: str = "data.train_path",
         decode: Callable = decode_image,
     ):
-        if dataset not in _DATASETS:
+        names = formats_of("h5")
+        if dataset not in names:
             raise ConfigError(
                 f"data.format=h5 does not go with data.dataset='{dataset}'. "
-                f"{did_you_mean(dataset, _DATASETS)}"
+                f"{did_you_mean(dataset, names)}"
             )
         self.decode = decode
         self.dataset, self.h5_path, self.transform, self.key = dataset, h5_path, transform, key
@@ -95,11 +100,12 @@ class H5Dataset(Dataset):
         return sorted(name for name in h5_file if isinstance(h5_file[name], h5py.Group))
 
     def _kept_classes(self, classes: set[str]) -> set[str]:
-        if self.dataset != "imagenet100":
+        info = info_of(self.dataset)
+        if info.subset is None:
             return classes
-        kept = classes & set(imagenet100_classes())
+        kept = classes & set(_names_in(_SUBSETS / info.subset))  # an absolute path stays itself
         if not kept:
-            warnings.warn(f"'{self.h5_path}' has no class of ImageNet-100; using all its classes.")
+            warnings.warn(f"'{self.h5_path}' has no class of {info.name}; using all its classes.")
         return kept or classes
 
     def _load_img(self, class_name: str, img: str) -> Any:

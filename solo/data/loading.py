@@ -68,6 +68,18 @@ def seeded(cls: type[Dataset]) -> type[Dataset]:
     return type(cls.__name__, (SeededItems, cls), {"wrapped": cls, "__doc__": cls.__doc__})
 
 
+def as_instance(dataset: Dataset, cls: type[Dataset]) -> Dataset:
+    """The built `dataset` as one of `cls`, a subclass of its own class."""
+    made = object.__new__(cls)
+    vars(made).update(vars(dataset))
+    return made
+
+
+def with_seeds(dataset: Dataset) -> Dataset:
+    """A built data set with `SeededItems`."""
+    return as_instance(dataset, seeded(type(dataset)))
+
+
 def _unpickle_seeded(cls: type[Dataset]) -> Dataset:
     return object.__new__(seeded(cls))
 

@@ -17,33 +17,23 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
-from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
+from torchvision.datasets import ImageFolder
 
-from solo.data.catalogue import (
-    CIFAR_CLASSES,
-    N_CLASSES_PER_DATASET,
-    pretrain_statistics,
-    require_dataset,
-)
-from solo.data.datasets.digits import DigitsDataset
+from solo.data.catalogue import TRAIN_KEY, Wanted, info_of, pretrain_statistics
 from solo.data.datasets.folders import (
     default_data_path,
     image_files,
     image_folder,
-    is_cifar_in_folders,
-    named_torchvision,
+    in_folders,
     require_folder,
     require_format,
     take_fraction,
 )
-from solo.data.datasets.images import decode_image, decode_pixels, read_image, read_pixels
-from solo.data.datasets.voc import VOCClassification
-from solo.data.loading import make_loader, picklable_state, seeded
+from solo.data.datasets.images import read_image, readers
+from solo.data.loading import as_instance, make_loader, picklable_state, seeded
 from solo.data.views.augmentation_keys import STRENGTHS, checked_augmentation
 from solo.data.views.tensor_crops import RandomFallbackCrop
 from solo.errors import ConfigError, DataError
-
-TRAIN_KEY = "data.train_path"
 
 
 @cache
@@ -58,6 +48,11 @@ def dataset_with_index(DatasetClass: type[Dataset]) -> type[Dataset]:
             return _unpickle_with_index, (DatasetClass,), picklable_state(self)
 
     return DatasetWithIndex
+
+
+def with_index(dataset: Dataset) -> Dataset:
+    """A built data set as one whose items are `(index, *item)`."""
+    return as_instance(dataset, dataset_with_index(type(dataset)))
 
 
 def _unpickle_with_index(DatasetClass: type[Dataset]) -> Dataset:
@@ -131,7 +126,7 @@ class Solarization:
 
 
 class Equalization:
-    """Equalise the histogram of each channel."""
+    """Equalise the histogram of each channel of a PIL image."""
 
     def __call__(self, img: Image.Image) -> Image.Image:
         return ImageOps.equalize(img)
@@ -249,63 +244,52 @@ def prepare_datasets(
     data_fraction: float = -1.0,
     fraction_of: str = "images",
     pixels: bool = False,
+    exif: str = "ignore",
 ) -> Dataset:
     """The training set of a dataset, items `(index, transform(image), target)`.
 
     Args:
-        dataset: cifar10, cifar100, stl10 (train and unlabelled), imagenet, imagenet100, custom,
-            digits or voc07 (trainval; a target is a row of labels).
+        dataset: its name, see `solo.data.catalogue`.
         transform: from an image to a list of views.
         train_data_path: folder, or H5 file when `data_format` is `h5`; inside the package when
             None. CIFAR may be there as torchvision's files or as `<class>/<image>`.
-        data_format: `image_folder`, `h5` or `webdataset` (imagenet, imagenet100 and custom).
+        data_format: `image_folder`, `h5` or `webdataset`, for data sets of images in files.
         no_labels: targets are -1. custom: the images lie in one flat folder; stl10: unlabelled
             images only.
-        download: fetch cifar and stl10 when they are missing.
+        download: fetch files that are missing, where the data set can.
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
         fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
         pixels: files reach the transform as (3, H, W) uint8 tensors, which is faster, not as PIL
             images.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
         DataError: the data is missing or unreadable.
     """
-    require_dataset(dataset)
+    info = info_of(dataset)
     path = default_data_path() if train_data_path is None else Path(train_data_path)
-    loader = read_pixels if pixels else read_image
-    if is_cifar_in_folders(dataset, path):
+    loader, decode = readers(exif, pixels)
+    wanted = Wanted("pretrain", path, transform, loader, bool(no_labels), download)
+    if in_folders(info, path):
         built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder), loader)
-    elif dataset in CIFAR_CLASSES:
-        cls = dataset_with_index(CIFAR10 if dataset == "cifar10" else CIFAR100)
-        kwargs = {"train": True, "transform": transform}
-        built = named_torchvision(dataset, path, download, TRAIN_KEY, cls, **kwargs)
-    elif dataset == "stl10":
-        cls = dataset_with_index(STL10)
-        split = "unlabeled" if no_labels else "train+unlabeled"
-        kwargs = {"split": split, "transform": transform}
-        built = named_torchvision(dataset, path, download, TRAIN_KEY, cls, **kwargs)
-    elif dataset == "digits":
-        built = dataset_with_index(DigitsDataset)(train=True, transform=transform)
-    elif dataset == "voc07":
-        built = dataset_with_index(VOCClassification)(path, "trainval", transform)
+    elif info.build is not None:
+        built = with_index(info.made(wanted))
     elif require_format(data_format) == "h5":
         from solo.data.h5_dataset import H5Dataset
 
-        built = dataset_with_index(H5Dataset)(
-            dataset, path, transform, decode=decode_pixels if pixels else decode_image
-        )
+        built = dataset_with_index(H5Dataset)(dataset, path, transform, decode=decode)
     elif data_format == "webdataset":
         from solo.data.shards.dataset import ShardDataset
 
         built = dataset_with_index(ShardDataset)(
             path,
             transform,
-            decode=decode_pixels if pixels else decode_image,
+            decode=decode,
             labels="ignored" if no_labels else "wanted",
-            num_classes=N_CLASSES_PER_DATASET.get(dataset),
+            num_classes=info.num_classes,
         )
-    elif dataset == "custom" and no_labels:
+    elif info.any_images and no_labels:
         built = dataset_with_index(CustomDatasetWithoutLabels)(path, transform, loader)
     else:
         built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder), loader)

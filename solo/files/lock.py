@@ -78,7 +78,7 @@ class FolderLock:
         threading.Thread(target=self._renew, daemon=True).start()
 
     def release(self) -> None:
-        """Let others in; twice changes nothing."""
+        """Let others into the folder; a second call changes nothing."""
         if not self._lock.is_locked:
             return
         self._released.set()
@@ -86,7 +86,7 @@ class FolderLock:
         self._lock.release()
 
     def free(self) -> bool:
-        """Whether nobody is at work there."""
+        """Whether no program is at work in the folder."""
         try:
             self.acquire()
         except BusyError:

@@ -9,7 +9,9 @@ from solo.losses.barlow import barlow_loss_func
 from solo.losses.byol import byol_loss_func
 from solo.losses.deepclusterv2 import deepclusterv2_loss_func
 from solo.losses.dino import DINOLoss
+from solo.losses.dinov2 import koleo_loss_func
 from solo.losses.exemplar import exemplar_loss_func
+from solo.losses.ibot import ibot_patch_loss_func
 from solo.losses.lejepa import lejepa_loss_func, sigreg
 from solo.losses.mae import mae_loss_func
 from solo.losses.mocov2plus import mocov2plus_loss_func
@@ -31,6 +33,8 @@ __all__ = [
     "byol_loss_func",
     "deepclusterv2_loss_func",
     "exemplar_loss_func",
+    "ibot_patch_loss_func",
+    "koleo_loss_func",
     "lejepa_loss_func",
     "mae_loss_func",
     "mocov2plus_loss_func",

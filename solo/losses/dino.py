@@ -3,11 +3,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from solo.utils.ranks import concat_all_gather_no_grad
+from solo.utils.sinkhorn_knopp import SinkhornKnopp
+
+
+def dino_loss_func(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Cross entropy of every teacher's view with every student's other view; mean over the pairs.
+
+    Args:
+        student: log probabilities (N, K) of each view, the teacher's views first.
+        teacher: probabilities (N, K) of each of the teacher's views.
+    """
+    losses = [
+        -(q * p).sum(dim=-1).mean()
+        for i, q in enumerate(teacher)
+        for j, p in enumerate(student)
+        if i != j
+    ]
+    return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def moved_center(center: Tensor, teacher_output: Tensor, momentum: float) -> Tensor:
+    """The running centre of a teacher's outputs, moved towards their mean over all processes.
+
+    Args:
+        center: (1, K).
+        teacher_output: (M, K); every process may have another M, also 0.
+        momentum: part of the old centre that stays (equation 4).
+    """
+    total = teacher_output.to(center.dtype).sum(dim=0, keepdim=True)
+    count = torch.tensor([len(teacher_output)], device=total.device, dtype=total.dtype)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+        dist.all_reduce(count)
+    moved = center * momentum + total / count.clamp(min=1) * (1 - momentum)
+    return torch.where(count > 0, moved, center)
 
 
 class DINOLoss(nn.Module):
@@ -22,6 +61,8 @@ class DINOLoss(nn.Module):
         student_temp: student's temperature.
         num_large_crops: views that the student's output consists of.
         center_momentum: momentum of the running centre.
+        sinkhorn_iters: balance the teacher's outputs over the batch of all processes by that many
+            iterations of Sinkhorn-Knopp (DINOv2) instead of centring them; 0 centres.
 
     Attributes:
         epoch: current epoch, set by the training loop; selects the teacher's temperature.
@@ -40,12 +81,14 @@ class DINOLoss(nn.Module):
         student_temp: float = 0.1,
         num_large_crops: int = 2,
         center_momentum: float = 0.9,
+        sinkhorn_iters: int = 0,
     ):
         super().__init__()
         self.epoch = 0
         self.student_temp = student_temp
         self.num_large_crops = num_large_crops
         self.center_momentum = center_momentum
+        self.sinkhorn_iters = sinkhorn_iters
         self.register_buffer("center", torch.zeros(1, num_prototypes))
         warmup = int(warmup_teacher_temp_epochs)
         self.teacher_temp_schedule = np.concatenate(
@@ -63,16 +106,26 @@ class DINOLoss(nn.Module):
             teacher_output: (2 * N, K), views one after another; no gradient.
         """
         student = (student_output / self.student_temp).log_softmax(dim=-1)
-        temperature = float(self.teacher_temp_schedule[self.epoch])
-        teacher = F.softmax((teacher_output.detach() - self.center) / temperature, dim=-1)
-        losses = [
-            -(q * p).sum(dim=-1).mean()
-            for i, q in enumerate(teacher.chunk(2))
-            for j, p in enumerate(student.chunk(self.num_large_crops))
-            if i != j
-        ]
+        teacher = self.targets(teacher_output)
+        loss = dino_loss_func(student.chunk(self.num_large_crops), teacher.chunk(2))
         self.update_center(teacher_output)
-        return torch.stack(losses).mean()
+        return loss
+
+    @property
+    def teacher_temp(self) -> float:
+        """The teacher's temperature in this epoch."""
+        return float(self.teacher_temp_schedule[self.epoch])
+
+    @torch.no_grad()
+    def targets(self, teacher_output: Tensor) -> Tensor:
+        """The teacher's outputs (M, K) as probabilities, centred and sharpened."""
+        if self.sinkhorn_iters:
+            samples = concat_all_gather_no_grad(
+                torch.tensor([len(teacher_output)], device=teacher_output.device)
+            )
+            balance = SinkhornKnopp(self.sinkhorn_iters, self.teacher_temp)
+            return balance(teacher_output, samples.sum())
+        return F.softmax((teacher_output - self.center) / self.teacher_temp, dim=-1)
 
     @torch.no_grad()
     def update_center(self, teacher_output: Tensor) -> None:
@@ -81,10 +134,4 @@ class DINOLoss(nn.Module):
         Args:
             teacher_output: (M, K).
         """
-        total = teacher_output.sum(dim=0, keepdim=True)
-        count = len(teacher_output)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(total)
-            count *= dist.get_world_size()
-        momentum = self.center_momentum
-        self.center = self.center * momentum + total / count * (1 - momentum)
+        self.center = moved_center(self.center, teacher_output, self.center_momentum)

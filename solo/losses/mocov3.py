@@ -11,7 +11,10 @@ from solo.utils.ranks import concat_all_gather_no_grad, get_rank
 
 
 def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:
-    """`2 T` times the cross entropy that picks each query's key; no gradient into the keys.
+    """`2 T` times the cross entropy that picks each query's key.
+
+    The keys get a gradient where they have one and there is a single process: what is gathered
+    from others has none. The method passes keys without.
 
     Args:
         query: predictions of one view, (N, D).
@@ -19,7 +22,7 @@ def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Te
         temperature: T, divides the cosine similarities.
     """
     query = F.normalize(query, dim=-1)
-    keys = concat_all_gather_no_grad(F.normalize(key.detach(), dim=-1))
+    keys = concat_all_gather_no_grad(F.normalize(key, dim=-1))
     logits = query @ keys.T / temperature
     labels = torch.arange(len(query), device=query.device) + len(query) * get_rank()
     return F.cross_entropy(logits, labels) * (2 * temperature)

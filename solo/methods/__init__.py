@@ -12,7 +12,10 @@ from solo.methods.base import BaseMethod
 from solo.methods.byol import BYOL
 from solo.methods.deepclusterv2 import DeepClusterV2
 from solo.methods.dino import DINO
+from solo.methods.dinov2 import DINOv2
 from solo.methods.exemplar import Exemplar
+from solo.methods.ibot import IBOT
+from solo.methods.ijepa import IJEPA
 from solo.methods.lejepa import LeJEPA
 from solo.methods.linear import LinearModel
 from solo.methods.mae import MAE
@@ -47,7 +50,10 @@ METHODS: Registry[type] = Registry(
         "byol": BYOL,
         "deepclusterv2": DeepClusterV2,
         "dino": DINO,
+        "dinov2": DINOv2,
         "exemplar": Exemplar,
+        "ibot": IBOT,
+        "ijepa": IJEPA,
         "lejepa": LeJEPA,
         "mae": MAE,
         "mocov2plus": MoCoV2Plus,
@@ -88,6 +94,8 @@ def register_method(name: str, method: type | str) -> None:
 __all__ = [
     "BYOL",
     "DINO",
+    "IBOT",
+    "IJEPA",
     "MAE",
     "METHODS",
     "NNBYOL",
@@ -98,6 +106,7 @@ __all__ = [
     "All4One",
     "BarlowTwins",
     "BaseMethod",
+    "DINOv2",
     "DeepClusterV2",
     "Exemplar",
     "LeJEPA",

@@ -66,7 +66,7 @@ class All4One(NeighbourQueueMixin, BaseMomentumMethod):
         self.register_neighbours(self.queue_size, out, index=-1)
 
     def forward(self, X: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """As `BaseMethod`'s; further arguments are ignored."""
+        """Encode images as `BaseMethod.forward` does; further arguments are ignored."""
         return super().forward(X)
 
     def dequeue_and_enqueue(self, z: Tensor, y: Tensor, idx: Tensor) -> None:  # type: ignore[override]
@@ -100,10 +100,8 @@ class All4One(NeighbourQueueMixin, BaseMomentumMethod):
             torch.cat((self.predictor2(view)[:, None], nn), dim=1)[:, :NEIGHBOURS]
             for view, nn in zip(z, neighbours, strict=True)
         ]
-        summaries = [
-            (self._attend(nn), self._attend(s)) for nn, s in zip(neighbours, own, strict=True)
-        ]
-        (a1, b1), (a2, b2) = summaries
+        # neighbours first, then the shifted ones: solo-learn's order, for what dropout draws
+        (a1, a2), (b1, b2) = ([self._attend(s) for s in part] for part in (neighbours, own))
         return (nnclr_loss_func(a1, b2) + nnclr_loss_func(a2, b1)) / 2
 
     def _feature_loss(self, z: Sequence[Tensor], momentum_z: Sequence[Tensor]) -> Tensor:

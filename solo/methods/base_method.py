@@ -9,6 +9,7 @@ here, momentum copies in `base_momentum`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,13 +22,14 @@ from solo.args import schema
 from solo.args.check import defaults_of
 from solo.backbones import BACKBONES, build_encoder, features_dim
 from solo.errors import ConfigError
-from solo.methods.heads import Head, apply_heads
+from solo.methods.heads import Head, apply_heads, has_batch_norm
 from solo.methods.kwargs import check_kwargs
 from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
 from solo.methods.step import average, by_key, class_metrics, val_metrics
 from solo.monitoring.step_metrics import StepMetrics
 from solo.utils.metrics import weighted_mean
 from solo.utils.misc import omegaconf_select
+from solo.utils.param_groups import split_by_layer
 from solo.utils.ranks import get_world_size
 from solo.utils.views import encoding
 
@@ -120,8 +122,8 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
     def learnable_params(self) -> list[dict[str, Any]]:
         """Parameter groups: encoder, online classifier, then the heads."""
         return [
-            *extensions.parameter_groups(self.backbone, name="backbone"),
-            self._classifier_group("classifier"),
+            *self._backbone_groups(),
+            *map(self._classifier_group, self._classifiers),
             *(
                 {"name": name, "params": getattr(self, name).parameters(), **head.group}
                 for name, head in self.declared_heads.items()
@@ -131,23 +133,45 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
 
     @property
     def declared_heads(self) -> dict[str, Head]:
-        """`HEADS`, all of one kind."""
+        """The heads that `HEADS` declares, each as a `Head`."""
         return {
             name: head if isinstance(head, Head) else Head(group=head)
             for name, head in self.HEADS.items()
         }
+
+    @property
+    def _classifiers(self) -> list[str]:
+        """Attributes that hold an online classifier, in the order of their parameter groups."""
+        return ["classifier"]
+
+    def _backbone_groups(self) -> list[Mapping[str, Any]]:
+        groups = extensions.parameter_groups(self.backbone, name="backbone")
+        layer_decay = omegaconf_select(self.cfg, "optimizer.layer_decay", 0.0)
+        patch_embed_lr = omegaconf_select(self.cfg, "optimizer.patch_embed_lr")
+        patch_embed_lr = 1.0 if patch_embed_lr is None else patch_embed_lr
+        if layer_decay in (0, 1) and patch_embed_lr == 1:
+            return groups
+        return split_by_layer(self.backbone, groups, layer_decay, patch_embed_lr)
 
     def _classifier_group(self, name: str) -> dict[str, Any]:
         params = getattr(self, name).parameters()
         return {"name": name, "params": params, "lr": self.classifier_lr, "weight_decay": 0}
 
     def configure_optimizers(self) -> Any:
-        """Optimizer, or ([optimizer], [schedule])."""
+        """Build the optimizer alone, or ([optimizer], [schedule]) where there is a schedule."""
         return self._build_optimizers(self.learnable_params)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The callbacks of the extensions that the configuration turns on."""
         return [cb for ext in extensions.active(self.cfg) for cb in ext.callbacks(self, self.cfg)]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the weight decay of this step, where it has a schedule."""
+        if self.final_weight_decay is not None:
+            trainer = self.trainer
+            progress = trainer.global_step / trainer.estimated_stepping_batches
+            for optimizer in trainer.optimizers:
+                self._set_weight_decay(optimizer, progress)
 
     def optimizer_zero_grad(self, epoch, batch_idx, optimizer, *_) -> None:
         """Drop the gradients instead of filling them with zeros."""
@@ -184,9 +208,33 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
 
     def multicrop_forward(self, X: Tensor) -> dict[str, Tensor]:
         """Small crops to `feats` (N, F), with the heads' outputs where the loss needs them."""
-        feats = self.backbone(self._channels(X))
+        return self._small_outputs(self.backbone(self._channels(X)))
+
+    def _small_outputs(self, feats: Tensor) -> dict[str, Tensor]:
         heads = self.declared_heads if self.HEADS_ON_SMALL_CROPS else {}
         return {"feats": feats, **apply_heads(feats, heads, self.get_submodule)}
+
+    def _encode_small_crops(self, X: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """What `multicrop_forward` returns for every small crop.
+
+        Crops of one size go through the encoder as one batch wherever that is the same: the
+        encoder has no batch statistics, no extension tells views apart, and `multicrop_forward` is
+        not overridden. The heads, which may have batch norms, still see one crop at a time.
+        """
+        own = type(self).multicrop_forward is not BaseMethod.multicrop_forward
+        if own or has_batch_norm(self.backbone) or extensions.tells_views_apart(self.backbone):
+            groups = [[x] for x in X]
+        else:
+            groups = [list(same) for _, same in groupby(X, key=lambda x: x.shape)]
+        views: list[dict[str, Tensor]] = []
+        for crops in groups:
+            with encoding(self.num_large_crops + len(views), "online"):
+                if len(crops) == 1:
+                    views.append(self.multicrop_forward(crops[0]))
+                else:
+                    feats = self.backbone(self._channels(torch.cat(crops)))
+                    views += [self._small_outputs(part) for part in feats.chunk(len(crops))]
+        return views
 
     # ---- training ----
 
@@ -220,13 +268,10 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
                 f"is {self.num_crops}: make the augmentations' num_crops agree"
             )
         views = []
-        for index, x in enumerate(X):
+        for index, x in enumerate(X[: self.num_large_crops]):
             with encoding(index, "online"):
-                if index < self.num_large_crops:
-                    views.append(self.base_training_step(x, targets))
-                else:
-                    views.append(self.multicrop_forward(x))
-        outs = by_key(views)
+                views.append(self.base_training_step(x, targets))
+        outs = by_key([*views, *self._encode_small_crops(X[self.num_large_crops :])])
         average(outs, ("loss", "acc1", "acc5"))
         if self._has_labels(targets):
             self._log_train(

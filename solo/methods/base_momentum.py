@@ -16,7 +16,7 @@ from solo.backbones import build_encoder
 from solo.methods.base_method import BaseMethod
 from solo.methods.heads import apply_heads
 from solo.methods.step import average, by_key, class_metrics, val_metrics
-from solo.utils.misc import set_default
+from solo.utils.misc import omegaconf_select, set_default
 from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
 from solo.utils.views import encoding
 
@@ -36,25 +36,25 @@ class BaseMomentumMethod(BaseMethod):
         self.momentum_classifier: nn.Linear | None = None
         if cfg.momentum.classifier:
             self.momentum_classifier = nn.Linear(self.features_dim, self.num_classes)
-        self.momentum_updater = MomentumUpdater(cfg.momentum.base_tau, cfg.momentum.final_tau)
+        schedule = omegaconf_select(cfg, "momentum.schedule") or "cosine"
+        taus = cfg.momentum.base_tau, cfg.momentum.final_tau
+        self.momentum_updater = MomentumUpdater(*taus, schedule)
         self.last_step = 0
         self._resumed: dict[str, Any] | None = None
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
-        """As `BaseMethod`'s, with the `momentum` section."""
+        """Check the method's configuration and fill in the defaults of `momentum`."""
         cfg = super().add_and_assert_specific_cfg(cfg)
         for key, default in _MOMENTUM_DEFAULTS.items():
             set_default(cfg, key, default)
         return cfg
 
     @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        """As `BaseMethod`'s, with the momentum classifier where there is one."""
-        groups = super().learnable_params
-        if self.momentum_classifier is not None:
-            groups.append(self._classifier_group("momentum_classifier"))
-        return groups
+    def _classifiers(self) -> list[str]:
+        """The momentum classifier, where there is one, comes before the heads, as in solo-learn."""
+        own = [] if self.momentum_classifier is None else ["momentum_classifier"]
+        return [*super()._classifiers, *own]
 
     @property
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

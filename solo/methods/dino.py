@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,9 +63,14 @@ class DINOHead(nn.Module):
 
 
 class DINO(BaseMomentumMethod):
-    """Student and teacher see the large crops; small crops do not enter the loss."""
+    """The teacher sees the large crops; the student those, and with `local_crops` all others, too.
 
-    KWARGS = {
+    The paper's recipe is this with `local_crops`, a weight decay that rises
+    (`optimizer.final_weight_decay`), and, on a ViT, `backbone.kwargs.dynamic_img_size`; the
+    recipes of solo-learn have none of the three.
+    """
+
+    KWARGS: Mapping[str, Any] = {
         "proj_hidden_dim": int,
         "proj_output_dim": int,
         "num_prototypes": int,
@@ -77,35 +82,52 @@ class DINO(BaseMomentumMethod):
         "teacher_temperature": 0.07,
         "warmup_teacher_temperature": 0.04,
         "warmup_teacher_temperature_epochs": 0,
+        "local_crops": False,
     }
-    HEADS = {"head": Head("z")}
+    HEADS: Mapping[str, Head] = {"head": Head("z")}
+    SINKHORN_ITERS = 0
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = cfg.method_kwargs
         self.clip_grad: float = kwargs.clip_grad
         self.freeze_last_layer: int = kwargs.freeze_last_layer
-        self.head, self.momentum_head = momentum_pair(
-            lambda: DINOHead(
-                in_dim=self.features_dim,
-                num_prototypes=kwargs.num_prototypes,
-                use_bn=kwargs.use_bn_in_head,
-                norm_last_layer=kwargs.norm_last_layer,
-                hidden_dim=kwargs.proj_hidden_dim,
-                bottleneck_dim=kwargs.proj_output_dim,
-            )
+        self.HEADS_ON_SMALL_CROPS = kwargs.local_crops
+        self.head, self.momentum_head = momentum_pair(self._build_head)
+        self.dino_loss_func = self._build_loss(
+            self.num_crops if kwargs.local_crops else self.num_large_crops
         )
-        self.dino_loss_func = DINOLoss(
+        if self.multicrop and not kwargs.local_crops:
+            warnings.warn(
+                f"{cfg.method}'s loss uses the large crops only, as solo-learn's; "
+                "method_kwargs.local_crops=True takes all of them, as the paper does",
+                stacklevel=2,
+            )
+
+    def _build_head(self) -> DINOHead:
+        kwargs = self.cfg.method_kwargs
+        return DINOHead(
+            in_dim=self.features_dim,
+            num_prototypes=kwargs.num_prototypes,
+            use_bn=kwargs.use_bn_in_head,
+            norm_last_layer=kwargs.norm_last_layer,
+            hidden_dim=kwargs.proj_hidden_dim,
+            bottleneck_dim=kwargs.proj_output_dim,
+        )
+
+    def _build_loss(self, views: int) -> DINOLoss:
+        """The loss of a student's output that consists of `views` views."""
+        kwargs = self.cfg.method_kwargs
+        return DINOLoss(
             num_prototypes=kwargs.num_prototypes,
             student_temp=kwargs.student_temperature,
             warmup_teacher_temp=kwargs.warmup_teacher_temperature,
             teacher_temp=kwargs.teacher_temperature,
             warmup_teacher_temp_epochs=kwargs.warmup_teacher_temperature_epochs,
             num_epochs=self.max_epochs,
-            num_large_crops=self.num_large_crops,
+            num_large_crops=views,
+            sinkhorn_iters=self.SINKHORN_ITERS,
         )
-        if self.multicrop:
-            warnings.warn("dino's loss uses the large crops only, as solo-learn's", stacklevel=2)
 
     @torch.no_grad()
     def dino_clip_gradients(self, clip: float) -> None:
@@ -121,14 +143,25 @@ class DINO(BaseMomentumMethod):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Cross entropy between the teacher's and the student's outputs of different views."""
         out = super().training_step(batch, batch_idx)
+        terms = self.terms(out)
+        self._log_train(**terms)
+        return sum(terms.values()) + out["loss"]
+
+    def terms(self, out: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The terms of the loss, by the names they are logged under.
+
+        Args:
+            out: what `BaseMomentumMethod.training_step` returns.
+        """
         dino_loss = self.dino_loss_func(torch.cat(out["z"]), torch.cat(out["momentum_z"]))
-        self._log_train(dino_loss=dino_loss)
-        return dino_loss + out["loss"]
+        return {"dino_loss": dino_loss}
 
     def on_after_backward(self) -> None:
         """Clip the encoder's gradients; hold the prototypes still in the first epochs."""
         if self.clip_grad:
             self.dino_clip_gradients(self.clip_grad)
         if self.current_epoch < self.freeze_last_layer:
-            for p in self.head.last_layer.parameters():
-                p.grad = None
+            for head in self.children():
+                if isinstance(head, DINOHead):
+                    for p in head.last_layer.parameters():
+                        p.grad = None

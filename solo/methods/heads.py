@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from solo.compat import weight_norm
 from solo.utils.momentum import initialize_momentum_params
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 LastNorm = Literal["none", "affine", "plain"]
 
 
@@ -29,7 +30,7 @@ def mlp(
     last_bias: bool | None = None,
     last_norm: LastNorm = "none",
 ) -> nn.Sequential:
-    """Linear [BatchNorm] activation ... Linear [BatchNorm].
+    """Build a head: linear layers with batch norm and activation between them.
 
     Args:
         dims: widths, input first: `mlp(512, 2048, 256)` has two linear layers.
@@ -133,11 +134,11 @@ class WeightNormLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The effective weight, (out, in)."""
+        """The effective weight of shape (out, in): direction times magnitude."""
         return weight_norm(self.weight_v, self.weight_g, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
+        """Multiply features (..., in) with the effective weight, to (..., out)."""
         return F.linear(x, self.weight)
 
 
@@ -146,6 +147,11 @@ def momentum_pair(build: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]
     online, momentum = build(), build()
     initialize_momentum_params(online, momentum)
     return online, momentum
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether `module` has a layer whose output for an image depends on the batch."""
+    return any(isinstance(m, BATCH_NORMS) for m in module.modules())
 
 
 @torch.no_grad()

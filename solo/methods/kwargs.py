@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from solo.errors import ConfigError, did_you_mean
+from solo.errors import ConfigError
 from solo.utils.misc import omegaconf_select, set_default
-from solo.values import accepts, check_number
+from solo.values import accepts, check_number, unknown_key
 
 
 def check_kwargs(cfg: DictConfig, kwargs: Mapping[str, Any], ignored: Iterable[str]) -> None:
@@ -19,13 +19,12 @@ def check_kwargs(cfg: DictConfig, kwargs: Mapping[str, Any], ignored: Iterable[s
     for name in cfg.method_kwargs:
         if name in kwargs:
             continue
-        if name in ignored or name in _kwargs_of_all_methods():
+        strict = omegaconf_select(cfg, "strict") is True
+        if not strict and (name in ignored or name in _kwargs_of_all_methods()):
             warnings.warn(f"method_kwargs.{name} has no effect on {cfg.method}", stacklevel=5)
         else:
-            raise ConfigError(
-                f"method_kwargs.{name} does not exist for {cfg.method}. "
-                f"{did_you_mean(str(name), kwargs)}"
-            )
+            given, what = map(str, cfg.method_kwargs), f" for {cfg.method}"
+            unknown_key(f"method_kwargs.{name}", kwargs, given, what, strict)
     for name, default in kwargs.items():
         key = f"method_kwargs.{name}"
         required = isinstance(default, type)

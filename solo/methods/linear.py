@@ -104,7 +104,7 @@ class LinearModel(OptimizationMixin, StepMetrics, pl.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        """Optimizer, or ([optimizer], [schedule])."""
+        """Build the optimizer alone, or ([optimizer], [schedule]) where there is a schedule."""
         return self._build_optimizers(self.learnable_params)
 
     def forward(self, X: Tensor) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ class MAEDecoder(nn.Module):
             nn.init.zeros_(m.bias)
 
     def forward(self, x: Tensor, ids_restore: Tensor) -> Tensor:
-        """Predict the pixels of every patch.
+        """Predict the pixels of every patch from the encoded visible ones.
 
         Args:
             x: class token and visible tokens, (N, 1 + visible, in_dim).

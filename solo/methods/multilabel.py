@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from solo.data.catalogue import MULTILABEL_DATASETS
+from solo.data.catalogue import named
 from solo.errors import ConfigError
 from solo.losses.multilabel import multilabel_loss_func
 from solo.methods.base import BaseMethod
@@ -34,9 +34,10 @@ class MultiLabel(LabelsMixin, BaseMethod):
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
         """As the method's; refuses data with one label per image, more views, and online kNN."""
         cfg = super().add_and_assert_specific_cfg(cfg)
-        if cfg.data.dataset not in MULTILABEL_DATASETS:
+        several = named(lambda info: info.multilabel)
+        if cfg.data.dataset not in several:
             raise ConfigError(
-                f"multilabel learns from {', '.join(MULTILABEL_DATASETS)}, and the images of "
+                f"multilabel learns from {', '.join(several)}, and the images of "
                 f"data.dataset={cfg.data.dataset} have one label each: write method=supervised"
             )
         if cfg.data.num_large_crops != 1 or cfg.data.num_small_crops:
@@ -46,7 +47,7 @@ class MultiLabel(LabelsMixin, BaseMethod):
         return cfg
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """The loss of the one view."""
+        """Compute the multi-label loss of the one view of a batch."""
         _, (X,), targets = batch
         with encoding(0, "online"):
             loss = multilabel_loss_func(self(X)["logits"], targets)

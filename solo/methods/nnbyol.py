@@ -29,7 +29,7 @@ class NNBYOL(NeighbourQueueMixin, BYOL):
         self.register_neighbours(self.queue_size, cfg.method_kwargs.proj_output_dim)
 
     def forward(self, X: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """As BYOL's; further arguments are ignored."""
+        """Encode images as BYOL does; further arguments are ignored."""
         return super().forward(X)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -92,6 +93,9 @@ class OptimizationMixin:
         self.weight_decay: float = optimizer.weight_decay
         self.extra_optimizer_args: dict[str, Any] = _plain(optimizer.kwargs)
         self.exclude_bias_n_norm_wd: bool = optimizer.exclude_bias_n_norm_wd
+        self.final_weight_decay: float | None = omegaconf_select(
+            cfg, "optimizer.final_weight_decay"
+        )
         self.scheduler: str = scheduler.name
         self.lr_decay_steps: list[int] | None = _epochs(_plain(scheduler.lr_decay_steps))
         self.min_lr: float = scheduler.min_lr
@@ -116,6 +120,7 @@ class OptimizationMixin:
         if self.exclude_bias_n_norm_wd:
             groups = remove_bias_and_norm_from_weight_decay(groups)
         groups = [dict(group) for group in groups]
+        self._decayed = [i for i, group in enumerate(groups) if "weight_decay" not in group]
         static = [i for i, group in enumerate(groups) if group.pop("static_lr", False)]
         for group in groups:
             if "lr_scale" in group:
@@ -130,6 +135,22 @@ class OptimizationMixin:
         )
         scheduler = self._build_scheduler(optimizer, static)
         return optimizer if scheduler is None else ([optimizer], [scheduler])
+
+    def _set_weight_decay(self, optimizer: Optimizer, progress: float) -> None:
+        """Give the groups without a decay of their own that of this point of the run (DINO).
+
+        A cosine from `optimizer.weight_decay` to `optimizer.final_weight_decay`.
+
+        Args:
+            optimizer: made by `_build_optimizers`.
+            progress: part of the run's optimizer steps that is done, 0 to 1.
+        """
+        if self.final_weight_decay is None:
+            return
+        left = (1 + math.cos(math.pi * progress)) / 2
+        first, last = self.weight_decay, self.final_weight_decay
+        for index in self._decayed:
+            optimizer.param_groups[index]["weight_decay"] = last + (first - last) * left
 
     def _build_scheduler(self, optimizer: Optimizer, static: list[int]) -> Any:
         name = str(self.scheduler).lower()

@@ -21,7 +21,7 @@ class QueueMixin(nn.Module):
     """Adds a ring buffer to a method; `register_queue` in its `__init__`, after `super()`'s."""
 
     def register_queue(self, shape: tuple[int, ...], slot_dim: int, unit_dim: int, **extra) -> None:
-        """Make the buffers.
+        """Register the buffers of a queue of features and its position.
 
         Args:
             shape: of `queue`, filled with random unit vectors.

@@ -53,7 +53,7 @@ class S4L(LabelsMixin, RotNet):
         self.choose_labelled(item_labels(self.trainer.train_dataloader.dataset))
 
     def choose_labelled(self, labels: Sequence[int] | None) -> None:
-        """Decide whose labels are used.
+        """Decide for which images of the data set the labels are used.
 
         Args:
             labels: of the whole training set, by index.

@@ -21,6 +21,7 @@ def class_metrics(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
 
 
 def val_metrics(out: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The figures of a validation batch under the names that they are logged by."""
     return {"val_loss": out["loss"], "val_acc1": out["acc1"], "val_acc5": out["acc5"]}
 
 
@@ -34,5 +35,6 @@ def by_key(views: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def average(outs: dict[str, Any], keys: Iterable[str]) -> None:
+    """Replace the lists of numbers at `keys` by their means, in place."""
     for key in keys:
         outs[key] = sum(outs[key]) / len(outs[key])

@@ -26,7 +26,7 @@ class SupCon(SimCLR):
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
-        """As SimCLR's; refuses `data.no_labels`."""
+        """Check the configuration as SimCLR does and refuse `data.no_labels`."""
         cfg = super().add_and_assert_specific_cfg(cfg)
         if omegaconf_select(cfg, "data.no_labels", False):
             raise ConfigError("supcon learns from labels: data.no_labels=True goes with simclr")

@@ -23,7 +23,7 @@ class LabelsMixin(nn.Module):
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
-        """As the method's; refuses `data.no_labels`."""
+        """Check the method's configuration and refuse `data.no_labels`."""
         cfg = super().add_and_assert_specific_cfg(cfg)  # type: ignore[misc]
         if omegaconf_select(cfg, "data.no_labels", False):
             raise ConfigError(f"{cfg.method} learns from labels: remove data.no_labels=True")
@@ -45,5 +45,5 @@ class Supervised(LabelsMixin, BaseMethod):
     LARGE_CROPS = None
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """The classifier's loss."""
+        """Compute the cross-entropy of the classifier on every view."""
         return super().training_step(batch, batch_idx)["loss"]

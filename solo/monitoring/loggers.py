@@ -51,7 +51,7 @@ class CSVMetrics(Logger):
 
     @property
     def name(self) -> str:
-        """The folder of the method."""
+        """Name of the folder that holds the runs of the method."""
         return self.logdir.name
 
     @property
@@ -63,7 +63,7 @@ class CSVMetrics(Logger):
 
     @property
     def path(self) -> Path:
-        """The CSV file."""
+        """Path of the CSV file that the metrics go to."""
         return self.logdir / self.version / FILE
 
     def _claim(self) -> str:

@@ -83,7 +83,7 @@ class StepProfiler(Profiler):
 
     @contextmanager
     def receiving(self) -> Iterator[StepProfiler]:
-        """Inside, `section` reports to this profiler."""
+        """Context inside which `section` reports its times to this profiler."""
         global _active
         before, _active = _active, self
         try:
@@ -97,7 +97,7 @@ class StepProfiler(Profiler):
         module.register_forward_hook(lambda *_: self.stop(part), always_call=True)
 
     def start(self, action_name: str) -> None:
-        """Time belongs to this action now."""
+        """Count time for this action from now on."""
         part = self._part(action_name)
         self._change(part)
         self._parts.append(part)

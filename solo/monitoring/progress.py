@@ -89,7 +89,7 @@ class ThroughputBar(TQDMProgressBar):
             print(flush=True)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Lightning's figures, then ours."""
+        """The figures of the progress bar: Lightning's first, then throughput."""
         items = super().get_metrics(trainer, pl_module)
         if self.throughput.images_per_second is not None:
             items["images/s"] = f"{self.throughput.images_per_second:,.0f}"

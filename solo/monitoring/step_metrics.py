@@ -76,7 +76,7 @@ class StepMetrics:
     images_in_step: int = 1
 
     def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
-        """As Lightning's `log`."""
+        """Log a metric with the arguments of Lightning's `log`, without waiting for the device."""
         with section(LOGGING):
             self._log(name, value, *args, **options)
 
@@ -92,7 +92,7 @@ class StepMetrics:
             super().log(name, value, *args, **options)
 
     def on_train_epoch_end(self) -> None:
-        """Log the means of the epoch."""
+        """Log the mean of each metric over the epoch that ends."""
         super().on_train_epoch_end()
         for (name, sync), gathered in self._metrics_of_epoch().items():
             mean = gathered.mean()

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from solo import extensions
+from solo.checkpoints.files import read_args
 from solo.checkpoints.runs import open_run
+from solo.data.catalogue import info_of
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
 
@@ -109,6 +111,11 @@ class Features(nn.Module):
         return self.model(X)
 
 
+def trained_exif(path: str | Path) -> str:
+    """Whether the run of a checkpoint has turned its images: its `data.exif`, or `ignore`."""
+    return ((read_args(path) or {}).get("data") or {}).get("exif") or "ignore"
+
+
 @torch.no_grad()
 def extract_features(loader: DataLoader, model: nn.Module) -> tuple[Tensor, Tensor | None, Tensor]:
     """Features of a whole dataset, on the CPU.
@@ -144,16 +151,21 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
         prepare_transforms,
         prepare_val_dataloader,
     )
+    from solo.data.datasets.images import readers
 
     _, transform = prepare_transforms(args.dataset)
-    if args.dataset == "custom":
+    if info_of(args.dataset).mean is None:
         _set_statistics(transform, args.mean, args.std)
+    exif = getattr(args, "data_exif", None) or trained_exif(args.pretrained_checkpoint_dir)
     sizes: dict[str, Any] = {"batch_size": args.batch_size, "num_workers": args.num_workers}
     if args.no_labels:
         from solo.data.pretrain_dataloader import CustomDatasetWithoutLabels
 
         paths = [args.train_data_path, args.val_data_path]
-        sets = [None if p is None else CustomDatasetWithoutLabels(p, transform) for p in paths]
+        loader, _ = readers(exif)
+        sets = [
+            None if p is None else CustomDatasetWithoutLabels(p, transform, loader) for p in paths
+        ]
     else:
         sets = prepare_datasets(
             args.dataset,
@@ -163,6 +175,7 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
             val_data_path=args.val_data_path,
             data_format="image_folder" if args.data_format == "dali" else args.data_format,
             data_fraction=args.data_fraction,
+            exif=exif,
         )
     return tuple(None if s is None else prepare_val_dataloader(s, **sizes) for s in sets)
 

@@ -30,7 +30,7 @@ class FrozenModules(Callback):
         self._modules: list[nn.Module] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the modules.
+        """Find the modules that stay frozen, before training starts.
 
         Raises:
             ConfigError: the backbone has no module of that name.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def linear(cfg: DictConfig) -> Trainer:
-    """Run `main_linear.py` on a composed configuration.
+    """Run linear evaluation or fine-tuning, as `main_linear.py` does, on a composed configuration.
 
     Raises:
         SoloError: a mistake in the configuration, the data or the checkpoint.
@@ -142,6 +142,7 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
             batch_size=cfg.optimizer.batch_size,
             data_fraction=data.fraction,
             dali_device=cfg.dali.device,
+            exif=_exif(cfg),
             split=split,
         )
     from solo.data.classification_dataloader import prepare_data
@@ -158,6 +159,7 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
         auto_augment=cfg.auto_augment,
         image_size=data.get("image_size"),
         split=split,
+        exif=_exif(cfg),
     )
     classes = getattr(train.dataset, "classes", None)
     if classes is not None and len(classes) < 2:
@@ -166,6 +168,16 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
         )
     require_full_batch(train.dataset, cfg.optimizer.batch_size)
     return train, val
+
+
+def _exif(cfg: DictConfig) -> str:
+    """`data.exif` as it is asked for, else as the encoder was trained."""
+    from solo.programs.evaluation import trained_exif
+
+    asked, path = cfg.data.get("exif"), select(cfg, "pretrained_feature_extractor")
+    if asked is None and path is not None:
+        return trained_exif(path)
+    return asked or "ignore"
 
 
 def _print_result(trainer: Trainer, model: LinearModel, cfg: DictConfig) -> None:

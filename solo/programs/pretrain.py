@@ -12,6 +12,7 @@ from solo.args import schema
 from solo.args.check import require
 from solo.args.common import count_devices
 from solo.args.pretrain import parse_cfg
+from solo.data.catalogue import info_of
 from solo.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def pretrain(cfg: DictConfig) -> Trainer:
-    """Run `main_pretrain.py` on a composed configuration.
+    """Run pretraining, as `main_pretrain.py` does, on a composed configuration.
 
     Raises:
         SoloError: a mistake in the configuration, the data or a checkpoint.
@@ -96,6 +97,7 @@ def build_data(cfg: DictConfig) -> Data:
         prepare_n_crop_transform,
         require_full_batch,
     )
+    from solo.data.views.long_images import image_sizes, warn_of_long_images
 
     device_views = None
     if cfg.data.get("augment") == "device":
@@ -125,6 +127,7 @@ def build_data(cfg: DictConfig) -> Data:
         where = f"'{cfg.data.train_path}'"
         dataset = without_unreadable(dataset, where, max(1, cfg.data.num_workers))
     require_full_batch(dataset, cfg.optimizer.batch_size)
+    warn_of_long_images(image_sizes(dataset), cfg.augmentations)
     train = prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
     return (train, val) if device_views is None else DeviceData(train, device_views, val)
 
@@ -134,12 +137,14 @@ def _which_images(cfg: DictConfig) -> dict[str, Any]:
         "no_labels": cfg.data.no_labels,
         "data_fraction": cfg.data.fraction,
         "fraction_of": cfg.data.get("fraction_of", "images"),
+        "exif": cfg.data.get("exif", "ignore"),
     }
 
 
 def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
     from solo.data.resident.loader import ResidentData, prepare_resident
     from solo.data.views.batched import build_views
+    from solo.data.views.long_images import warn_of_long_images
 
     compiled = OmegaConf.select(cfg, "performance.compile", default=False)
     views = build_views(cfg.data.dataset, cfg.augmentations, compiled)
@@ -155,15 +160,15 @@ def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
         processes=count_devices(cfg),
         **_which_images(cfg),
     )
+    warn_of_long_images([tuple(dataset.images.shape[2:])], cfg.augmentations)
     return ResidentData(dataset, cfg.optimizer.batch_size, val)
 
 
 def validation_loader(cfg: DictConfig) -> DataLoader | None:
     """Labelled validation images, None where there are none."""
     data = cfg.data
-    if data.dataset == "custom" and (data.no_labels or data.val_path is None):
-        return None
-    if data.dataset in ("imagenet", "imagenet100") and data.val_path is None:
+    info = info_of(data.dataset)
+    if (info.any_images and data.no_labels) or (info.path == "required" and data.val_path is None):
         return None
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format
@@ -174,6 +179,7 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         data_format=stored_format(data.format, data.val_path),
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
+        exif=data.get("exif", "ignore"),
     )
 
 
@@ -202,6 +208,8 @@ def _dali(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
         data_fraction=cfg.data.fraction,
         dali_device=cfg.dali.device,
         encode_indexes_into_labels=cfg.dali.encode_indexes_into_labels,
+        exif=cfg.data.get("exif", "ignore"),
+        augmentations=cfg.augmentations,
     )
     module.val_dataloader = lambda: [] if val is None else val
     return module

@@ -96,7 +96,7 @@ def fit(
     callbacks: list[Callback] = (),
     resume: Resume | None = None,
 ) -> Trainer:
-    """Train `model` as `cfg` says.
+    """Train `model` on `data` as the configuration says, resuming where it can.
 
     Args:
         cfg: parsed configuration; its keys that are arguments of Trainer are passed on.
@@ -277,7 +277,7 @@ class LogFigures(Callback):
         self.figures = {f"encoder/{name}": value for name, value in figures.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed run has them already."""
+        """Log the figures once; a resumed run has them already."""
         if self.figures and trainer.global_step == 0:
             for logger in trainer.loggers:
                 logger.log_metrics(self.figures, step=0)

@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from solo import extensions
+from solo.data.catalogue import info_of
 from solo.programs.evaluation import Features, device_of, evaluation_loaders, load_method
 from solo.utils.auto_umap import OfflineUMAP
 
@@ -22,11 +23,11 @@ def umap(args: Namespace) -> list[Path]:
         args.pretrained_checkpoint_dir, args.eval_encoder, extensions.evaluation_settings(args)
     )
     encoder = Features(model, args.eval_encoder)
-    prefix = "im100" if args.dataset == "imagenet100" else args.dataset
+    info = info_of(args.dataset)
     written = []
     for split, loader in zip(("train", "val"), evaluation_loaders(args), strict=True):
         if loader is not None:
-            path = Path(f"{prefix}_{split}_umap.pdf")
+            path = Path(f"{info.short or info.name}_{split}_umap.pdf")
             OfflineUMAP().plot(device, encoder, loader, path)
             print(f"Wrote {path}")
             written.append(path)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo.args.check import fill
 from solo.args.schema import AutoResume
+from solo.data.catalogue import known
 from solo.monitoring.loggers import last_checkpoint
 
 Checkpoint = namedtuple("Checkpoint", ["creation_time", "args", "checkpoint"])
@@ -54,7 +55,7 @@ def fingerprint(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(cfg, DictConfig):
         cfg = OmegaConf.to_container(cfg, resolve=True)
     flat = dict(_flatten(cfg))
-    free = (*_FREE, *(_PATHS if _get(cfg, "data.dataset") != "custom" else ()))
+    free = (*_FREE, *(() if known(_get(cfg, "data.dataset")).any_images else _PATHS))
     kept = {
         key: value
         for key, value in flat.items()
@@ -104,7 +105,7 @@ class AutoResumer:
         return cfg
 
     def find_checkpoint(self, cfg: DictConfig) -> tuple[Path | None, str | None]:
-        """The newest matching checkpoint.
+        """Find the newest checkpoint of an unfinished run with the same configuration.
 
         Args:
             cfg: parsed configuration of the run that starts.

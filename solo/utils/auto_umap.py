@@ -59,7 +59,7 @@ class AutoUMAP(Callback):
 
     @staticmethod
     def random_string(letter_count: int = 4, digit_count: int = 4) -> str:
-        """As `Checkpointer.random_string`."""
+        """A random name for a run, as `Checkpointer.random_string` makes it."""
         return Checkpointer.random_string(letter_count, digit_count)
 
     def initial_setup(self, trainer: Trainer) -> None:
@@ -80,7 +80,7 @@ class AutoUMAP(Callback):
         self.initial_setup(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw when it is due."""
+        """Draw the validation set at the end of every `frequency`-th epoch."""
         if trainer.current_epoch % self.frequency == 0 and not trainer.sanity_checking:
             self.plot(trainer, pl_module)
 
@@ -119,7 +119,7 @@ class OfflineUMAP:
         dataloader: Iterable,
         plot_path: str | Path = "umap.pdf",
     ) -> None:
-        """Write the picture to `plot_path`.
+        """Embed the features of a loader and write the picture to `plot_path`.
 
         Args:
             device: where `model` runs.

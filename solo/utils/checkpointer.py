@@ -19,7 +19,7 @@ from solo.monitoring.loggers import last_checkpoint
 
 
 class Checkpointer(Callback):
-    """Saves `<logdir>/<version>/<name>-<version>-ep=<epoch>.ckpt` and `args.json`.
+    """Saves checkpoints as `<logdir>/<version>/<name>-<version>-ep=<epoch>.ckpt` and `args.json`.
 
     The state is taken at the end of an epoch into a temporary file. That file gets its name once
     the metrics of the epoch are on the disk too, and only then the previous one goes: a run that
@@ -134,7 +134,7 @@ class Checkpointer(Callback):
             self._take(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Publish the last checkpoint."""
+        """Publish the last checkpoint to the loggers that want it."""
         self._publish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception) -> None:

@@ -57,7 +57,7 @@ class KMeans:
     def cluster_memory(
         self, local_memory_index: Tensor, local_memory_embeddings: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """Run k-means for every head.
+        """Run k-means over the memory of features for every head.
 
         Args:
             local_memory_index: dataset index of each row, (n,), -1 for a row never filled.

@@ -67,7 +67,7 @@ class WeightedKNNClassifier(Metric):
         test_features: Tensor | None = None,
         test_targets: Tensor | None = None,
     ) -> None:
-        """Add samples of either split.
+        """Add features and targets of the training or the test split.
 
         Args:
             train_features: (N, D).

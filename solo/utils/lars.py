@@ -12,7 +12,7 @@ from solo.errors import ConfigError
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling with momentum.
+    """SGD with layer-wise adaptive rate scaling and momentum (You et al., 2017).
 
     A tensor is adapted unless it is 1-d and `exclude_bias_n_norm` is set, or its weights or its
     gradients are all zero. Adapted: d = (g + wd p) r with r = eta ||p|| / (||g|| + wd ||p|| + eps)
@@ -74,7 +74,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step; returns what `closure` returns."""
+        """Perform one optimizer step and return what `closure` returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -123,12 +123,12 @@ class LinearWarmupMultiStepLR(LRScheduler):
 
 
 class WarmupCosine(_StaticGroups, LinearWarmupCosineAnnealingLR):
-    """`LinearWarmupCosineAnnealingLR` with `static_indexes`."""
+    """`LinearWarmupCosineAnnealingLR` that leaves the groups in `static_indexes` at their rate."""
 
 
 class MultiStep(_StaticGroups, MultiStepLR):
-    """`MultiStepLR` with `static_indexes`."""
+    """`MultiStepLR` that leaves the groups in `static_indexes` at their rate."""
 
 
 class WarmupMultiStep(_StaticGroups, LinearWarmupMultiStepLR):
-    """`LinearWarmupMultiStepLR` with `static_indexes`."""
+    """`LinearWarmupMultiStepLR` that leaves the groups in `static_indexes` at their rate."""

@@ -17,7 +17,7 @@ def accuracy_at_k(
     top_k: Sequence[int] = (1, 5),
     ignore_index: int | None = None,
 ) -> list[Tensor]:
-    """Top-k accuracies in percent.
+    """Top-k accuracies of logits in percent, one per value of k.
 
     Args:
         outputs: (N, C) logits.

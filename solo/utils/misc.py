@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from solo.data.catalogue import _SIZES
+from solo.data.catalogue import known
 from solo.errors import DataError
 from solo.utils.param_groups import param_groups_layer_decay, remove_bias_and_norm_from_weight_decay
 from solo.utils.ranks import (
@@ -167,8 +167,8 @@ def compute_dataset_size(
         from solo.data.shards.index import read_shards
 
         size = len(read_shards(data_path, "data_path").places)
-    elif name in _SIZES:
-        size = _SIZES[name][0 if train else 1]
+    elif known(name).images is not None:
+        size = known(name).images[0 if train else 1]
     elif data_path is None or not os.path.isdir(data_path):
         raise DataError(f"cannot count the images of '{dataset}': no folder at '{data_path}'")
     elif no_labels:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from solo.compat import foreach_lerp_
-from solo.errors import ConfigError
+from solo.errors import ConfigError, did_you_mean
 
 
 @torch.no_grad()
@@ -30,17 +30,24 @@ class MomentumUpdater:
         base_tau: tau at step 0.
         cur_tau: tau of the next update.
         final_tau: tau at the last step.
+        schedule: `cosine` or `linear` in between.
 
     Raises:
-        ConfigError: unless 0 <= base_tau <= final_tau <= 1.
+        ConfigError: unless 0 <= base_tau <= final_tau <= 1, or for another schedule.
     """
 
-    def __init__(self, base_tau: float = 0.996, final_tau: float = 1.0):
+    def __init__(self, base_tau: float = 0.996, final_tau: float = 1.0, schedule: str = "cosine"):
         if not 0 <= base_tau <= final_tau <= 1:
             raise ConfigError(
                 "momentum needs 0 <= base_tau <= final_tau <= 1, "
                 f"got momentum.base_tau={base_tau}, momentum.final_tau={final_tau}"
             )
+        if schedule not in ("cosine", "linear"):
+            raise ConfigError(
+                f"momentum.schedule='{schedule}' does not exist. "
+                f"{did_you_mean(schedule, ('cosine', 'linear'))}"
+            )
+        self.schedule = schedule
         self.base_tau = base_tau
         self.cur_tau = base_tau
         self.final_tau = final_tau
@@ -56,6 +63,11 @@ class MomentumUpdater:
             foreach_lerp_(momentum, online, 1.0 - self.cur_tau)
 
     def update_tau(self, cur_step: int, max_steps: int) -> None:
-        """Cosine schedule: final - (final - base)(cos(pi step / max) + 1) / 2 (BYOL, sec. 3.2)."""
-        cosine = (math.cos(math.pi * cur_step / max_steps) + 1) / 2
-        self.cur_tau = self.final_tau - (self.final_tau - self.base_tau) * cosine
+        """Cosine schedule: final - (final - base)(cos(pi step / max) + 1) / 2 (BYOL, sec. 3.2).
+
+        The linear one is final - (final - base)(1 - step / max).
+        """
+        left = (math.cos(math.pi * cur_step / max_steps) + 1) / 2
+        if self.schedule == "linear":
+            left = 1 - cur_step / max_steps
+        self.cur_tau = self.final_tau - (self.final_tau - self.base_tau) * left

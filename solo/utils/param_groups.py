@@ -52,6 +52,42 @@ def param_groups_layer_decay(
     return list(groups.values())
 
 
+def split_by_layer(
+    model: nn.Module,
+    groups: Sequence[Mapping[str, Any]],
+    layer_decay: float,
+    patch_embed_lr: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Split each group of an encoder's parameters by the learning rate of their layer.
+
+    Args:
+        model: the encoder.
+        groups: of its parameters.
+        layer_decay: the rate falls by this factor per layer below the top; 0 or 1 leaves it.
+        patch_embed_lr: a further factor for what is called `patch_embed`.
+
+    Returns:
+        groups with `lr_scale`, and names that end with it, where it is not 1.
+    """
+    layer_ids = _layer_ids(model)
+    top = max(layer_ids.values())
+    scales = {}
+    for name, parameter in model.named_parameters():
+        scale = (layer_decay or 1.0) ** (top - layer_ids.get(name, top))
+        scales[id(parameter)] = scale * (patch_embed_lr if "patch_embed" in name else 1.0)
+    out: list[dict[str, Any]] = []
+    for group in groups:
+        parts: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(scales[id(parameter)], []).append(parameter)
+        for scale, params in parts.items():
+            changes = (
+                {} if scale == 1 else {"lr_scale": scale, "name": f"{group['name']}_{scale:g}"}
+            )
+            out.append({**group, **changes, "params": params})
+    return out
+
+
 def remove_bias_and_norm_from_weight_decay(
     parameter_groups: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:

@@ -69,13 +69,13 @@ class _PositionalEncoding(nn.Module):
 
 
 class PositionalEncoding1D(_PositionalEncoding):
-    """For sequences (N, x, channels)."""
+    """Sinusoidal encoding of the positions of sequences (N, x, channels)."""
 
     axes = 1
 
 
 class PositionalEncoding2D(_PositionalEncoding):
-    """For images (N, x, y, channels)."""
+    """Sinusoidal encoding of the positions of maps (N, x, y, channels)."""
 
     axes = 2
 
@@ -101,18 +101,18 @@ class _Permuted(nn.Module):
 
     @property
     def org_channels(self) -> int:
-        """Channels as given."""
+        """The number of channels as it was given."""
         return self.penc.org_channels
 
 
 class PositionalEncodingPermute1D(_Permuted):
-    """For sequences (N, channels, x)."""
+    """Sinusoidal encoding of the positions of sequences (N, channels, x)."""
 
     encoding = PositionalEncoding1D
 
 
 class PositionalEncodingPermute2D(_Permuted):
-    """For images (N, channels, x, y)."""
+    """Sinusoidal encoding of the positions of maps (N, channels, x, y)."""
 
     encoding = PositionalEncoding2D
 
@@ -124,7 +124,7 @@ class PositionalEncodingPermute3D(_Permuted):
 
 
 class Summer(nn.Module):
-    """Adds an encoding to its input.
+    """Module that adds a positional encoding to its input.
 
     Args:
         penc: any of the encodings above.

@@ -14,7 +14,7 @@ from torch import distributed as dist
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Number of processes that train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -52,7 +52,7 @@ def share(tensors: Iterable[Tensor]) -> None:
 
 
 def share_value(value: float) -> float:
-    """Rank 0's number."""
+    """Give every process the number that rank 0 has."""
     if world_size() == 1:
         return value
     buffer = torch.tensor([value], dtype=torch.float64, device=device())
@@ -73,7 +73,7 @@ def mean_with_own_gradient(value: Tensor) -> Tensor:
 
 
 def distributed() -> bool:
-    """Whether a process group is running."""
+    """Whether a process group of torch.distributed is initialised."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -94,13 +94,14 @@ class GatherLayer(torch.autograd.Function):
     def forward(ctx, x: Tensor) -> tuple[Tensor, ...]:
         if not distributed():
             return (x.clone(),)
+        x = x.contiguous()  # what is sent is memory, whose order may differ between ranks
         output = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(output, x.contiguous())
+        dist.all_gather(output, x)
         return tuple(output)
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> Tensor:
-        gradients = torch.stack(grads)
+        gradients = torch.stack(grads).contiguous()
         if distributed():
             dist.all_reduce(gradients)
         return gradients[get_rank()]
@@ -120,6 +121,7 @@ def concat_all_gather_no_grad(tensor: Tensor, dim: int = 0) -> Tensor:
     """`tensor` of every rank joined along `dim`, without gradient."""
     if not distributed():
         return tensor
+    tensor = tensor.contiguous()  # what is sent is memory, whose order may differ between ranks
     output = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(output, tensor.contiguous())
+    dist.all_gather(output, tensor)
     return torch.cat(output, dim=dim)

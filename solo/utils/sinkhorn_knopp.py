@@ -24,17 +24,19 @@ class SinkhornKnopp(nn.Module):
         self.world_size = world_size
 
     @torch.no_grad()
-    def forward(self, Q: Tensor) -> Tensor:
+    def forward(self, Q: Tensor, samples: Tensor | None = None) -> Tensor:
         """Balance the scores of the samples of all processes.
 
         Args:
             Q: scores of this process's samples, (N, K).
+            samples: number of samples of all processes, where they have unlike numbers.
 
         Returns:
             (N, K), every row a distribution.
         """
         Q = (Q if Q.dtype == torch.double else Q.float()).div(self.epsilon).exp().T
-        clusters, samples = Q.shape[0], Q.shape[1] * self.world_size
+        clusters = Q.shape[0]
+        samples = Q.shape[1] * self.world_size if samples is None else samples
         Q = Q / self._total(Q.sum())
         for _ in range(self.num_iters):
             Q = Q / self._total(Q.sum(dim=1, keepdim=True)) / clusters

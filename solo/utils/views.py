@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 
 class View(NamedTuple):
-    """One pass through an encoder.
+    """One pass through an encoder: which view, by which encoder.
 
     Attributes:
         index: position of the view in the batch, large crops first.

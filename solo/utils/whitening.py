@@ -27,7 +27,7 @@ class Whitening2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whiten (N, D) features.
+        """Whiten a batch of features of shape (N, D).
 
         Raises:
             ConfigError: if the covariance is singular, as with N <= D and eps 0.
@@ -168,7 +168,7 @@ class IterNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Scale one, shift zero."""
+        """Set the affine scale to one and the shift to zero."""
         if self.affine:
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)

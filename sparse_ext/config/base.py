@@ -39,7 +39,7 @@ def register_allocation(name: str, rule: Any) -> None:
 
 @dataclass(frozen=True)
 class SparseConfig:
-    """What every weight-sparsity method is asked.
+    """The settings that all methods of weight sparsity share.
 
     Attributes:
         name: the method.
@@ -121,7 +121,7 @@ class SparseConfig:
 
     @cached_property
     def spelling(self) -> Spelling:
-        """What `granularity` names."""
+        """The granularity that the key `granularity` names, by its parts."""
         return read(self.granularity)
 
     @property
@@ -219,12 +219,14 @@ class ConstantConfig(SparseConfig):
 
 
 def require_choice(key: str, value: str, choices: Iterable[str], extra: Iterable[str] = ()) -> None:
+    """Raise ConfigError with the nearest name unless `value` is one of `choices`."""
     if value not in choices:
         hint = did_you_mean(value, [*choices, *extra])
         raise ConfigError(f"Unknown sparse.{key}={value!r}. {hint}")
 
 
 def require_rising(first_key: str, first: float, last_key: str, last: float) -> None:
+    """Raise ConfigError if sparsity were to fall from `first` to `last`."""
     if last < first:
         raise ConfigError(
             f"sparse.{last_key}={last} is below sparse.{first_key}={first}: sparsity only grows "

@@ -19,7 +19,7 @@ from sparse_ext.config.base import (
 
 @dataclass(frozen=True)
 class GraNetConfig(SparseConfig):
-    """Gradual pruning with neuroregeneration (GraNet).
+    """The settings of gradual pruning with neuroregeneration (GraNet).
 
     Attributes:
         ramp_start: fraction of the run at which the ramp starts.

@@ -12,7 +12,7 @@ from solo.registry import Registry
 
 
 class Form(NamedTuple):
-    """One way of writing a granularity.
+    """One way of writing a granularity and what it stands for.
 
     Attributes:
         pattern: regular expression of the whole text.
@@ -29,7 +29,7 @@ class Form(NamedTuple):
 
 
 class Spelling(NamedTuple):
-    """A granularity by its parts.
+    """A granularity as its parts: kind, numbers and variants.
 
     Attributes:
         kind: `element`, `nm`, `block`, `filter`, or the name it was registered under.
@@ -99,7 +99,7 @@ def register_granularity(
 
 
 def read(text: Any) -> Spelling:
-    """What `text` names.
+    """The granularity that a text such as `2:4` or `block8` names, by its parts.
 
     Args:
         text: `element`, `2:4` or `nm(2,4)` (any N:M), `block8` or `block` (any size; with

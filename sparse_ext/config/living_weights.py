@@ -58,7 +58,7 @@ class SDConfig(FixedConfig):
 
     @property
     def momentum(self) -> tuple[float, float]:
-        """Sparsity of the momentum encoder."""
+        """Sparsity of the momentum encoder before and after the ramp."""
         return 0.0, (self.final if self.reverse else 0.0)
 
 

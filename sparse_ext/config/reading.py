@@ -17,7 +17,7 @@ from solo.values import accepts, check_number
 
 
 def build(section: Any, path: str, methods: Mapping[str, type]) -> Any:
-    """The checked configuration of one method.
+    """The checked configuration of one method, from what a user wrote.
 
     Args:
         section: a method's name, a mapping with `name` and any of that method's keys, or what

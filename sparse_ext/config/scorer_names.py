@@ -18,7 +18,7 @@ NEEDS = {
 
 
 class Scorer(NamedTuple):
-    """How a score is computed.
+    """How a score is computed, and where it makes sense.
 
     Attributes:
         function: `function(weight)`, or `function(weight, gradient)`, or with H g in the place of
@@ -67,5 +67,5 @@ def register_scorer(name: str, function: Callable[..., Any] | str, needs: str = 
 
 
 def scorer_named(name: str) -> Scorer:
-    """The scorer that `sparse.score` names."""
+    """The scorer that the key `sparse.score` names."""
     return SCORERS.find(name, "sparse.score")

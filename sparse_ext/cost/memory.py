@@ -32,16 +32,16 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Kept values and index."""
+        """Bytes of the kept values and of their index together."""
         return self.kept + self.index
 
     def to_dict(self) -> dict[str, float]:
-        """Plain data for JSON."""
+        """The figures as plain data that JSON can hold."""
         return {**asdict(self), "total": self.total}
 
 
 def memory(table: CostTable, granularity: str | Granularity = "element") -> Memory:
-    """Bytes of a network, as float32.
+    """Bytes that a network takes as float32, dense and in sparse storage.
 
     The index of N:M layers is log2(M) bits per kept value; of other patterns one bit per group
     (element: per weight) of every layer that has lost a weight.

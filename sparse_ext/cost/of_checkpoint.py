@@ -16,7 +16,8 @@ from sparse_ext.cost.per_layer import CostTable, count
 
 def granularity(args: Mapping[str, Any]) -> str:
     """Pattern of the masks of this run."""
-    return (args.get("sparse") or {}).get("granularity") or "element"
+    section = args.get("sparse") or args.get("pruned") or {}
+    return section.get("granularity") or "element"
 
 
 def measure(checkpoint: str | Path, encoder: str = "online", size: int | None = None) -> CostTable:

@@ -25,7 +25,7 @@ COUNTED = (*_CONVS, *_TRANSPOSED, nn.Linear)
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One convolution or linear layer.
+    """Parameters and multiply-accumulates of one convolution or linear layer.
 
     Attributes:
         name: fully qualified name.
@@ -48,7 +48,7 @@ class LayerCost:
 
     @property
     def density(self) -> float:
-        """Kept share of the weights."""
+        """Share of the weights that the mask keeps."""
         return self.kept / self.weights
 
 
@@ -71,13 +71,13 @@ class CostTable:
 
     @property
     def prunable(self) -> CostTable:
-        """The prunable layers alone."""
+        """The same table with the prunable layers alone."""
         layers = tuple(layer for layer in self.layers if layer.prunable)
         return CostTable(layers, self.input_shape, sum(layer.weights for layer in layers))
 
     @property
     def parameters_kept(self) -> int:
-        """Parameters without the pruned ones."""
+        """Number of parameters without the pruned ones."""
         return self.parameters - sum(layer.weights - layer.kept for layer in self.layers)
 
     @property
@@ -87,7 +87,7 @@ class CostTable:
 
     @property
     def macs_dense(self) -> int:
-        """MACs per image with every weight."""
+        """Multiply-accumulates per image when every weight is used."""
         return sum(layer.macs_dense for layer in self.layers) + self.other_macs
 
     @property
@@ -97,7 +97,7 @@ class CostTable:
 
     @property
     def flops_dense(self) -> int:
-        """Two per MAC."""
+        """Floating-point operations per image, two per multiply-accumulate, with every weight."""
         return 2 * self.macs_dense
 
     @property
@@ -118,7 +118,7 @@ class CostTable:
         return (sum(macs) + self.other_macs) / max(1, self.macs_dense)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """The table as plain data that JSON can hold."""
         own = self.prunable
         return {
             "input_shape": list(self.input_shape),

@@ -33,7 +33,7 @@ def save_csr(state: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def load_csr(path: str | Path, dense: bool = False) -> dict[str, Tensor]:
-    """Read what `save_csr` wrote.
+    """Read a file of compressed sparse rows that `save_csr` wrote.
 
     Args:
         path: the file.

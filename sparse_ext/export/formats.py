@@ -13,7 +13,7 @@ from solo.registry import Registry, resolve
 
 
 class Request(NamedTuple):
-    """One export.
+    """What one call of the export command asks for.
 
     Attributes:
         checkpoint: the file that the encoder comes from.
@@ -33,7 +33,7 @@ class Request(NamedTuple):
 
 
 class Format(NamedTuple):
-    """One format.
+    """A format of exported files: its writer, suffix and description.
 
     Attributes:
         what: a line of help.
@@ -69,21 +69,21 @@ def register_format(
 
 
 def write_dense(request: Request) -> None:
-    """The layout of torchvision or timm."""
+    """Write the weights as torchvision or timm lay them out, masks folded in."""
     from solo.checkpoints.exporting import export_encoder
 
     export_encoder(request.backbone, request.path)
 
 
 def write_packed(request: Request) -> None:
-    """Kept values and mask bits."""
+    """Write kept values and one bit per weight (`sparse_ext.export.packed`)."""
     from sparse_ext.export.packed import save_packed
 
     save_packed(request.backbone.state_dict(), request.path, half=request.half)
 
 
 def write_csr(request: Request) -> None:
-    """Compressed sparse rows."""
+    """Write masked weights as compressed sparse rows (`sparse_ext.export.csr`)."""
     from sparse_ext.export.csr import save_csr
 
     save_csr(request.backbone.state_dict(), request.path)

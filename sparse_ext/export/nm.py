@@ -18,7 +18,7 @@ OUTPUTS, INPUTS = 8, 16  # multiples that tensor cores want of a layer's channel
 
 @dataclass(frozen=True)
 class NMReport:
-    """Which layers follow an N:M pattern.
+    """Which layers of an encoder follow an N:M pattern and which do not.
 
     Attributes:
         pattern: such as 2:4.

@@ -43,7 +43,7 @@ class Usage:
 
 @dataclass
 class Pass:
-    """One pass through an encoder.
+    """What the gates of an encoder did in one pass.
 
     Attributes:
         branch: the branch it took.
@@ -101,7 +101,7 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, done: Pass) -> None:
-        """Take in one pass."""
+        """Count one pass through the encoder."""
         found = {"rho": done.rho, "rho_gated": done.rho_gated, **done.figures()}
         for name, value in found.items():
             total = value.detach().double() * done.images

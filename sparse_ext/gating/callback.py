@@ -31,7 +31,7 @@ class GatingCallback(Callback):
         self._steps = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The methods' schedules count epochs."""
+        """Advance those schedules of the method that count epochs."""
         for gating in gatings_of(pl_module):
             gating.context.epoch = trainer.current_epoch
         self._meters, self._figures, self._steps = {}, {}, 0
@@ -39,7 +39,7 @@ class GatingCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Other schedules count optimizer steps."""
+        """Advance those schedules of the method that count optimizer steps."""
         for gating in gatings_of(pl_module):
             gating.method.advance(gating.layers, self.progress(trainer))
 
@@ -85,7 +85,7 @@ class GatingCallback(Callback):
         _log(pl_module, log)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the validation images alone."""
+        """Forget what was measured, so that figures are of the validation images alone."""
         gatings_of(pl_module)[0].context.collect()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,20 +110,20 @@ class FineTuning(GatingCallback):
             parameter.requires_grad = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As at the end of pretraining."""
+        """Keep the schedules where they stood at the end of pretraining."""
         super().on_train_epoch_start(trainer, pl_module)
         for gating in gatings_of(pl_module):
             gating.context.epoch = FINISHED
 
     def progress(self, trainer: Trainer) -> float:
-        """As at the end of pretraining."""
+        """Share of the run that schedules see: all of it, as at the end of pretraining."""
         return 1.0
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Left to the module."""
+        """Do nothing: the fine-tuned module measures its own validation."""
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Left to the module."""
+        """Do nothing: the fine-tuned module logs its own validation."""
 
 
 FINISHED = 10**6  # an epoch after the end of every schedule

@@ -110,7 +110,7 @@ class GatingExtension(extensions.Extension):
             )
 
     def evaluation_arguments(self, parser: ArgumentParser) -> None:
-        """`--gating_eval BRANCH`."""
+        """Add `--gating_eval BRANCH` to the command line of an evaluation."""
         parser.add_argument(
             "--gating_eval",
             metavar="BRANCH",
@@ -145,7 +145,7 @@ class GatingExtension(extensions.Extension):
         return [FineTuning()]
 
     def losses(self, module: LightningModule, views: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The method's further losses, as `gating/<name>`."""
+        """The losses that a gating method adds, by name as `gating/<name>`."""
         from sparse_ext.gating.step import losses
 
         return losses(module, views)
@@ -155,6 +155,10 @@ class GatingExtension(extensions.Extension):
         from sparse_ext.gating.encoder import gating_of
 
         return "" if gating_of(backbone) is None else "its gates choose a branch for every view"
+
+    def tells_views_apart(self, backbone: nn.Module) -> bool:
+        """Gates choose a branch for every view, so that views must come one by one."""
+        return bool(self.runs_uncompiled(backbone))
 
     def parameter_groups(
         self, backbone: nn.Module, group: Mapping[str, Any]

@@ -55,7 +55,7 @@ class GatingMethod(ABC):
 
     @abstractmethod
     def patch(self, backbone: nn.Module) -> Mapping[str, Any]:
-        """Replace layers of `backbone`, in place.
+        """Replace the layers of `backbone` that get gates, in place.
 
         Returns:
             the gated layers (`Gated`) by name.
@@ -133,5 +133,5 @@ class GatedConv2d(Gated, nn.Conv2d):
         return self.weight
 
     def own_convs(self) -> list[nn.Module]:
-        """Itself."""
+        """The convolutions whose cost the gate decides: this one alone."""
         return [self]

@@ -17,7 +17,7 @@ BACKENDS = ("compiled", "reference")
 
 
 def backend_of(name: str) -> Any:
-    """The module of a backend.
+    """The module that holds the kernels of a backend.
 
     Raises:
         ConfigError: there is none of that name.

@@ -136,7 +136,7 @@ _SWAPPED = (MaskedConv2d, BlockConv2d)
 
 
 def use_dense_kernel(module: nn.Module) -> None:
-    """Undo `use_block_kernel`, in place."""
+    """Give layers their dense convolution back, in place; undoes `use_block_kernel`."""
     for layer in _block_layers(module):
         layer.__class__ = MaskedConv2d  # type: ignore[assignment]
         for name in ("backend", "min_sparsity", "dense_gradient", "_plan"):

@@ -31,7 +31,7 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def write(path: str | Path, masks: Mapping[str, Tensor], checksum: int) -> None:
-    """Write `masks` to `path`, packed."""
+    """Write `masks` to `path`, eight bits to a byte."""
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     metadata = {"format": FORMAT, "shapes": json.dumps(shapes), "checksum": str(checksum)}
     write_tensors(path, {name: pack(mask) for name, mask in masks.items()}, metadata)

@@ -249,7 +249,7 @@ class Block(Granularity):
 
 
 class Filter(Granularity):
-    """All weights of one output channel."""
+    """Units of all weights of one output channel."""
 
     def __str__(self) -> str:
         return "filter"
@@ -284,7 +284,7 @@ def parse(text: str | Spelling | Granularity) -> Granularity:
 
 
 def build_element(spelling: Spelling) -> Element:
-    """Single weights."""
+    """The granularity of single weights."""
     return Element()
 
 
@@ -294,12 +294,12 @@ def build_nm(spelling: Spelling) -> NM:
 
 
 def build_block(spelling: Spelling) -> Block:
-    """Blocks of the size in `spelling`."""
+    """The granularity of blocks of the size in `spelling`."""
     return Block(spelling.size, spelling.merged, spelling.padded)
 
 
 def build_filter(spelling: Spelling) -> Filter:
-    """Output channels."""
+    """The granularity of whole output channels."""
     return Filter()
 
 

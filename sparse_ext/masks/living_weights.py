@@ -32,7 +32,7 @@ _forced: ContextVar[bool | None] = ContextVar("forced_branch", default=None)
 
 @dataclass(frozen=True)
 class Branches:
-    """Which forward passes see the mask.
+    """Which forward passes of an encoder see its mask.
 
     Attributes:
         first: those of view 0.
@@ -142,7 +142,7 @@ class LatentEncoder(Encoder):
         """What the forward pass did not use has no gradient already."""
 
     def project(self, optimizer: Any = None) -> None:
-        """Pruned weights live on."""
+        """Do nothing: the pruned weights of these methods live on."""
 
     @torch.no_grad()
     def change(

@@ -64,31 +64,31 @@ class MaskSet(Mapping[str, Tensor]):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Weight shape per layer."""
+        """Shape of the weight of each layer."""
         return {name: tuple(mask.shape) for name, mask in self.items()}
 
     @property
     def n(self) -> int:
-        """Number of prunable weights."""
+        """Number of prunable weights of all layers."""
         return sum(mask.numel() for mask in self.values())
 
     @property
     def nnz(self) -> int:
-        """Number of kept weights."""
+        """Number of kept weights of all layers."""
         return _total(mask.count_nonzero() for mask in self.values())
 
     @property
     def density(self) -> float:
-        """Kept share of the prunable weights."""
+        """Kept share of the prunable weights of all layers."""
         return self.nnz / self.n
 
     @property
     def sparsity(self) -> float:
-        """Pruned share of the prunable weights."""
+        """Pruned share of the prunable weights of all layers."""
         return 1 - self.density
 
     def layer_density(self) -> dict[str, float]:
-        """Kept share per layer."""
+        """Kept share of the weights of each layer."""
         counts = torch.stack([mask.count_nonzero() for mask in self.values()]).tolist()
         return {n: c / m.numel() for (n, m), c in zip(self.items(), counts, strict=True)}
 
@@ -105,7 +105,7 @@ class MaskSet(Mapping[str, Tensor]):
         return _total((m ^ other[name]).count_nonzero() for name, m in self.items()) / self.n
 
     def layer_xor_fraction(self, other: Mapping[str, Tensor]) -> dict[str, float]:
-        """As `xor_fraction`, per layer."""
+        """Share of differing entries of each layer, as `xor_fraction` gives it for all."""
         self.check_same_layers(other)
         return {n: int((m ^ other[n]).count_nonzero()) / m.numel() for n, m in self.items()}
 

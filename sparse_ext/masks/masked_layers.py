@@ -63,6 +63,8 @@ def mask_module(module: nn.Module) -> nn.Module:
     """
     if isinstance(module, Masked):
         raise ConfigError(f"This {type(module).__name__} has a mask already.")
+    if maker := computes_weight(module):
+        raise ConfigError(f"Cannot mask this {type(module).__name__}: {maker} computes its weight.")
     if type(module) not in MASKED_TYPES:
         raise ConfigError(
             f"Cannot mask a {type(module).__name__}: only plain "
@@ -72,6 +74,19 @@ def mask_module(module: nn.Module) -> nn.Module:
     weight: Tensor = module.weight  # type: ignore[assignment]
     module.register_buffer("mask", torch.ones_like(weight.detach(), dtype=torch.bool))
     return module
+
+
+def computes_weight(module: nn.Module) -> str:
+    """What computes a layer's weight before each of its forward passes; empty if nothing does.
+
+    The old forms of `weight_norm`, `spectral_norm` and `torch.nn.utils.prune` leave the class of a
+    layer as it is and replace the parameter `weight` by an attribute.
+    """
+    own = dict(module.named_parameters(recurse=False))
+    if "weight" in own:
+        return ""
+    makers = {"weight_v": "weight_norm", "weight_orig": "spectral_norm or torch.nn.utils.prune"}
+    return next((maker for key, maker in makers.items() if key in own), "")
 
 
 def masked_layers(module: nn.Module) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def masking(names: Iterable[str]) -> PatchRule:
 
 
 def apply(rules: Iterable[PatchRule], module: nn.Module) -> dict[str, nn.Module]:
-    """Apply `rules` to `module`, in place.
+    """Apply the rules to the modules of `module`, in place.
 
     Returns:
         the new modules by fully qualified name, in the order of `module.named_modules()`.

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from solo.errors import ConfigError, did_you_mean
 from sparse_ext.masks.granularity import Element, Granularity
-from sparse_ext.masks.masked_layers import MASKED_TYPES, Masked
+from sparse_ext.masks.masked_layers import MASKED_TYPES, Masked, computes_weight
 
 _HEADS = ("fc", "head", "heads", "classifier")
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 class Selection(NamedTuple):
-    """What to prune.
+    """Which layers of an encoder are pruned, and why the others are not.
 
     Attributes:
         layers: prunable modules by fully qualified name, in module order. They make up N.
@@ -73,6 +73,13 @@ def select(
     seen: dict[int, str] = {}
     for name, layer in weighted.items():
         why = _reason(name, layer, stem if stem_dense else None, exclude)
+        if not why and (maker := computes_weight(layer)):
+            raise ConfigError(
+                f"'{name}' has no weight of its own: {maker} computes it before every pass, so a "
+                f"mask would have no effect. Take that off first (torch.nn.utils."
+                f"remove_weight_norm, remove_spectral_norm, prune.remove), or leave the layer "
+                f"dense with sparse.exclude={name}."
+            )
         if not why:
             weight: Tensor = layer.weight  # type: ignore[assignment]
             why = granularity.obstacle(weight, layer) or obstacle(tuple(weight.shape))

@@ -44,7 +44,7 @@ def make_units(config: SparseConfig, encoder: Encoder) -> Units:
 
 
 class CoupledUnits(Units):
-    """The channel groups of one encoder.
+    """Units that are channel groups: what is written and read together goes together.
 
     Args:
         granularity: `filter` or `block<size>`, as text or as what `read` has made of it.
@@ -86,12 +86,12 @@ class CoupledUnits(Units):
 
     @property
     def single(self) -> bool:
-        """Never: a unit is many weights."""
+        """Whether a unit is one weight: never here."""
         return False
 
     @property
     def shapes_of_kept(self) -> dict[str, tuple[int, ...]]:
-        """One entry per unit."""
+        """Shape of the tensors with one entry per unit, by channel space."""
         return {name: (size,) for name, size in self.sizes.items()}
 
     def sparsity(self, share: float) -> float:
@@ -157,7 +157,7 @@ class CoupledUnits(Units):
     # -- how many, and which ----------------------------------------------------------------
 
     def budget(self, sparsity: float) -> int:
-        """As the base class.
+        """Units that are kept at `sparsity`, as the base class counts them.
 
         Raises:
             ConfigError: if not every space could keep a unit.

@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from solo.errors import CheckpointError
+from solo.utils.encoders import encoders_of
 from sparse_ext.pruning.log import log
 
 
@@ -24,7 +25,8 @@ def load_dense(module: LightningModule, path: str | None, method: str) -> None:
     from solo.checkpoints.loading import read_checkpoint
 
     own, state = module.state_dict(), read_checkpoint(path)["state_dict"]
-    encoders = {k for k in own if k.startswith(("backbone.", "momentum_backbone."))}
+    prefixes = tuple(f"{name}." for name in encoders_of(module))
+    encoders = {k for k in own if k.startswith(prefixes)}
     needed = {k for k in encoders if not k.endswith((".mask", ".shadow", ".score"))}
     missing = sorted(k for k in needed if k not in state or state[k].shape != own[k].shape)
     sparse = [k for k in state if k.endswith(".mask")]

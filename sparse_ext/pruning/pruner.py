@@ -236,12 +236,12 @@ class Pruner:
 
     @property
     def encoders(self) -> list[Encoder]:
-        """The masked encoders, online first."""
+        """The masked encoders, the online one first."""
         return [self.online] if self.momentum is None else [self.online, self.momentum]
 
     @property
     def kept(self) -> list[int]:
-        """Kept weights per encoder, as measured."""
+        """Number of kept weights per encoder, as measured."""
         return [encoder.masks.nnz for encoder in self.encoders]
 
     @property
@@ -250,7 +250,7 @@ class Pruner:
         return self.fires_at if self.ramp is None else self.ramp.t0
 
     def sparsity_of(self, encoder: Encoder) -> float:
-        """Share of pruned units, as measured."""
+        """Share of the units of an encoder that are pruned, as measured."""
         return 1 - self.units.count(encoder.masks) / self.units.total
 
     def weight_sparsities(self) -> list[float]:
@@ -431,7 +431,7 @@ class Pruner:
         return {n: v.state_dict() if hasattr(v, "state_dict") else v for n, v in values.items()}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over `extra_state`."""
+        """Take over the state that `extra_state` returned."""
         if self.slimmed is not None:
             return
         device = next(iter(self.online.weights.values())).device

@@ -17,7 +17,7 @@ def build_pruner(
     clock: Clock,
     seed: int = 0,
 ) -> Pruner:
-    """The pruner that `config` names."""
+    """The pruner of the method that a configuration names."""
     listen()
     return method_class(config)(config, online, momentum, clock, seed)
 

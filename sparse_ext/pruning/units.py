@@ -25,7 +25,7 @@ Kept = dict[str, Tensor]  # layer -> bool per unit, 1 = kept
 
 
 class Units:
-    """The units of one architecture.
+    """The units that are pruned as one, over all layers of an architecture.
 
     Args:
         granularity: what a unit is: text, or what `read` has made of it.
@@ -66,11 +66,11 @@ class Units:
         return {name: self.granularity.pool(value) for name, value in values.items()}
 
     def kept(self, masks: Mapping[str, Tensor]) -> Kept:
-        """Which units `masks` keep."""
+        """Which units the masks keep whole, as bool per unit."""
         return {name: self.granularity.groups_kept(mask) for name, mask in masks.items()}
 
     def count(self, masks: Mapping[str, Tensor]) -> int:
-        """How many units `masks` keep."""
+        """How many units the masks keep whole."""
         return int(torch.stack([m.count_nonzero() for m in self.kept(masks).values()]).sum())
 
     def fit(self, masks: Mapping[str, Tensor]) -> bool:
@@ -80,7 +80,7 @@ class Units:
     def expand(
         self, kept: Kept, encoder: Encoder, members: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """The masks that keep those units.
+        """The masks of an encoder's weights that keep the given units.
 
         Args:
             kept: bool per unit.

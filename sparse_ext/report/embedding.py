@@ -85,5 +85,6 @@ def _images(log: RunLog) -> Any:
         data_format=stored_format(data.get("format") or "image_folder", path),
         num_workers=0,
         download=False,
+        exif=data.get("exif") or "ignore",
     )
     return loader.dataset

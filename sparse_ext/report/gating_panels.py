@@ -32,7 +32,7 @@ _VALIDATION = {"gating/val_": "validation images", "encoder/": "validation image
 
 @dataclass(frozen=True)
 class Chosen:
-    """Images to draw feature maps of.
+    """The images whose feature maps the report draws.
 
     Attributes:
         files: pictures.
@@ -59,7 +59,7 @@ def branches(log: RunLog) -> dict[str, str]:
 
 
 def gate_losses(page: Page, log: RunLog) -> None:
-    """Losses that the gates add."""
+    """Panel of the losses that the gates add to training."""
     losses = {n: n.removeprefix("gating/").replace("_", " ") for n in log.names if "_loss" in n}
     found = {label: log.series(n) for n, label in losses.items() if n.startswith("gating/")}
     if found:

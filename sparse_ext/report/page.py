@@ -30,7 +30,7 @@ class Page:
         self.heading(title, lead)
 
     def heading(self, text: str, lead: str = "") -> None:
-        """Start a new section."""
+        """Start a new section of the page."""
         self._sections.append({"title": text, "lead": lead, "cards": []})
 
     def figure(self, title: str, figure: Figure, caption: str = "", wide: bool = False) -> None:
@@ -38,7 +38,7 @@ class Page:
         self._card(title, caption, wide=wide, image=data_uri(figure))
 
     def facts(self, title: str, facts: Mapping[str, str], caption: str = "") -> None:
-        """Add a list of named values."""
+        """Add a list of named values to the page."""
         self._card(title, caption, facts=facts)
 
     def table(
@@ -53,7 +53,7 @@ class Page:
         self._card(title, caption, columns=columns, rows=rows, strong=strong)
 
     def html(self) -> str:
-        """The whole document."""
+        """The whole page as an HTML document."""
         from jinja2 import Environment
 
         env = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)

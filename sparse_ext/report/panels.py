@@ -69,7 +69,7 @@ def losses(page: Page, log: RunLog) -> None:
 
 
 def accuracy(page: Page, log: RunLog) -> None:
-    """Top-1 accuracies during training."""
+    """Panel of the top-1 accuracies during training."""
     found = _found(log, ACCURACIES)
     if found:
         text = "Logged during training, at the end of each epoch. "
@@ -119,7 +119,7 @@ def inconsistency(page: Page, log: RunLog) -> None:
 
 
 def movement(page: Page, log: RunLog) -> None:
-    """How much the masks still change."""
+    """Panel of how much the masks still change."""
     found = _found(log, _MOVEMENT, scale=100)
     if found:
         text = "Measured: positions of both encoders' masks that changed, over all positions. "
@@ -129,7 +129,7 @@ def movement(page: Page, log: RunLog) -> None:
 
 
 def momentum(page: Page, log: RunLog) -> None:
-    """The momentum coefficient."""
+    """Panel of the coefficient of the momentum encoder."""
     found = _found(log, {"tau": "tau"})
     if found and len(found["tau"].values) > 1:
         text = "Weight of the momentum encoder's own past in its moving average."

@@ -69,7 +69,7 @@ def lines(
     levels: Mapping[str, float] | None = None,
     height: float = 3.1,
 ) -> Figure:
-    """Quantities over epochs.
+    """Draw logged quantities over epochs as lines.
 
     Args:
         series: by legend text.

@@ -15,7 +15,7 @@ from solo.errors import DataError, did_you_mean
 
 
 class Series(NamedTuple):
-    """A logged quantity.
+    """A logged quantity: its values and when they were logged.
 
     Attributes:
         epochs: epochs that were finished when it was logged; may be fractions.
@@ -27,7 +27,7 @@ class Series(NamedTuple):
 
     @property
     def last(self) -> float:
-        """The newest value."""
+        """The newest value of the quantity."""
         return self.values[-1]
 
 
@@ -74,7 +74,7 @@ class RunLog:
         return None
 
     def series(self, name: str) -> Series:
-        """The quantity `name`.
+        """The logged quantity called `name`, or None.
 
         Raises:
             DataError: it was not logged.
@@ -87,7 +87,7 @@ class RunLog:
         return found
 
     def group(self, prefix: str) -> dict[str, Series]:
-        """All quantities `<prefix><rest>` by their rest."""
+        """All quantities whose name begins with `prefix`, by the rest of the name."""
         names = [name for name in self.names if name.startswith(prefix)]
         return {n[len(prefix) :]: s for n in names if (s := self.get(n)) is not None}
 

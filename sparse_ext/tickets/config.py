@@ -136,7 +136,7 @@ class TicketsProgram(Pretrain):
 
 
 def build(schema: type, section: Any, path: str) -> Any:
-    """The checked section.
+    """The checked configuration of the `tickets:` section.
 
     Raises:
         ConfigError: it is no section, has an unknown key, a wrong type or a bad value.
@@ -148,7 +148,7 @@ def build(schema: type, section: Any, path: str) -> Any:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Plain data (lists for tuples)."""
+    """A configuration as plain data, with lists for tuples."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
 

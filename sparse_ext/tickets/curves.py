@@ -16,7 +16,7 @@ from sparse_ext.tickets.run_folder import RUN, RunFolder
 
 
 class Point(NamedTuple):
-    """One level of a curve.
+    """One level of a curve: sparsity and the figure reached.
 
     Attributes:
         remaining: kept share of the prunable weights, mean over seeds.

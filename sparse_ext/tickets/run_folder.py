@@ -40,12 +40,12 @@ def encoder_weights(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def save_weights(path: str | Path, weights: Mapping[str, Tensor]) -> None:
-    """Write an encoder's weights as safetensors."""
+    """Write the weights of an encoder as safetensors."""
     write_tensors(path, dict(weights), {"format": FORMAT})
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read them again.
+    """Read the weights that `save_weights` wrote.
 
     Raises:
         CheckpointError: the file is missing, damaged or something else.
@@ -56,7 +56,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 class Level:
-    """One level of a run folder.
+    """One level of sparsity in a run folder and its files.
 
     Args:
         folder: its folder, which need not exist.
@@ -72,7 +72,7 @@ class Level:
 
     @property
     def number(self) -> int:
-        """Prunings so far."""
+        """Number of prunings before this level."""
         return int(self.folder.name.rpartition("_")[2])
 
     @property
@@ -100,7 +100,7 @@ class Level:
 
 
 class RunFolder:
-    """A run folder.
+    """The folder of a series of trainings: its facts and its levels.
 
     Args:
         folder: where it is or will be.
@@ -114,12 +114,12 @@ class RunFolder:
         return Level(self.folder / f"level_{number:02d}")
 
     def finished(self) -> list[Level]:
-        """The complete levels, in order."""
+        """The levels that are complete, in the order of their number."""
         levels = [Level(path) for path in sorted(self.folder.glob("level_[0-9]*"))]
         return [level for level in levels if level.done is not None]
 
     def facts(self) -> dict[str, Any]:
-        """What `run.json` says.
+        """The content of `run.json`: what the series is.
 
         Raises:
             DataError: this is not a run folder, or its record is damaged.
@@ -163,7 +163,7 @@ def digest(path: Path) -> str:
 
 
 def wait_for(path: Path, patience: float = PATIENCE) -> None:
-    """Until rank 0 has written `path`.
+    """Wait until rank 0 has written the file at `path`.
 
     Raises:
         CheckpointError: it does not come.

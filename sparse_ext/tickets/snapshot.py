@@ -13,7 +13,7 @@ from sparse_ext.tickets import run_folder
 
 
 class Snapshot(Callback):
-    """Writes one weight file.
+    """Callback that writes one weight file at a given step.
 
     Args:
         path: of the file.
@@ -26,7 +26,7 @@ class Snapshot(Callback):
 
     @property
     def state_key(self) -> str:
-        """There may be several."""
+        """A key of its own, since a run may have several snapshots."""
         return f"Snapshot-{self.path.name}"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -26,7 +26,7 @@ from solo.utils import ranks
 from solo.utils.encoders import encoders_of
 from sparse_ext.compat import put_first, unwrapped
 from sparse_ext.config.sections import SparseConfig
-from sparse_ext.masks.encoder import Encoder
+from sparse_ext.masks.encoder import Encoder, InvariantError, check_stored
 from sparse_ext.masks.masking import selection
 from sparse_ext.pruning.log import log
 from sparse_ext.pruning.pruner import Pruner
@@ -37,6 +37,7 @@ from sparse_ext.training import mask_agreement, resume, run_checks, slimming
 from sparse_ext.training.cost_meter import CostMeter
 from sparse_ext.training.mask_figures import all_dead_filters, dead_filters, oscillation
 from sparse_ext.training.momentum_encoder import install
+from sparse_ext.training.teachers import Follower
 
 STATE_KEY = "sparse_state"
 
@@ -66,7 +67,9 @@ class PruningCallback(Callback):
         self._loading: Any = None
         self._graded = False
         self._slimming: slimming.Slimming | None = None
+        self._follower: Follower | None = None  # of momentum encoders updated in training steps
         self._unseen = False  # the initial masks wait for the first batch
+        self._logged: tuple[int, list[float]] = (-1, [])  # step and sparsity of the last epoch end
         self._updated = False  # figures of a mask update wait for the end of the batch
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class PruningCallback(Callback):
 
     @property
     def running(self) -> Pruner:
-        """The pruner, during training."""
+        """The pruner at work, which exists during training only."""
         if self.pruner is None:
             raise RuntimeError("PruningCallback: training has not started.")
         return self.pruner
@@ -87,6 +90,7 @@ class PruningCallback(Callback):
         if stage != "fit":
             return
         run_checks.check_strategy(trainer, pl_module)
+        run_checks.check_callbacks(trainer)
         self._encoders = run_checks.encoders_of(pl_module)
         self._restored = None
         self.meter = CostMeter()
@@ -103,7 +107,7 @@ class PruningCallback(Callback):
         if needs.mean_gradient:
             self._encoders[0].add_buffer("score")
         if not shared and needs.stored_zeros:
-            install(pl_module, self.config.ema_mode)
+            self._follower = install(pl_module, self.config.ema_mode)
         if self.config.kernel == "block":
             kernels.equip(trainer, pl_module)
         run_checks.ignore_in_ddp(pl_module)
@@ -139,10 +143,15 @@ class PruningCallback(Callback):
             "%s, granularity %s: update period %d steps, sparsity now %s.\n%s",
             *(self.config.name, self.config.granularity, self.pruner.period),
             [encoder.masks.sparsity for encoder in self._encoders],
-            selection(pl_module.backbone, self.config).describe(),  # type: ignore[arg-type]
+            selection(next(iter(encoders_of(pl_module).values())), self.config).describe(),
         )
 
     # -- one optimizer step -----------------------------------------------------------------
+
+    def on_before_backward(self, *_: Any) -> None:
+        """The training step may have averaged the momentum encoder."""
+        if self._follower is not None:
+            self._follower.follow()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -160,6 +169,8 @@ class PruningCallback(Callback):
         if self._graded:
             with section(MASKS):
                 self._mask(optimizer)
+                if self._follower is not None:
+                    self._follower.remember()
 
     def _mask(self, optimizer: Optimizer) -> None:
         pruner = self.running
@@ -219,6 +230,7 @@ class PruningCallback(Callback):
 
     def _figures(self) -> dict[str, float]:
         sparsities = self.running.weight_sparsities()
+        self._logged = self.running.t, sparsities
         figures = {"online_sparsity": sparsities[0]}
         if len(sparsities) > 1:
             figures |= {"momentum_sparsity": sparsities[1], "gap": sparsities[0] - sparsities[1]}
@@ -247,7 +259,7 @@ class PruningCallback(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember the state until training starts."""
+        """Keep the sparse state of a checkpoint until training starts."""
         if STATE_KEY not in checkpoint:
             raise CheckpointError(
                 "This checkpoint holds no state of a sparse run, so training cannot go on from it "
@@ -256,14 +268,29 @@ class PruningCallback(Callback):
         self._restored = checkpoint[STATE_KEY]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so if the run never got where it should; leave the optimizer as it was."""
-        self.running.report_end()
+        """Say so if the run never got where it should; leave the optimizer as it was.
+
+        A run that was finished before it was started again has nothing to say.
+
+        Raises:
+            InvariantError: something has written to weights under the masks.
+        """
         self._detach()
+        if self.pruner is None:
+            return
+        self.pruner.report_end()
+        check_stored(self._encoders)
+        step, logged = self._logged
+        if step == self.pruner.t and logged != self.pruner.weight_sparsities():
+            raise InvariantError(
+                f"The masks have sparsities of {self.pruner.weight_sparsities()}, but {logged} "
+                f"were logged after the last step: something else has changed the masks."
+            )
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the optimizer as it was."""
+        """Take the hooks off the optimizer when a run ends with an error."""
         self._detach()
 
     def _detach(self) -> None:
@@ -275,6 +302,8 @@ class PruningCallback(Callback):
         """Masks are in place: pruned weights are zero, and every rank has the same."""
         for encoder in self._encoders:
             encoder.project(optimizer)
+        if self._follower is not None:
+            self._follower.remember()
         self._agree("Masks at the start")
 
     def _agree(self, what: str) -> None:

@@ -75,7 +75,7 @@ class CostMeter:
         return figures | {f"training_cost_{name}": ratio for name, ratio in ratios.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been counted."""
+        """What has been counted so far, for a checkpoint."""
         return {"steps": self.steps, "sums": list(self.sums), "dense": self.dense}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from sparse_ext.kernels import needs_dense_gradients
-from sparse_ext.masks.encoder import Encoder
-from sparse_ext.training.run_checks import check_strategy, only_optimizer
+from sparse_ext.masks.encoder import Encoder, check_stored
+from sparse_ext.training.run_checks import check_callbacks, check_strategy, only_optimizer
 
 
 class FixedMasks(Callback):
@@ -27,6 +27,7 @@ class FixedMasks(Callback):
         """Refuse ways of training that masks cannot follow."""
         if stage == "fit":
             check_strategy(trainer, pl_module)
+            check_callbacks(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook into the optimizer."""
@@ -41,6 +42,14 @@ class FixedMasks(Callback):
     ) -> None:
         """Gradients of pruned weights become zero."""
         Encoder(pl_module.backbone).mask_gradients()  # type: ignore[arg-type]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pruned weights are still zero.
+
+        Raises:
+            InvariantError: something has written to weights under the masks.
+        """
+        check_stored([Encoder(pl_module.backbone)])  # type: ignore[arg-type]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the optimizer as it was."""

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solo.utils.encoders import encoders_of
 from solo.utils.momentum import MomentumUpdater
 from sparse_ext.masks.encoder import switch_off_
 from sparse_ext.masks.masked_layers import masked_layers
+from sparse_ext.training.teachers import Follower
 
 
 class MaskedEMA(MomentumUpdater):
@@ -60,34 +62,46 @@ class MaskedHook:
     """Stands in for a hook of a module that averages its momentum encoder by itself.
 
     Args:
-        module: has a `backbone` and a `momentum_backbone`.
+        module: has an encoder and a momentum encoder.
         name: of its hook.
         mode: as for `MaskedEMA`.
+        follower: looks after what the module averages elsewhere.
     """
 
-    def __init__(self, module: Any, name: str, mode: str) -> None:
+    def __init__(self, module: Any, name: str, mode: str, follower: Follower) -> None:
         self.module = module
         self.name = name
         self.mode = mode
+        self.follower = follower
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module = self.module
-        with masks_respected(module.backbone, module.momentum_backbone, self.mode):
-            return getattr(type(module), self.name)(module, *args, **kwargs)
+        online, momentum = encoders_of(self.module).values()
+        with masks_respected(online, momentum, self.mode):
+            result = getattr(type(self.module), self.name)(self.module, *args, **kwargs)
+        self.follower.remember()
+        return result
 
 
-def install(module: Any, mode: str) -> None:
+def install(module: Any, mode: str) -> Follower | None:
     """Make the update of the momentum encoder respect masks, wherever the module does it.
 
-    That is `module.momentum_updater`, as in solo's methods, or else `on_train_batch_end`.
+    That is `module.momentum_updater`, as in solo's methods, or else `on_train_batch_end`; in the
+    training step nothing but its effect is seen.
+
+    Returns:
+        what looks after updates in the training step; None with an updater.
     """
     updater = getattr(module, "momentum_updater", None)
     if updater is None:
-        if not isinstance(module.on_train_batch_end, MaskedHook):
-            hook = MaskedHook(module, "on_train_batch_end", mode)
-            module.on_train_batch_end = hook
-    elif not isinstance(updater, MaskedEMA):
+        if isinstance(module.on_train_batch_end, MaskedHook):
+            return module.on_train_batch_end.follower
+        online, momentum = encoders_of(module).values()
+        follower = Follower(online, momentum, mode)
+        module.on_train_batch_end = MaskedHook(module, "on_train_batch_end", mode, follower)
+        return follower
+    if not isinstance(updater, MaskedEMA):
         module.momentum_updater = MaskedEMA(updater, mode)
+    return None
 
 
 @contextmanager

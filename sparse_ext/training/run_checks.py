@@ -7,7 +7,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from torch.optim import Optimizer
 
 from solo.errors import CheckpointError, ConfigError
@@ -68,6 +76,33 @@ def check_strategy(trainer: Trainer, module: LightningModule) -> None:
         )
 
 
+_AVERAGES = "it averages weights behind the optimizer, and the average has the union of all masks"
+_TUNES = "it trains a while and takes weights back from a file, which knows of no masks yet"
+#: callbacks of Lightning that masks cannot follow -> why, and what to do instead
+_REFUSED: dict[type[Callback], str] = {
+    WeightAveraging: f"{_AVERAGES}. Leave it out: a momentum encoder averages with masks in force",
+    StochasticWeightAveraging: f"{_AVERAGES}. Leave it out",
+    LearningRateFinder: f"{_TUNES}. Find the rate with the dense module, then make it sparse",
+    BatchSizeFinder: f"{_TUNES}. Find the batch size with the dense module, then make it sparse",
+}
+
+
+def check_callbacks(trainer: Trainer) -> None:
+    """Raise ConfigError for a callback that masks or their schedule cannot follow."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        why = next((why for kind, why in _REFUSED.items() if isinstance(callback, kind)), None)
+        if why is not None:
+            raise ConfigError(f"{type(callback).__name__} does not go with sparse training: {why}.")
+        steps = {trainer.accumulate_grad_batches}
+        scheduled = isinstance(callback, GradientAccumulationScheduler)
+        if scheduled and set(callback.scheduling.values()) != steps:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"GradientAccumulationScheduler({callback.scheduling}) changes "  # type: ignore
+                f"how many optimizer steps an epoch has, which a sparsity schedule counts in: set "
+                f"accumulate_grad_batches of the Trainer instead, one for the whole run."
+            )
+
+
 def check_encoders(encoders: list[Encoder], config: SparseConfig) -> None:
     """Raise ConfigError if the encoders do not fit each other or the configuration."""
     if len(encoders) == 1:
@@ -82,7 +117,7 @@ def check_encoders(encoders: list[Encoder], config: SparseConfig) -> None:
 
 
 def only_optimizer(trainer: Trainer) -> Optimizer:
-    """The run's optimizer.
+    """The one optimizer that the run must have.
 
     Raises:
         ConfigError: for several, or one that scales gradients by itself.
@@ -92,6 +127,11 @@ def only_optimizer(trainer: Trainer) -> Optimizer:
             f"Sparse training supports one optimizer, this run has {len(trainer.optimizers)}."
         )
     optimizer = trainer.optimizers[0]
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError(
+            "LBFGS moves weights several times within a step, between which masks are not in "
+            "force. Use an optimizer of one gradient a step, such as SGD, LARS or AdamW."
+        )
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is not None and unscales_by_itself(optimizer):
         raise ConfigError(

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from solo.args.check import check, fill, require, select
 from solo.errors import ConfigError, SoloError
+from solo.values import unknown_key
 
 pytestmark = pytest.mark.unit
 
@@ -80,6 +81,36 @@ def test_keys_of_old_recipes_warn_once_each():
         "augmentations_cfg",
         "wandb_cfg",
     ]
+
+
+def test_a_key_that_nothing_resembles_warns_and_strict_refuses_it():
+    with pytest.warns(UserWarning, match=r"unknown key 'zzz': it has no effect"):
+        check(cfg(zzz=1), Outer, extra=["strict"])
+    with pytest.warns(UserWarning, match=r"unknown key 'inner\.qqqqq': it has no effect"):
+        check(cfg(inner={"size": 1, "qqqqq": 1}), Outer, extra=["strict"])
+    for change in ({"zzz": 1}, {"inner": {"size": 1, "qqqqq": 1}}):
+        with pytest.raises(ConfigError, match=r"unknown key '(zzz|inner\.qqqqq)'\. Valid names"):
+            check(cfg(strict=True, **change), Outer, extra=["strict"])
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "refused"),
+    [
+        ("temprature", ["temperature"], True),  # written beside the right one
+        ("lrr", ["lr"], True),
+        ("output_dim", ["proj_output_dim"], False),
+        ("output_dim", [], True),
+        ("momentum_classifier", ["temperature"], False),
+    ],
+)
+def test_what_counts_as_a_misspelling(key, given, refused):
+    options = ["temperature", "lr", "proj_output_dim"]
+    if refused:
+        with pytest.raises(ConfigError, match=f"unknown key 'a.{key}'. Did you mean"):
+            unknown_key(f"a.{key}", options, [key, *given])
+    else:
+        with pytest.warns(UserWarning, match="no effect"):
+            unknown_key(f"a.{key}", options, [key, *given])
 
 
 def test_interpolation_that_leads_nowhere():

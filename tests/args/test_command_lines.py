@@ -40,7 +40,7 @@ def test_umap(monkeypatch):
     ("args", "message"),
     [
         (NEEDED[2:], "--dataset"),
-        (["--dataset", "cifr", *NEEDED[2:]], "invalid choice: 'cifr'"),
+        (["--dataset", "cifr", *NEEDED[2:]], "'cifr' is unknown. Did you mean 'cifar10'"),
         ([*NEEDED[:2], *NEEDED[4:]], "--train_data_path"),
         (NEEDED[:4], "--pretrained_checkpoint_dir"),
         ([*NEEDED, "--k", "many"], "invalid int value: 'many'"),

@@ -52,7 +52,6 @@ KEYS = [
     {"knn_eval.k": 0},
     {"knn_eval.distance_func": "cosin"},
     {"momentum.base_tua": 0.9},
-    {"label_smoothing": 0.1},
     {"method_kwargs.temprature": 0.1},
     {"method_kwargs.temperature": "cold"},
     {"method_kwargs.proj_hidden_dim": 0},

@@ -35,7 +35,7 @@ def val_folder(tmp_path):
     [
         ("cifar10", 32, CIFAR, []),
         ("cifar100", 32, CIFAR, []),
-        ("stl10", 96, ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)), ["Resize"]),
+        ("stl10", 96, ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)), []),
         ("imagenet", 224, IMAGENET, ["Resize", "CenterCrop"]),
         ("imagenet100", 224, IMAGENET, ["Resize", "CenterCrop"]),
         ("custom", 224, IMAGENET, ["Resize", "CenterCrop"]),

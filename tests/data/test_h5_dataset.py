@@ -97,7 +97,7 @@ def test_imagenet100_keeps_its_classes(tmp_path):
 
 
 def test_imagenet100_without_its_classes_warns(h5_file):
-    with pytest.warns(UserWarning, match="no class of ImageNet-100"):
+    with pytest.warns(UserWarning, match="no class of imagenet100"):
         assert len(H5Dataset("imagenet100", h5_file)) == 12
 
 

@@ -158,7 +158,13 @@ def test_mocov3():
     loss = losses.mocov3_loss_func(q, k, 0.3)
     check(loss, -np.diag(log_softmax(logits)).mean() * 0.6)
     loss.backward()
-    assert k.grad is None
+    soft = np.exp(log_softmax(logits)) - np.eye(5)  # of the cross entropy, by the logits
+    by_unit = soft.T @ unit(array(q)) / 0.3 * 0.6 / 5
+    keys = array(k)
+    norm = np.linalg.norm(keys, axis=1, keepdims=True)
+    along = (by_unit * unit(keys)).sum(1, keepdims=True) * unit(keys)
+    np.testing.assert_allclose(array(k.grad), (by_unit - along) / norm, rtol=1e-4, atol=1e-6)
+    assert losses.mocov3_loss_func(q, k.detach(), 0.3).grad_fn is not None
 
 
 def test_nnclr():

@@ -4,9 +4,11 @@
 import pytest
 import torchvision
 from torch import nn
+from torch.nn.utils import prune
 
 from solo.errors import ConfigError
 from sparse_ext.masks.granularity import parse
+from sparse_ext.masks.masked_layers import mask_module
 from sparse_ext.masks.patching import apply, masking
 from sparse_ext.masks.prunable import prunable, select
 
@@ -104,3 +106,23 @@ def test_depthwise_layers_have_their_reasons():
         assert list(chosen.layers) == ["2"]
         assert reason in chosen.describe()
     assert list(select(net).layers) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "maker"),
+    [
+        (nn.utils.weight_norm, "weight_norm"),
+        (nn.utils.spectral_norm, "spectral_norm"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), r"torch\.nn\.utils\.prune"),
+    ],
+)
+@pytest.mark.parametrize("index", [1, 3])
+def test_weights_that_are_computed_before_every_pass_are_refused(change, maker, index):
+    """A mask on the stored tensor would not be in the weight that the pass uses."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 4))
+    change(net[index])
+    with pytest.raises(ConfigError, match=rf"'{index}' has no weight of its own: .*{maker}"):
+        select(net)
+    with pytest.raises(ConfigError, match="computes its weight"):
+        mask_module(net[index])
+    assert list(select(net, exclude=[str(index)]).layers) == [str(4 - index)]

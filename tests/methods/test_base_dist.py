@@ -21,7 +21,15 @@ KWARGS = {
     "mocov2plus": {**HEAD, "temperature": 0.2, "queue_size": 12},
     "mocov3": {**HEAD, "pred_hidden_dim": 5, "temperature": 0.3},
     "vicreg": HEAD,
+    "lejepa": {**HEAD, "num_directions": 9},
+    "dino": {**HEAD, "num_prototypes": 7},
+    "ibot": {**HEAD, "num_prototypes": 7},
+    "dinov2": {**HEAD, "num_prototypes": 7, "koleo_weight": 0.0},  # KoLeo is within the rank
+    "ijepa": {"pred_embed_dim": 8, "pred_depth": 1, "pred_num_heads": 2, "min_context": 1},
 }
+VIT = {"img_size": 8, "patch_size": 2, "depth": 1, "embed_dim": 12}
+MEAN = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+BACKBONES = {"ibot": VIT, "dinov2": VIT, "ijepa": {**VIT, **MEAN}}
 
 
 class Step(nn.Module):
@@ -37,7 +45,10 @@ class Step(nn.Module):
 
 def build(name):
     torch.manual_seed(1)
-    model = METHODS[name](tiny_cfg(name, KWARGS[name], momentum__classifier=True)).double()
+    cfg = tiny_cfg(name, KWARGS[name], momentum__classifier=True)
+    if name in BACKBONES:
+        cfg.backbone = {"name": "vit_tiny", "kwargs": BACKBONES[name]}
+    model = METHODS[name](cfg).double()
     # fixed statistics: batch statistics of half a batch are others than those of all of it
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

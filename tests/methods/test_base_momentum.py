@@ -26,7 +26,8 @@ def test_momentum_section_defaults():
     cfg = tiny_cfg("base")
     del cfg.momentum
     model = BaseMomentumMethod(cfg)
-    assert cfg.momentum == {"base_tau": 0.99, "final_tau": 1.0, "classifier": False}
+    taus = {"base_tau": 0.99, "final_tau": 1.0}
+    assert cfg.momentum == {**taus, "classifier": False, "schedule": None}
     assert (model.momentum_updater.base_tau, model.momentum_updater.final_tau) == (0.99, 1.0)
     assert model.momentum_classifier is None
 
@@ -38,9 +39,9 @@ def test_bad_taus_are_a_named_error():
 
 def test_momentum_copy_and_groups():
     model = byol(momentum__classifier=True)
-    names = {group["name"] for group in model.learnable_params}
-    heads = {"projector", "predictor"}
-    assert names == {"backbone", "classifier", "momentum_classifier", *heads}
+    names = [group["name"] for group in model.learnable_params]
+    heads = ("projector", "predictor")
+    assert names == ["backbone", "classifier", "momentum_classifier", *heads]
     assert model.momentum_pairs == [
         (model.backbone, model.momentum_backbone),
         (model.projector, model.momentum_projector),

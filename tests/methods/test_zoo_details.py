@@ -198,6 +198,19 @@ def test_recipe_keys_without_effect_are_accepted_with_a_warning():
         build("ressl", method_kwargs=ignored)
 
 
+def test_all4one_attends_to_both_neighbour_sequences_first():
+    """The order of solo-learn, in which dropout draws."""
+    model = build("all4one")
+    seen = []
+    model._attend = lambda sequence: seen.append(sequence) or sequence[:, 0]
+    z = [torch.randn(3, model.queue.shape[1]) for _ in range(2)]
+    neighbours = [torch.randn(3, 5, model.queue.shape[1]) for _ in range(2)]
+    model._attention_loss(z, neighbours)
+    assert [any(s is n for n in neighbours) for s in seen] == [True, True, False, False]
+    assert torch.equal(seen[0], neighbours[0])
+    assert torch.equal(seen[3][:, 1:], neighbours[1][:, :4])
+
+
 def test_all4one_small_helpers(tmp_path, monkeypatch):
     model = build("all4one")
     assert model.off_diagonal(torch.arange(9).view(3, 3)).tolist() == [1, 2, 3, 5, 6, 7]

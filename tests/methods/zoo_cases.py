@@ -89,6 +89,9 @@ BLOCK = tuple(
 HEAD = {f"mlp.{i}.{name}" for i in (0, 2, 4) for name in ("weight", "bias")}
 HEAD |= {"last_layer.weight_g", "last_layer.weight_v"}
 
+TINY_VIT = {"name": "vit_tiny", "kwargs": {"patch_size": 2, "img_size": 8, "depth": 2}}
+MEAN_OF_PATCHES = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+
 CASES = {
     "supcon": Case(
         kwargs={**PROJ, "temperature": 0.2},
@@ -170,6 +173,40 @@ CASES = {
         forward=Z,
         trained=("projector",),
         metrics=("train_wmse_loss",),
+    ),
+    "ibot": Case(
+        kwargs={**PROJ, "num_prototypes": 6, "freeze_last_layer": 1},
+        keys={"dino_loss_func.center", "patch_loss_func.center", "mask_token.token"}
+        | {f"{head}.{key}" for head in ("head", "momentum_head") for key in HEAD},
+        forward={"z": (4, 6)},
+        trained=("head", "mask_token"),
+        metrics=("dino_loss", "train_patch_loss"),
+        backbone=TINY_VIT,
+    ),
+    "dinov2": Case(
+        kwargs={**PROJ, "num_prototypes": 6, "freeze_last_layer": 1},
+        keys={"dino_loss_func.center", "patch_loss_func.center", "mask_token.token"}
+        | {
+            f"{momentum}{head}.{key}"
+            for momentum in ("", "momentum_")
+            for head in ("head", "patch_head")
+            for key in HEAD
+        },
+        forward={"z": (4, 6)},
+        trained=("head", "patch_head", "mask_token"),
+        metrics=("dino_loss", "train_patch_loss", "train_koleo_loss"),
+        backbone=TINY_VIT,
+    ),
+    "ijepa": Case(
+        kwargs={"pred_embed_dim": 16, "pred_depth": 2, "pred_num_heads": 4, "min_context": 1},
+        keys={"predictor.mask_token"}
+        | {f"predictor.blocks.{i}.{name}" for i in range(2) for name in BLOCK}
+        | {f"predictor.{m}.{p}" for m in ("embed", "norm", "out") for p in ("weight", "bias")},
+        forward={},
+        trained=("predictor",),
+        metrics=("train_jepa_loss",),
+        backbone={"name": "vit_tiny", "kwargs": {**TINY_VIT["kwargs"], **MEAN_OF_PATCHES}},
+        large=1,
     ),
     "lejepa": Case(
         kwargs={**PROJ, "num_directions": 16},

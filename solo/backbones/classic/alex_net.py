@@ -67,6 +67,6 @@ class AlexNet(nn.Module):
 
 
 def alexnet(**kwargs: Any) -> AlexNet:
-    """AlexNet; options: `width`, `batch_norm`, `dropout`."""
+    """Build an AlexNet; its options are `width`, `batch_norm` and `dropout`."""
     check_kwargs("alexnet", kwargs, keywords(AlexNet))
     return AlexNet(**kwargs)

@@ -53,6 +53,6 @@ class VGG19(nn.Module):
 
 
 def vgg19(**kwargs: Any) -> VGG19:
-    """The modified VGG-19; option: `width`."""
+    """Build the modified VGG-19; its option is `width`."""
     check_kwargs("vgg19", kwargs, keywords(VGG19))
     return VGG19(**kwargs)

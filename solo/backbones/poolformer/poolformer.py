@@ -38,7 +38,7 @@ class PatchEmbed(nn.Module):
         self.norm = norm_layer(embed_dim) if norm_layer else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embed patches."""
+        """Embed patches: images (N, C, H, W) to a map of patch features."""
         return self.norm(self.proj(x))
 
 
@@ -52,7 +52,7 @@ class LayerNormChannel(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise."""
+        """Normalise the channels at every position of a map (N, C, H, W)."""
         variance, mean = torch.var_mean(x, dim=1, keepdim=True, correction=0)
         x = (x - mean) / torch.sqrt(variance + self.eps)
         return self.weight[:, None, None] * x + self.bias[:, None, None]
@@ -222,11 +222,11 @@ class PoolFormer(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def get_classifier(self) -> nn.Module:
-        """The classifier, or an Identity."""
+        """The classifier of the network, or an Identity where it has none."""
         return self.head
 
     def forward_embeddings(self, x: Tensor) -> Tensor:
-        """Images to the first stage's input."""
+        """Images (N, 3, H, W) to the input of the first stage."""
         return self.patch_embed(x)
 
     def forward_tokens(self, x: Tensor) -> Tensor:

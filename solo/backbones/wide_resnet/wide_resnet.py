@@ -140,12 +140,12 @@ class WideResNet(nn.Module):
 
 
 def wide_resnet28w2(**kwargs: Any) -> WideResNet:
-    """Wide ResNet-28-2; options `first_stride`, `drop_rate`."""
+    """Build a Wide ResNet-28-2; its options are `first_stride` and `drop_rate`."""
     check_kwargs("wide_resnet28w2", kwargs, _OPTIONS)
     return WideResNet(depth=28, widen_factor=2, **kwargs)
 
 
 def wide_resnet28w8(**kwargs: Any) -> WideResNet:
-    """Wide ResNet-28-8; options `first_stride`, `drop_rate`."""
+    """Build a Wide ResNet-28-8; its options are `first_stride` and `drop_rate`."""
     check_kwargs("wide_resnet28w8", kwargs, _OPTIONS)
     return WideResNet(depth=28, widen_factor=8, **kwargs)

@@ -17,6 +17,7 @@ from nvidia.dali import fn, pipeline_def, types
 from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from solo.data.dali import geometry
 from solo.data.datasets.folders import image_files, require_folder, require_fraction
+from solo.data.datasets.images import require_exif
 from solo.data.datasets.splits import Split, draw
 from solo.data.pretrain_dataloader import FullTransformPipeline
 from solo.errors import ConfigError, DataError, did_you_mean
@@ -69,8 +70,10 @@ class PipelineBuilder:
     """What the builders share: the files of the dataset, the reader and the call of `pipeline`."""
 
     def __init__(self, files, labels, batch_size, device, device_id, shard_id, num_shards,
-                 num_threads, seed, data_fraction, labelled=True, split=None):  # fmt: skip
+                 num_threads, seed, data_fraction, labelled=True, split=None,
+                 exif="ignore"):  # fmt: skip
         require_device(device)
+        self.exif = require_exif(exif)
         fraction, self.split = require_fraction(data_fraction), None
         if fraction is not None:
             known = labels if labelled else None
@@ -127,7 +130,10 @@ class PipelineBuilder:
         )
         decoder = "mixed" if self.device == "gpu" else "cpu"
         images = fn.decoders.image(
-            encoded, device=decoder, output_type=types.RGB, adjust_orientation=False
+            encoded,
+            device=decoder,
+            output_type=types.RGB,
+            adjust_orientation=self.exif == "apply",
         )
         labels = labels.gpu() if self.device == "gpu" else labels
         return images, fn.cast(labels, device=self.device, dtype=types.INT64)
@@ -148,6 +154,7 @@ class NormalPipelineBuilder(PipelineBuilder):
         seed: of order and augmentation.
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
         split: that part as an earlier run has drawn it; None draws.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Raises:
         DataError: the folder is missing or has no images.
@@ -169,12 +176,13 @@ class NormalPipelineBuilder(PipelineBuilder):
         seed: int = 12,
         data_fraction: float = -1.0,
         split: Split | None = None,
+        exif: str = "ignore",
     ):
         files, labels = labelled_files(
             data_path, "data.val_path" if validation else "data.train_path"
         )
         super().__init__(files, labels, batch_size, device, device_id, shard_id, num_shards,
-                         num_threads, seed, data_fraction, split=split)  # fmt: skip
+                         num_threads, seed, data_fraction, split=split, exif=exif)  # fmt: skip
         self.validation = validation
 
     @pipeline_def(enable_conditionals=True)
@@ -224,6 +232,7 @@ class PretrainPipelineBuilder(PipelineBuilder):
         no_labels: the folder is flat, all labels are -1.
         encode_indexes_into_labels: deliver the position of the file in place of its label.
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
 
     Attributes:
         conversion_map: list, label of each position; only with `encode_indexes_into_labels`.
@@ -249,11 +258,13 @@ class PretrainPipelineBuilder(PipelineBuilder):
         no_labels: bool = False,
         encode_indexes_into_labels: bool = False,
         data_fraction: float = -1.0,
+        exif: str = "ignore",
     ):
         listed = unlabelled_files if no_labels else labelled_files
         files, labels = listed(data_path, "data.train_path")
         super().__init__(files, labels, batch_size, device, device_id, shard_id, num_shards,
-                         num_threads, seed, data_fraction, labelled=not no_labels)  # fmt: skip
+                         num_threads, seed, data_fraction, labelled=not no_labels,
+                         exif=exif)  # fmt: skip
         self.transforms = transforms if callable(transforms) else FullTransformPipeline(transforms)
         self.random_shuffle = random_shuffle
         self.encode_indexes_into_labels = encode_indexes_into_labels

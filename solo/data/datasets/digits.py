@@ -83,7 +83,7 @@ def _rendered_split(train: bool, renderings: int, seed: int):
 
 
 def render(inks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw each 8x8 digit once.
+    """Draw each 8x8 digit once as a 32x32 colour image.
 
     Args:
         inks: (N, 8, 8) float, 0 is paper and 1 is full ink.

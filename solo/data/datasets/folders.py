@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 from torchvision import datasets as tv
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from solo.data.catalogue import CIFAR_CLASSES
+from solo.data.catalogue import FOLDER_FORMATS, DatasetInfo
 from solo.data.datasets.images import read_image
 from solo.data.datasets.splits import Split, draw
 from solo.errors import ConfigError, DataError, did_you_mean
 
-DATA_FORMATS = ("image_folder", "h5", "dali", "resident", "webdataset")
+DATA_FORMATS = FOLDER_FORMATS
 
 
 def default_data_path() -> Path:
@@ -116,12 +116,12 @@ def image_folder(
         ) from None
 
 
-def is_cifar_in_folders(dataset: str, path: str | os.PathLike) -> bool:
-    """Whether `dataset` is CIFAR and `path` has it, whole or in part, as `<class>/<image>`."""
-    if dataset not in CIFAR_CLASSES or not Path(path).is_dir():
+def in_folders(info: DatasetInfo, path: str | os.PathLike) -> bool:
+    """Whether `path` has this data set as `<class>/<image>`, which its builder does not read."""
+    if not info.in_folders or not Path(path).is_dir():
         return False
     folders = [p for p in Path(path).iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return len(folders) == CIFAR_CLASSES[dataset] and all(map(image_files, folders))
+    return len(folders) == info.num_classes and all(map(image_files, folders))
 
 
 def _why_no_classes(folder: Path) -> str:

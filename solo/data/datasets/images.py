@@ -2,12 +2,15 @@
 """Reading one image, with an error that names the file and survives worker processes.
 
 Two readers give the same pixels: `read_image` a PIL image, `read_pixels` a tensor, which for JPEGs
-takes a third less time.
+takes a third less time. Both turn an image as its EXIF orientation says where `exif` is `apply`,
+and take it as it is stored where it is `ignore`, as Pillow and torchvision do by default.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,11 +19,22 @@ from torch import Tensor
 from torchvision.io import decode_jpeg
 from torchvision.transforms.functional import pil_to_tensor
 
-from solo.errors import DataError
+from solo.errors import ConfigError, DataError, did_you_mean
 
 # What Pillow raises on broken input: not an image, truncated, corrupt chunks, absurd sizes.
 _BROKEN = (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError)
 JPEG_MAGIC = b"\xff\xd8"
+EXIF = ("ignore", "apply")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ReadError(DataError):
@@ -37,20 +51,62 @@ class ReadError(DataError):
         super().__init__(" ".join(message.split()))
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """The image at `path` as RGB.
+def require_exif(exif: str) -> str:
+    """`exif` itself if it is `ignore` or `apply`.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if exif not in EXIF:
+        raise ConfigError(f"data.exif: '{exif}' is unknown. {did_you_mean(str(exif), EXIF)}")
+    return exif
+
+
+def readers(exif: str = "ignore", pixels: bool = False) -> tuple[Callable, Callable]:
+    """How files, and how encoded bytes with a name, become images.
+
+    Args:
+        exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
+        pixels: make (3, H, W) uint8 tensors, not PIL images.
+
+    Raises:
+        ConfigError: `exif` is unknown.
+    """
+    pair = (read_pixels, decode_pixels) if pixels else (read_image, decode_image)
+    return tuple(partial(function, exif=require_exif(exif)) for function in pair)  # type: ignore
+
+
+def _as_rgb(image: Image.Image, exif: str) -> Image.Image:
+    image.load()  # some formats keep their EXIF behind the pixels
+    turn = _TURNS.get(_orientation(image)) if exif == "apply" else None
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """What EXIF says; XMP, which Pillow asks too, is not asked, as no other decoder does."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif"))
+        return exif.get(_ORIENTATION)
+    except Exception:  # a damaged note about an image is no reason to refuse it
+        return None
+
+
+def read_image(path: str | Path, exif: str = "ignore") -> Image.Image:
+    """The image at `path` as RGB; for `exif` see `readers`.
 
     Raises:
         ReadError: the file is missing, truncated or not an image.
     """
     try:
         with open(path, "rb") as file, Image.open(file) as image:
-            return image.convert("RGB")
+            return _as_rgb(image, exif)
     except _BROKEN as error:
         raise ReadError(_explain(str(path), error)) from error
 
 
-def decode_image(encoded: bytes, name: str) -> Image.Image:
+def decode_image(encoded: bytes, name: str, exif: str = "ignore") -> Image.Image:
     """The encoded image (JPEG, PNG, ... bytes) as RGB; `name` says where it came from.
 
     Raises:
@@ -58,12 +114,12 @@ def decode_image(encoded: bytes, name: str) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return image.convert("RGB")
+            return _as_rgb(image, exif)
     except _BROKEN as error:
         raise ReadError(_explain(name, error)) from error
 
 
-def read_pixels(path: str | Path) -> Tensor:
+def read_pixels(path: str | Path, exif: str = "ignore") -> Tensor:
     """The image at `path` as RGB levels (3, H, W) uint8.
 
     Raises:
@@ -73,10 +129,10 @@ def read_pixels(path: str | Path) -> Tensor:
         encoded = Path(path).read_bytes()
     except OSError as error:
         raise ReadError(_explain(str(path), error)) from error
-    return decode_pixels(encoded, str(path))
+    return decode_pixels(encoded, str(path), exif)
 
 
-def decode_pixels(encoded: bytes, name: str) -> Tensor:
+def decode_pixels(encoded: bytes, name: str, exif: str = "ignore") -> Tensor:
     """The encoded image as RGB levels (3, H, W) uint8; `name` says where it came from.
 
     Raises:
@@ -84,12 +140,13 @@ def decode_pixels(encoded: bytes, name: str) -> Tensor:
     """
     if encoded.startswith(JPEG_MAGIC):
         try:
-            pixels = decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8))
+            data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+            pixels = decode_jpeg(data, apply_exif_orientation=exif == "apply")
             if len(pixels) in (1, 3):  # Pillow has its own way from four colours to three
                 return pixels.expand(3, -1, -1)
         except RuntimeError:
             pass  # Pillow says what is wrong
-    return pil_to_tensor(decode_image(encoded, name))
+    return pil_to_tensor(decode_image(encoded, name, exif))
 
 
 def _explain(name: str, error: BaseException) -> str:

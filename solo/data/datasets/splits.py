@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from solo.errors import ConfigError, DataError, did_you_mean
+from solo.files.whole import write_json
 
 FILE = "split.json"
 SEED = 42  # solo-learn's; the same images whatever the run's own seed is
@@ -24,7 +24,7 @@ FRACTION_OF = ("images", "classes")
 
 @dataclass(frozen=True)
 class Split:
-    """A part of a data set.
+    """A part of a data set: which images a run trains on.
 
     Attributes:
         fraction: that was asked for.

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from solo.data.datasets.images import ReadError
 from solo.data.datasets.folders import keep_items
+from solo.data.datasets.images import ReadError
 from solo.errors import DataError
 
 NAMED = 5  # files that a message names

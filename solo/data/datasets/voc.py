@@ -31,7 +31,8 @@ class VOCClassification(Dataset):
     Args:
         root: `VOC2007`, or the `VOCdevkit` that holds it.
         split: train, val, trainval or test.
-        transform: applied to the PIL image.
+        transform: applied to the image.
+        loader: from a path to an image, see `solo.data.datasets.images.readers`.
 
     Attributes:
         classes: names, sorted.
@@ -42,10 +43,16 @@ class VOCClassification(Dataset):
         DataError: a folder or file is missing or malformed.
     """
 
-    def __init__(self, root: str | Path, split: str, transform: Callable | None = None):
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        transform: Callable | None = None,
+        loader: Callable = read_image,
+    ):
         if split not in SPLITS:
             raise DataError(f"VOC has no split '{split}'. {did_you_mean(split, SPLITS)}")
-        self.root, self.transform = year_folder(root), transform
+        self.root, self.transform, self.loader = year_folder(root), transform, loader
         files = class_lists(root, split)
         self.classes = list(files)
         read = [_read_list(files[name]) for name in self.classes]
@@ -59,7 +66,7 @@ class VOCClassification(Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[Any, Tensor]:
-        image = read_image(self.root / "JPEGImages" / f"{self.ids[index]}.jpg")
+        image = self.loader(self.root / "JPEGImages" / f"{self.ids[index]}.jpg")
         image = self.transform(image) if self.transform else image
         return image, torch.from_numpy(self.labels[index])
 

@@ -27,7 +27,7 @@ def year_folder(root: str | Path) -> Path:
 
 
 def class_lists(root: str | Path, split: str) -> dict[str, Path]:
-    """`ImageSets/Main/<class>_<split>.txt` by class, sorted.
+    """The files `ImageSets/Main/<class>_<split>.txt` by class, sorted by its name.
 
     Raises:
         DataError: there is none.

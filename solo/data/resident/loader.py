@@ -141,7 +141,7 @@ def prepare_resident(
     processes: int = 1,
     **source: Any,
 ) -> ResidentDataset:
-    """Read a training set into memory.
+    """Read a training set into memory, decoded, for views made on the device.
 
     Args:
         dataset: any name that `prepare_datasets` takes.
@@ -151,7 +151,8 @@ def prepare_resident(
         skip_unreadable: leave broken files out instead of stopping.
         threads: that decode files.
         processes: of this machine, each of which needs the memory.
-        source: `no_labels`, `data_fraction`, `fraction_of`, `download` of `prepare_datasets`.
+        source: `no_labels`, `data_fraction`, `fraction_of`, `download`, `exif` of
+            `prepare_datasets`.
 
     Raises:
         ConfigError: unknown dataset, or a fraction out of range.

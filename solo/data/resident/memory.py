@@ -83,5 +83,5 @@ def fits_on(device: torch.device, size: int) -> bool:
 
 
 def gigabytes(size: int) -> str:
-    """`size` bytes for a reader."""
+    """A number of bytes as text for a reader, in gigabytes or megabytes."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

@@ -57,7 +57,7 @@ class ShardSampler(DistributedSampler):
         yield from order[self.rank * size : (self.rank + 1) * size]
 
     def order(self) -> list[int]:
-        """All indexes in this epoch's order."""
+        """The indexes of all samples in the order of the present epoch."""
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         shards = self.dataset.places[:, 0]
         count = int(shards.max()) + 1

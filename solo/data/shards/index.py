@@ -54,7 +54,7 @@ class ShardIndex:
 
 
 def read_shards(path: str | Path, key: str) -> ShardIndex:
-    """The samples of all shards.
+    """Read the index of the samples of all shards in a folder.
 
     Args:
         path: folder with `*.tar`, or a pattern such as `imagenet/train-*.tar`.

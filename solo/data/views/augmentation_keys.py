@@ -36,7 +36,7 @@ class Probability:
 
 @dataclass(frozen=True)
 class ColorJitter(Probability):
-    """`color_jitter`."""
+    """`color_jitter`: how strongly brightness, contrast, saturation and hue vary."""
 
     brightness: float | None = number(None, least=0)
     contrast: float | None = number(None, least=0)

@@ -90,7 +90,7 @@ class WorkerCrops:
 
 
 class DeviceViews(nn.Module):
-    """Finishes the crops of a batch.
+    """Finishes the crops that loader workers cut: colours and blur, on the training device.
 
     Args:
         dataset: decides mean and standard deviation.
@@ -141,7 +141,7 @@ class DeviceData(LightningDataModule):
         self.views.to(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> DataLoader:
-        """The training loader."""
+        """The loader of training crops, whose views are finished on the device."""
         return self.train
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -58,7 +58,7 @@ class RandomFallbackCrop(T.RandomResizedCrop):
 
 
 class TensorResizedCrop:
-    """RandomResizedCrop.
+    """Random resized crop of a tensor image, by the law of torchvision's.
 
     Args:
         size: side of the result in pixels.

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def answer(checkpoint: str, machine: Machine, size: int | None = None) -> str:
-    """The text that the command prints.
+    """The text that the command prints about one checkpoint.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or is of no sparse run.

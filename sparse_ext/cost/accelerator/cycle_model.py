@@ -51,7 +51,7 @@ class Machine:
     dense_gradients: bool = True
 
     def describe(self) -> list[str]:
-        """One line per assumption."""
+        """The assumptions about the machine, one line each."""
         lines = [f"  {f.name} = {getattr(self, f.name)}" for f in fields(self)]
         return [
             "assumptions:",
@@ -137,7 +137,7 @@ def cycles(
     momentum: Mapping[str, float] | None,
     machine: Machine,
 ) -> float:
-    """Cycles of one optimizer step.
+    """Modelled cycles of one optimizer step on the machine.
 
     Args:
         layers: of the encoder.
@@ -174,7 +174,7 @@ def _vector(layer: Layer, passes: int, machine: Machine) -> float:
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """Dense cycles over sparse cycles.
+    """Dense over sparse cycles of a run, with the parts that they consist of.
 
     Attributes:
         final: of a step with the masks as they are.
@@ -215,7 +215,7 @@ def speed_up(
     schedule: Sequence[tuple[float, int]],
     machine: Machine,
 ) -> SpeedUp:
-    """The model's answer for one run.
+    """The modelled speed-up of one run over dense training.
 
     Args:
         layers: of the encoder.

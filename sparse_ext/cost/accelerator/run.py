@@ -36,7 +36,7 @@ class Run:
 
 
 def load(checkpoint: str, size: int | None = None) -> Run:
-    """Read a sparse run's checkpoint.
+    """Read the layers and densities of a sparse run from its checkpoint.
 
     Raises:
         CheckpointError: it cannot be read, or is of no sparse run.

@@ -11,7 +11,7 @@ from sparse_ext.config import reading
 
 @dataclass(frozen=True)
 class GatingConfig:
-    """What every gating method is asked.
+    """The settings that all gating methods share.
 
     Attributes:
         name: the method.

@@ -76,7 +76,7 @@ class CGNetConfig(GatingConfig):
 
     @property
     def threshold(self) -> float:
-        """What tau is drawn to."""
+        """The value that the thresholds tau are drawn to."""
         if self.target_mode == "sparsity":
             return NormalDist().inv_cdf(self.target)
         return self.target
@@ -119,7 +119,7 @@ class CDGConfig(CGNetConfig):
             )
 
     def for_run(self, momentum: bool) -> CDGConfig:
-        """`split: auto` decided."""
+        """The configuration with `split: auto` decided for the run's method."""
         if self.split != "auto":
             return self
         return replace(self, split="encoder" if momentum else "view")

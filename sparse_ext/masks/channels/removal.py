@@ -42,13 +42,13 @@ class Reader(NamedTuple):
     blind: Tensor
 
     @property
-    def loud(self) -> Tensor:
+    def missed(self) -> Tensor:
         """Channels whose constant it would miss."""
         return ~self.blind & (self.values != 0) & ~self.values.isnan()
 
 
 class Cut(NamedTuple):
-    """Which channels of a space go.
+    """Which channels of a space go, and who reads them.
 
     Attributes:
         space: theirs.
@@ -64,13 +64,13 @@ class Cut(NamedTuple):
 
     @property
     def removes(self) -> bool:
-        """Whether any goes."""
+        """Whether at least one channel of the space goes."""
         return self.keep.numel() < self.space.size
 
 
 @dataclass
 class Report:
-    """What slimming did.
+    """What slimming removed, what it left and why.
 
     Attributes:
         widths: channels before and after, by the layer that first writes them, where they differ.
@@ -86,7 +86,7 @@ class Report:
 
     @property
     def removed(self) -> int:
-        """Channels that went."""
+        """Number of channels that were removed."""
         return sum(before - after for before, after in self.widths.values())
 
 
@@ -150,7 +150,7 @@ def _reader(layer: Any, columns: int, values: Tensor, train: bool) -> Reader:
 
 def _cut(space: Space, readers: list[Reader], multiple: int) -> Cut:
     gone = torch.stack([r.blind | ~r.values.isnan() for r in readers]).all(0)
-    carriers = _carriers([torch.where(r.loud & gone, r.values.abs(), 0.0) for r in readers])
+    carriers = _carriers([torch.where(r.missed & gone, r.values.abs(), 0.0) for r in readers])
     gone[carriers] = False
     if gone.all():
         gone[0] = False  # a layer without channels is none
@@ -180,7 +180,7 @@ def _merge(cut: Cut) -> None:
     gone = torch.ones(cut.space.size, dtype=torch.bool)
     gone[cut.keep] = False
     for reader in cut.readers:
-        carried = reader.loud & gone
+        carried = reader.missed & gone
         if not carried.any():
             continue
         carrier = max(cut.carriers, key=lambda c: float(reader.values[c].nan_to_num(0.0).abs()))

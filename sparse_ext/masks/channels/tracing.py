@@ -54,7 +54,7 @@ class Space:
             where a map is flattened).
         norms: batch norms over them.
         fixed: why none of them can go; empty if they can.
-        born: how many layers had written when it came up.
+        written_before: how many layers had written when it came up.
     """
 
     size: int
@@ -62,11 +62,11 @@ class Space:
     consumers: dict[str, int] = field(default_factory=dict)
     norms: list[str] = field(default_factory=list)
     fixed: str = ""
-    born: int = 0
+    written_before: int = 0
 
     @property
     def name(self) -> str:
-        """Its first writer."""
+        """Name of the layer that writes these channels first."""
         return self.producers[0] if self.producers else "input"
 
 
@@ -88,7 +88,7 @@ class Step(NamedTuple):
 
 
 class Channels:
-    """The channel spaces of one network.
+    """The channel spaces of one network, found by tracing it.
 
     Args:
         net: any module; it is not changed.
@@ -135,7 +135,7 @@ class Channels:
         a, b = self.find(a), self.find(b)
         if a is b:
             return a
-        if b.born < a.born:
+        if b.written_before < a.written_before:
             a, b = b, a
         if a.size != b.size:
             a.fixed = b.fixed = a.fixed or b.fixed or "is added to a tensor of another width"
@@ -255,7 +255,7 @@ class _Walk:
             return None
         space.consumers[name] = columns // space.size if space.size else 1
         self.channels.reads[name] = space
-        written = Space(outputs, producers=[name], born=len(self.channels.writes))
+        written = Space(outputs, producers=[name], written_before=len(self.channels.writes))
         self.channels.writes[name] = written
         return Step("layer", (flow.step,), name), written, "last" if linear else "map"
 

@@ -18,6 +18,6 @@ class ASP(Constant):
     """All groups become N:M before the first step, by the magnitude of the loaded weights."""
 
     def enter(self, module: Any, fresh: bool) -> None:
-        """Take over the trained weights."""
+        """Take over the trained weights that the run starts from."""
         if fresh:
             load_dense(module, self.config.dense_checkpoint, "asp")

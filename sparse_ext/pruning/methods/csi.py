@@ -99,7 +99,7 @@ class CSI:
 
     @property
     def warmup(self) -> int:
-        """Epochs that are only recorded."""
+        """Number of first epochs whose index is recorded and not judged."""
         if self.config.warmup_epochs is not None:
             return self.config.warmup_epochs
         return min(WARMUP_EPOCHS, math.ceil(WARMUP_SHARE * self.epochs))
@@ -146,10 +146,10 @@ class CSI:
         return self.config.tau * (chance / CHANCE_AT_80 if self.config.tau_relative else 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the trigger has seen."""
+        """What the trigger has seen, for a checkpoint."""
         return {"streak": self.streak, "history": self.history}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on from where `state_dict` was taken."""
         self.streak = state["streak"]
         self.history = [list(row) for row in state["history"]]

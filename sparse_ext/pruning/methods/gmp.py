@@ -23,5 +23,5 @@ class GMP(Pruner):
         return Ramp.plan(round(self.config.ramp_start * self.clock.steps), self.t_end, self.period)
 
     def due(self) -> bool:
-        """After the ramp nothing would change."""
+        """Whether masks change after this step; behind the ramp they do not."""
         return super().due() and self.ramp is not None and self.t <= self.ramp.end

@@ -18,7 +18,7 @@ from sparse_ext.schedules import Ramp, cosine_fraction
 
 
 class GraNet(Pruner):
-    """Gradual magnitude pruning with neuroregeneration.
+    """The pruner of gradual magnitude pruning with neuroregeneration.
 
     Attributes:
         oscillation: share of each layer that the last update swapped (SyncCP, Eq. 7).

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from solo.errors import ConfigError
+from solo.utils.encoders import encoders_of
 from sparse_ext.masks.dual_norms import make_dual
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.living_weights import Branches, branch, make_functional
@@ -51,14 +52,15 @@ class MCP(Constant):
                 f"sparse.name=mcp prunes the momentum encoder, and {type(module).__name__} has "
                 f"none. Use it with MoCo, or another method with a momentum encoder."
             )
-        make_dual([module.momentum_backbone], SUBNET, affine=False)
+        _, teacher = encoders_of(module).values()
+        make_dual([teacher], SUBNET, affine=False)
         momentum = make_functional(encoders[1], SUBNET)
-        module.momentum_backbone.register_forward_hook(_SubnetStatistics(momentum))
+        teacher.register_forward_hook(_SubnetStatistics(momentum))
         return [make_functional(encoders[0], DENSE), momentum]
 
     def enter(self, module: Any, fresh: bool) -> None:
         """Phase 0 is another run: take over its weights."""
-        make_dual([module.momentum_backbone], SUBNET, affine=False)
+        make_dual([list(encoders_of(module).values())[1]], SUBNET, affine=False)
         if fresh:
             load_dense(module, self.config.dense_checkpoint, "mcp")
 

@@ -23,20 +23,20 @@ class OneShot(Pruner):
     """
 
     def set_up(self) -> None:
-        """Until `when` the encoders are dense."""
+        """Keep the encoders dense until the moment that `when` names."""
         self.allocation = self.config.allocation
         self.when = fraction_of(self.config.prune_at, self.clock.steps) - 1
         self.begins = list(self.finals) if self.when < 0 else [0.0 for _ in self.encoders]
 
     def enter(self, module: Any, fresh: bool) -> None:
-        """Take over trained weights."""
+        """Take over the trained weights that the run starts from."""
         if fresh and self.config.dense_checkpoint is not None:
             load_dense(module, self.config.dense_checkpoint, "oneshot")
 
     def due(self) -> bool:
-        """Once in a run."""
+        """Whether masks change after this step, which happens once in a run."""
         return self.t == self.when
 
     def sparsities(self) -> list[float]:
-        """Nothing, then everything."""
+        """Sparsity per encoder: none before the pruning, the final one after it."""
         return list(self.finals) if self.t >= self.when else list(self.begins)

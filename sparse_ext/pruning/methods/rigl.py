@@ -20,7 +20,7 @@ from sparse_ext.schedules import cosine_fraction
 
 
 class RigL(Constant):
-    """Drop by magnitude, grow by gradient.
+    """The pruner that drops by magnitude and grows by gradient at constant density.
 
     Attributes:
         t_last: step from which on masks stay as they are.

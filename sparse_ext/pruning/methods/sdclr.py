@@ -49,7 +49,7 @@ class SDCLR(EpochMasks):
             _double_norms(module)
 
     def set_up(self) -> None:
-        """Exactly ceil(q N) units are masked."""
+        """Prepare masks of exactly ceil(q N) units for the second branch."""
         super().set_up()
         self.units.prune_at_least = True
 

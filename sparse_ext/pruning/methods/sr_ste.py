@@ -22,11 +22,11 @@ from sparse_ext.pruning.pruner import Needs
 
 
 class SRSTE(Constant):
-    """A new mask after every step."""
+    """The pruner of SR-STE, which makes a new N:M mask after every step."""
 
     @classmethod
     def needs(cls, config: Any, shared: bool) -> Needs:
-        """Pruned weights live on."""
+        """What the method needs: pruned weights that live on."""
         return Needs(latents=False, stored_zeros=False)
 
     @classmethod

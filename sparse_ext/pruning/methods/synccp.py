@@ -43,7 +43,7 @@ class SyncCP(Pruner):
     # -- Contrastive Sparsification Indicator -----------------------------------------------
 
     def set_up(self) -> None:
-        """CSI waits for its moment."""
+        """Prepare the trigger CSI, which waits for the moment to start the ramp."""
         config, final = self.config, self.units.sparsity(self.config.final)
         self.regrow_init = config.regrow_init
         self.random_start = config.initial_allocation
@@ -55,7 +55,7 @@ class SyncCP(Pruner):
         self.fires_at = self._step_of(self.csi.last_epoch)
 
     def plan(self) -> Ramp | None:
-        """Unknown until CSI fires."""
+        """The ramp, which is unknown until CSI fires."""
         return Ramp.plan(0, self.t_end, self.period) if self._ramps and self.fires_at == 0 else None
 
     @property

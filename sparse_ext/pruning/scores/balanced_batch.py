@@ -19,12 +19,12 @@ def is_rows(leaf: Any) -> bool:
 
 
 def size(batch: Any) -> int:
-    """Samples in a batch."""
+    """Number of samples in a batch."""
     return min((len(leaf) for leaf in tree_leaves(batch) if is_rows(leaf)), default=0)
 
 
 def rows(batch: Any, part: slice | Tensor) -> Any:
-    """Some samples of a batch."""
+    """The samples of a batch at the given places, as a batch."""
     return tree_map(lambda leaf: leaf[part] if is_rows(leaf) else leaf, batch)
 
 

@@ -18,10 +18,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from solo.compat import set_trainer, single_process
 from solo.errors import ConfigError
 from solo.utils import ranks
+from solo.utils.encoders import encoders_of
 from sparse_ext.compat import tree_map
 from sparse_ext.masks.masked_layers import masked_layers
 from sparse_ext.pruning.scores import balanced_batch
@@ -48,7 +50,7 @@ class Probe:
         self.trainer = trainer
         self.module.log = self.module.log_dict = _silent  # type: ignore[assignment,method-assign]
         self.batch = batch
-        layers = masked_layers(self.module.backbone)  # type: ignore[arg-type]
+        layers = masked_layers(next(iter(encoders_of(self.module).values())))
         self.weights: dict[str, Tensor] = {name: layer.weight for name, layer in layers.items()}
         for weight in self.weights.values():
             weight.requires_grad_(True)
@@ -86,7 +88,8 @@ class Probe:
         derivatives do not pass between processes; the first one's results count.
         """
         self.batch = tree_map(_everyones, self.batch) if not self._drawn else self.batch
-        with self._isolated(), single_process():
+        # fused attention has no second derivative
+        with self._isolated(), single_process(), sdpa_kernel(SDPBackend.MATH):
             found = function(self.parts(), self.trained)
         whose = {id(weight): value for weight, value in zip(self.trained, found, strict=True)}
         products = [whose[id(weight)] for weight in self.weights.values()]

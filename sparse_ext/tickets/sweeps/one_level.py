@@ -61,7 +61,7 @@ class Training:
 
     @property
     def first_rank(self) -> bool:
-        """Whether this process writes."""
+        """Whether this process is the one that writes files."""
         return getattr(rank_zero_only, "rank", 0) == 0
 
     def alone(self) -> Any:
@@ -69,12 +69,12 @@ class Training:
         return self.folder.alone() if self.first_rank else nullcontext()
 
     def claim(self) -> None:
-        """See `RunFolder.claim`."""
+        """Take the run folder for this series (see `RunFolder.claim`)."""
         if self.first_rank:
             self.folder.claim(self.facts())
 
     def facts(self) -> dict[str, Any]:
-        """The content of `run.json`."""
+        """The content of `run.json` for this series."""
         from solo.utils.auto_resumer import fingerprint
 
         section = {k: v for k, v in plain(self.config).items() if k not in _FREE}
@@ -139,7 +139,7 @@ class Training:
         run_folder.wait_for(level.folder / run_folder.DONE)
 
     def report(self, level: Level) -> None:
-        """One line on a finished level."""
+        """Print one line about a level that is finished."""
         done = level.done
         if done is None or not self.first_rank:
             return

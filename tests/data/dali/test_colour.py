@@ -12,7 +12,8 @@ pytest.importorskip("nvidia.dali")
 from solo.data.dali import colour
 from solo.data.dali_dataloader import RandomColorJitter
 from solo.data.views.batched.colour import ORDERS
-from tests.data.dali.graphs import run, textured
+from tests.data.dali.graphs import run
+from tests.data.pictures import textured
 
 pytestmark = pytest.mark.dali
 IMAGES = [textured(48, 64, seed=i) for i in range(24)]

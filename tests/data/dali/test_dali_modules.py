@@ -20,7 +20,6 @@ from solo.data.dali_dataloader import (
 )
 from solo.errors import ConfigError, DataError
 from tests.data.conftest import write_folder
-from tests.data.dali.graphs import jpeg, textured
 from tests.data.dali.loaders import (
     ENTRY,
     colours,
@@ -30,6 +29,7 @@ from tests.data.dali.loaders import (
     val_loader,
     views,
 )
+from tests.data.pictures import encoded, textured
 
 pytestmark = pytest.mark.dali
 
@@ -81,8 +81,8 @@ def test_validation_views_are_those_of_image_folder(tmp_path):
     shapes = [(375, 500), (500, 313), (257, 256), (150, 150), (300, 421), (240, 901)]
     for i, shape in enumerate(shapes):
         (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
-        encoded = jpeg(textured(*shape, seed=i), orientation=6 if i == 4 else None)
-        (tmp_path / "ab"[i % 2] / f"{i}.jpg").write_bytes(encoded)
+        picture = encoded(textured(*shape, seed=i), orientation=6 if i == 4 else None)
+        (tmp_path / "ab"[i % 2] / f"{i}.jpg").write_bytes(picture)
     Image.open(tmp_path / "a" / "0.jpg").convert("L").save(tmp_path / "b" / "grey.jpg")
     module = module_of(ClassificationDALIDataModule, tmp_path, tmp_path, batch_size=7)
     ((dali, labels),) = module.val_dataloader()

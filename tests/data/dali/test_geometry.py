@@ -17,7 +17,8 @@ from solo.data.classification_dataloader import build_custom_pipeline
 from solo.data.dali import geometry
 from solo.data.views.batched.crop import crop_boxes
 from tests.data.conftest import needs_pillow_13
-from tests.data.dali.graphs import run, textured
+from tests.data.dali.graphs import run
+from tests.data.pictures import textured
 
 pytestmark = pytest.mark.dali
 SHAPES = [(32, 32), (375, 500), (500, 333), (20, 160), (300, 30), (97, 64), (40, 600)]

@@ -60,7 +60,7 @@ def test_what_is_no_image_is_named(tmp_path, content):
 
 
 def test_a_torchvision_without_jpeg_reads_them_by_pillow(monkeypatch):
-    def absent(data):
+    def absent(data, **options):
         raise RuntimeError("decode_jpeg: torchvision not compiled with libjpeg support")
 
     wanted = decode_pixels(encoded(), "a")

@@ -132,7 +132,9 @@ def test_configuration(converted):
     check_format(cfg)
     assert cfg.data.num_classes == 2
     cfg.data.dataset = "cifar10"
-    with pytest.raises(ConfigError, match=r"data\.format=webdataset works with imagenet100"):
+    with pytest.raises(
+        ConfigError, match=r"data\.format=webdataset works with imagenet, imagenet100"
+    ):
         check_format(cfg)
     assert compute_dataset_size("custom", data_path=converted, data_format="webdataset") == 12
 

@@ -199,7 +199,7 @@ _BLENDS = (
 
 
 class Grayscale(Operation):
-    """Replace images by their grey."""
+    """Replace some images of a batch by their grey values."""
 
     def __init__(self, prob: float):
         super().__init__()

@@ -57,7 +57,7 @@ class BatchedView(nn.Module):
         return torch.rand([n, self.draws], generator=generator, device=generator.device)
 
     def forward(self, images: Tensor, u: Tensor) -> Tensor:
-        """Views of images.
+        """Make one view of every image of a batch.
 
         Args:
             images: (N, 3, H, W) uint8.
@@ -157,7 +157,7 @@ def _chunk(n: int, values: int) -> int:
 def build_views(
     dataset: str, entries: Sequence[Mapping[str, Any]], compiled: bool = False
 ) -> BatchedViews:
-    """The views of `augmentations`.
+    """Build the batched views that the key `augmentations` describes.
 
     Args:
         dataset: name, for mean and standard deviation.

@@ -71,12 +71,12 @@ class GatedBlock(Gated):
 
 
 class GatedBasicBlock(GatedBlock, BasicBlock):
-    """One gate, behind the first convolution."""
+    """A basic residual block with one gate, behind its first convolution."""
 
     gates = ("gate",)
 
     def own_convs(self) -> list[nn.Conv2d]:
-        """conv1, conv2."""
+        """The convolutions whose cost the gate decides: conv1 and conv2."""
         return [self.conv1, self.conv2]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class GatedBottleneck(GatedBlock, Bottleneck):
     gates = ("gate1", "gate2")
 
     def own_convs(self) -> list[nn.Conv2d]:
-        """conv1, conv2, conv3."""
+        """The convolutions whose cost the gates decide: conv1, conv2 and conv3."""
         return [self.conv1, self.conv2, self.conv3]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -34,14 +34,14 @@ class ChannelGating(GatingMethod):
     warmup = 0
 
     def branch_of(self, view: View, epoch: int) -> str:
-        """There is one branch."""
+        """The branch of a view: every view goes through the gated one."""
         return "gated"
 
     #: globs of the blocks to gate
     blocks: tuple[str, ...] = ("*",)
 
     def patch(self, backbone: nn.Module) -> Mapping[str, Any]:
-        """Gates in every residual block."""
+        """Put gates into every residual block of `backbone`, in place."""
         residual_blocks(backbone, self.config.name)  # or it says that there are none
         rule = PatchRule(
             self.config.name,
@@ -92,7 +92,7 @@ class ChannelGating(GatingMethod):
             )
 
     def floor(self, done: Pass, layers: Mapping[str, Any]) -> float:
-        """rho with all gates closed."""
+        """The ratio rho of the encoder's cost when all gates are closed."""
         gates = sum(block.gate_macs for block in layers.values())
         return (sum(done.plain.values()) + gates) / done.macs_dense
 
@@ -118,7 +118,7 @@ class ChannelDual(ChannelGating):
 
     @property
     def two_encoders(self) -> bool:
-        """Table 4."""
+        """Whether dense and gated views have encoders of their own (Dual paper, Table 4)."""
         return self.config.encoders == 2
 
     @property

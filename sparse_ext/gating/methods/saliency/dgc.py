@@ -105,7 +105,7 @@ class DGC(SaliencyMethod):
 
     @property
     def loss_weight(self) -> float:
-        """lasso."""
+        """Weight of the saliency loss: the setting `gating.lasso`."""
         return self.config.lasso
 
     def patch(self, backbone: nn.Module) -> Mapping[str, Any]:

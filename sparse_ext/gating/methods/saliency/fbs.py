@@ -97,7 +97,7 @@ class FBS(SaliencyMethod):
 
     @property
     def loss_weight(self) -> float:
-        """lambda."""
+        """Weight of the saliency loss: the setting lambda."""
         return self.config.lamb
 
     def patch(self, backbone: nn.Module) -> Mapping[str, Any]:

@@ -58,10 +58,10 @@ class SaliencyMethod(GatingMethod):
     @property
     @abstractmethod
     def loss_weight(self) -> float:
-        """Of the layers' figure `saliency`."""
+        """Weight of the layers' figure `saliency` in the training loss."""
 
     def branch_of(self, view: View, epoch: int) -> str:
-        """There is one branch."""
+        """The branch of a view: every view goes through the gated one."""
         return "gated"
 
     def losses(self, gating: Any, module: Any, views: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ class SaliencyMethod(GatingMethod):
         return {"saliency_loss": self.loss_weight * torch.stack(found).sum()} if found else {}
 
     def gate_parameters(self, backbone: nn.Module) -> Iterable[nn.Parameter]:
-        """The saliency networks: no weight decay."""
+        """The parameters of the saliency networks, which get no weight decay."""
         for module in backbone.modules():
             if isinstance(module, SaliencyConv2d):
                 yield from module.parameters()

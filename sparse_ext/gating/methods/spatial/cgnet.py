@@ -31,11 +31,11 @@ class CGNet(GatingMethod):
     gate_options: ClassVar[Mapping[str, Any]] = {"weight_decay": 0.0, "exclude_bias_n_norm": True}
 
     def branch_of(self, view: View, epoch: int) -> str:
-        """There is one branch."""
+        """The branch of a view: every view goes through the gated one."""
         return "a1"
 
     def patterns(self) -> dict[str, Pattern]:
-        """Base path of each branch."""
+        """Which input channels each output channel's base path reads, by branch."""
         return {"a1": diagonal(self.config.groups)}
 
     def patch(self, backbone: nn.Module) -> Mapping[str, Any]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 SECOND = "layer1.0.conv1"  # the encoder's second convolution, as in the paper
-UNSCALED = ("cifar10", "cifar100", "digits")  # evaluation takes their images as they are
 
 
 class Maps(NamedTuple):
@@ -117,6 +116,7 @@ def load_images(files: Sequence[Path], dataset: str, size: int) -> tuple[list[np
     import numpy as np
     from PIL import Image
 
+    from solo.data.catalogue import known
     from solo.data.classification_dataloader import prepare_transforms
 
     transform = prepare_transforms(dataset)[1]
@@ -126,7 +126,7 @@ def load_images(files: Sequence[Path], dataset: str, size: int) -> tuple[list[np
             picture = Image.open(file).convert("RGB")
         except OSError as error:
             raise DataError(f"--images: {file} cannot be read as an image ({error}).") from error
-        scaled = picture.resize((size, size)) if dataset in UNSCALED else picture
+        scaled = picture.resize((size, size)) if known(dataset).side else picture
         tensors.append(transform(scaled))
         pictures.append(np.asarray(picture))
     return pictures, torch.stack(tensors)

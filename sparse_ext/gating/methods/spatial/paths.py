@@ -17,7 +17,7 @@ _PARTLY_SHARED: dict[int, Pattern] = {50: (0, 1, 0, 1), 75: (0, 1, 2, 0)}
 
 
 def diagonal(groups: int) -> Pattern:
-    """b(a) = a."""
+    """The base path b(a) = a: group a of the outputs reads group a of the inputs."""
     return tuple(range(groups))
 
 

@@ -12,7 +12,7 @@ from PIL import ImageFilter, ImageOps
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
-from solo.data.catalogue import PRETRAIN_STATS
+from solo.data.catalogue import info_of
 from solo.data.pretrain_dataloader import build_transform_pipeline
 from solo.data.views.batched import BatchedView, CompiledOrPlain, build_views
 from solo.data.views.batched.colour import ORDERS, ColorJitter
@@ -102,7 +102,7 @@ def test_normalised_as_the_dataset_asks(dataset):
     view = BatchedView(dataset, entry)
     wanted = build_transform_pipeline(dataset, entry)(pil(image[0]))
     assert torch.allclose(view(image, numbers(1, view.draws))[0], wanted, atol=1e-5)
-    assert ("mean" in entry) == (dataset not in PRETRAIN_STATS or "mean" in entry)
+    assert ("mean" in entry) == (info_of(dataset).mean is None or "mean" in entry)
 
 
 def test_flip_happens_with_its_probability_and_only_then():

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""Calibration images: a few hundred out of a folder, labelled or not, as the encoder wants them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from tqdm import tqdm
+
+from solo.data.datasets.images import read_image
+from solo.errors import DataError
+
+BATCH = 32
+
+
+class Images(NamedTuple):
+    """Images in memory, as the encoder wants them.
+
+    Attributes:
+        batches: (n, 3, H, W) each, normalised.
+        labels: (N,) number of the folder that each image lies in, -1 where it lies in none.
+    """
+
+    batches: list[Tensor]
+    labels: Tensor
+
+
+def draw(folder: str | Path, count: int, seed: int, skip: int = 0) -> list[Path]:
+    """`count` images anywhere below `folder`, drawn at random; fewer if there are no more.
+
+    Args:
+        folder: of images.
+        count: how many.
+        seed: of the draw; equal seeds give one order, of which `skip` are passed over.
+        skip: images at the beginning of that order that are left to another use.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"--data {folder}: there is no such folder.")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMG_EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise DataError(
+            f"--data {folder}: there is no image in it (.jpg, .png, ...; folders inside count)."
+        )
+    random.Random(seed).shuffle(found)
+    return found[skip : skip + count]
+
+
+def load(
+    paths: list[Path], folder: str | Path, transform: Callable[[Any], Tensor], title: str
+) -> Images:
+    """Read images and apply the encoder's own evaluation transform.
+
+    Args:
+        paths: of the images, below `folder`.
+        folder: whose subfolders are the labels.
+        transform: PIL image to a normalised tensor (3, H, W).
+        title: of the progress bar.
+    """
+    names = [path.relative_to(folder).parts for path in paths]
+    classes = sorted({parts[0] for parts in names if len(parts) > 1})
+    labels = [classes.index(parts[0]) if len(parts) > 1 else -1 for parts in names]
+    tensors = [transform(read_image(path)) for path in tqdm(paths, title, leave=False)]
+    batches = [torch.stack(tensors[i : i + BATCH]) for i in range(0, len(tensors), BATCH)]
+    return Images(batches, torch.tensor(labels))

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""The whole way from a dense encoder and a folder of images to sparse run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from solo.errors import ConfigError
+from solo.files.whole import write_json
+from sparse_ext.prune import images, results
+from sparse_ext.prune.encoder import (
+    Store,
+    estimate_batch_norms,
+    prune_layers,
+    sparse_copy,
+)
+from sparse_ext.prune.plan import Settings, make_plan
+from sparse_ext.prune.source import Source, open_source
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `python3 -m sparse_ext.prune`.
+
+    Attributes:
+        source: the dense encoder (`sparse_ext.prune.source.open_source`).
+        data: folder of images, labelled or not.
+        out: run folder to write; with several sparsities the parent of one folder each.
+        settings: how it is pruned.
+        count: calibration images.
+        which: `online` or `momentum` encoder of a run.
+        backbone: of a weight file that is no run's.
+        kwargs: its options.
+        image_size: side of the images; None = the run's own.
+    """
+
+    source: str
+    data: Path
+    out: Path
+    settings: Settings
+    count: int = 256
+    which: str = "online"
+    backbone: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+
+
+def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Prune, estimate batch norms again, measure, write; returns one row of figures per sparsity.
+
+    Layers that are finished are kept in the output folder, so the same call goes on where a call
+    was interrupted, and a finished one writes the same files again.
+
+    Raises:
+        SoloError: a mistake in the source, the images or the settings.
+    """
+    if request.count < 2:
+        raise ConfigError(f"--images {request.count}: at least 2 calibration images are needed.")
+    source = open_source(
+        request.source, request.which, request.backbone, request.kwargs, request.image_size
+    )
+    say(source.report)
+    calibration, unseen = _images(request, source)
+    seen = sum(len(batch) for batch in calibration.batches)
+    plan = make_plan(source.encoder, calibration.batches, request.settings)
+    weights = sum(layer.weight.numel() for layer in plan.layers.values())
+    say(
+        f"{request.settings.method}, {plan.granularity}, budgets by {request.settings.rule}: "
+        f"{len(plan.layers)} layers, {weights:,} weights; {seen} calibration images of "
+        f"{source.size} pixels."
+    )
+    store = Store(request.out, plan, source.encoder)
+    with tqdm(total=len(plan.layers), desc="layers") as bar:
+
+        def advance(name: str) -> None:
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+
+        found = prune_layers(source.encoder, plan, calibration.batches, store, advance)
+    with torch.no_grad():
+        dense = results.features(source.encoder, unseen.batches)
+    top = _dense_figures(source, dense, unseen)
+    rows = []
+    for goal, layers in zip(plan.goals, found, strict=True):
+        net = sparse_copy(source.encoder, layers)
+        estimate_batch_norms(net, calibration.batches)
+        row = results.figures(net, dense, unseen, source.size)
+        folder = request.out if len(plan.goals) == 1 else request.out / f"{goal.sparsity:g}"
+        path = results.write_run(folder, net, source.args, plan, goal.sparsity, layers, row)
+        rows.append({**row, "run": str(path.parent)})
+    if len(rows) > 1:
+        write_json(request.out / "curve.json", {"dense": top, "sparse": rows})
+        results.draw_curve(request.out / "curve.png", rows, top)
+    store.clear()
+    say(table(rows, top))
+    say(f"Next: python3 main_linear.py ... pretrained_feature_extractor={rows[0]['run']}")
+    return rows
+
+
+def _images(request: Request, source: Source) -> tuple[images.Images, images.Images]:
+    """Calibration images, and as many that it does not see (the same where there are no others)."""
+    from solo.data.classification_dataloader import prepare_transforms
+
+    _, transform = prepare_transforms(source.args["data"]["dataset"], source.size)
+    seed = request.settings.seed
+    paths = images.draw(request.data, request.count, seed)
+    others = images.draw(request.data, request.count, seed, skip=len(paths)) or paths
+    calibration = images.load(paths, request.data, transform, "calibration images")
+    return calibration, images.load(others, request.data, transform, "images to measure on")
+
+
+def _dense_figures(source: Source, dense: torch.Tensor, unseen: images.Images) -> dict[str, Any]:
+    from sparse_ext.cost.memory import memory
+    from sparse_ext.cost.per_layer import count
+
+    cost = count(source.encoder, source.size)
+    return {
+        "knn_acc1": results.knn_accuracy(dense, unseen.labels),
+        "feature_cosine": 1.0,
+        "macs_dense": cost.macs_dense,
+        "macs_effective": cost.macs_dense,
+        "megabytes": memory(cost, "element").total / 1e6,
+        "milliseconds": results.milliseconds(source.encoder, unseen.batches[0]),
+        "sparsity": 0.0,
+    }
+
+
+def table(rows: list[dict[str, Any]], dense: dict[str, Any]) -> str:
+    """The figures of the dense and of each sparse encoder, as text."""
+    heads = ("sparsity", "cosine", "kNN top-1", "MACs kept", "MB", "ms/image*")
+    lines = [heads]
+    for row in (dense, *rows):
+        accuracy = row["knn_acc1"]
+        lines.append(
+            (
+                f"{row['sparsity']:.2%}",
+                f"{row['feature_cosine']:.4f}",
+                "-" if accuracy is None else f"{accuracy:.1f}",
+                f"{row['macs_effective'] / row['macs_dense']:.1%}",
+                f"{row['megabytes']:.2f}",
+                f"{row['milliseconds']:.2f}",
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    text = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+    note = "* measured with dense kernels, which multiply with the zeros; export makes use of them"
+    return "\n".join([*text, note])

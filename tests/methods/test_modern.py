@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: MIT
+"""DINO as published, iBOT, DINOv2 and I-JEPA: losses from their parts, options, mistakes."""
+
+import copy
+import math
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+
+from solo import extensions
+from solo.errors import ConfigError
+from solo.methods import METHODS
+from solo.utils.views import encoding
+from tests.methods.helpers import tiny_batch, tiny_cfg, tiny_trainer
+
+pytestmark = pytest.mark.unit
+
+HEAD = {"proj_hidden_dim": 8, "proj_output_dim": 6, "num_prototypes": 5}
+JEPA = {"pred_embed_dim": 8, "pred_depth": 1, "pred_num_heads": 2, "min_context": 1}
+VIT = {
+    "img_size": 16,
+    "patch_size": 4,
+    "depth": 2,
+    "embed_dim": 12,
+    "num_heads": 3,
+    "dynamic_img_size": True,
+}
+MEAN = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+
+
+def build(name, small=0, vit=None, **changes):
+    kwargs = {**(JEPA if name == "ijepa" else HEAD), **changes.pop("kwargs", {})}
+    cfg = tiny_cfg(name, kwargs, data__num_small_crops=small, **changes)
+    vit = {**VIT, **(MEAN if name == "ijepa" else {}), **(vit or {})}
+    cfg.backbone = {"name": "vit_tiny", "kwargs": vit}
+    torch.manual_seed(0)
+    model = METHODS[name](cfg)
+    for _, momentum in getattr(model, "momentum_pairs", ()):  # so that the two encoders differ
+        for p in momentum.parameters():
+            p.data.add_(0.05 * torch.randn_like(p))
+    return model
+
+
+def batch_of(small=0, n=4):
+    return tiny_batch(n=n, small=small, size=16)
+
+
+# ---- the losses ----
+
+
+def cls_loss(student, teacher, temperature=0.07):
+    """Mean over teacher's views i, student's views j != i and images; the centre is still 0."""
+    terms = [
+        -(F.softmax(t / temperature, 1) * F.log_softmax(s / 0.1, 1)).sum(1).mean()
+        for i, t in enumerate(teacher)
+        for j, s in enumerate(student)
+        if i != j
+    ]
+    return sum(terms) / len(terms)
+
+
+def class_loss(model, views, targets):
+    return sum(F.cross_entropy(model.classifier(f), targets) for f in views) / len(views)
+
+
+def test_dino_with_local_crops():
+    model = build("dino", small=3, kwargs={"local_crops": True})
+    batch = batch_of(small=3)
+    reference = copy.deepcopy(model)
+    views = batch[1]
+    feats = [reference.backbone(v) for v in views]
+    student = [reference.head(f) for f in feats]
+    teacher = [reference.momentum_head(reference.momentum_backbone(v)) for v in views[:2]]
+    expected = cls_loss(student, [t.detach() for t in teacher])
+    expected = expected + class_loss(reference, [f.detach() for f in feats[:2]], batch[2])
+    loss = model.training_step(batch, 0)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(
+        model.backbone.patch_embed.proj.weight.grad, reference.backbone.patch_embed.proj.weight.grad
+    )
+    mean = torch.cat(teacher).mean(0, keepdim=True)
+    torch.testing.assert_close(model.dino_loss_func.center, 0.1 * mean.detach())
+
+
+def test_without_local_crops_dino_says_so_and_keeps_to_the_large_ones():
+    with pytest.warns(UserWarning, match="method_kwargs.local_crops=True"):
+        model = build("dino", small=3)
+    batch = batch_of(small=3)
+    changed = [batch[0], [*batch[1][:2], *(torch.randn_like(v) for v in batch[1][2:])], batch[2]]
+    other = copy.deepcopy(model)
+    assert torch.equal(model.training_step(batch, 0), other.training_step(changed, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build("dino", small=3, kwargs={"local_crops": True})
+
+
+def by_hand(model, x, hidden):
+    """Class token and patches of a ViT whose hidden patches are the token, in timm's own parts."""
+    vit = model.backbone
+    patches = vit.patch_embed(x).flatten(1, 2)
+    patches = torch.where(hidden[..., None], model.mask_token.token, patches)
+    tokens = torch.cat([vit.cls_token.expand(len(x), -1, -1), patches], 1) + vit.pos_embed
+    tokens = vit.norm(vit.blocks(tokens))
+    return tokens[:, 0], tokens[:, 1:]
+
+
+@pytest.mark.parametrize("name", ["ibot", "dinov2"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_ibot_and_dinov2_from_their_parts(name, shared):
+    model = build(name, small=2, kwargs={"shared_head": shared, "patch_loss_weight": 0.7})
+    batch = batch_of(small=2)
+    reference = copy.deepcopy(model)
+    views = batch[1]
+    masks = [model.hide(v, i, 0).mask for i, v in enumerate(views[:2])]
+    assert [int(m.any(1).sum()) for m in masks] == [2, 2]  # half of the images
+
+    patch_head = reference.head if shared else reference.patch_head
+    teacher_patch_head = reference.momentum_head if shared else reference.momentum_patch_head
+    student, feats, patches, teacher_patches, teacher = [], [], [], [], []
+    for view, mask in zip(views[:2], masks, strict=True):
+        cls, tokens = by_hand(reference, view, mask)
+        feats.append(cls)
+        student.append(reference.head(cls))
+        patches.append(patch_head(tokens[mask]))
+        with torch.no_grad():
+            tokens = reference.momentum_backbone.forward_features(view)
+            teacher.append(reference.momentum_head(tokens[:, 0]))
+            teacher_patches.append(teacher_patch_head(tokens[:, 1:][mask]))
+    student += [reference.head(reference.backbone(v)) for v in views[2:]]
+
+    def targets(outputs):
+        joined = torch.cat(outputs)
+        if name == "ibot":
+            probabilities = F.softmax(joined / 0.07, 1)
+        else:
+            q = (joined / 0.07).exp().T
+            for _ in range(3):
+                q = q / q.sum(1, keepdim=True) / len(q)
+                q = q / q.sum(0, keepdim=True) / q.shape[1]
+            probabilities = (q * q.shape[1]).T
+        return probabilities.split([len(o) for o in outputs])
+
+    expected, t = 0, targets(teacher)
+    pairs = [(i, j) for i in range(2) for j in range(4) if i != j]
+    for i, j in pairs:
+        expected = expected - (t[i] * F.log_softmax(student[j] / 0.1, 1)).sum(1).mean() / len(pairs)
+    t = targets(teacher_patches)
+    for v, mask in enumerate(masks):
+        ce = -(t[v] * F.log_softmax(patches[v] / 0.1, 1)).sum(1)
+        image = mask.nonzero()[:, 0]
+        per_image = [ce[image == i].mean() for i in range(4) if (image == i).any()]
+        expected = expected + 0.7 * sum(per_image) / 4 / 2
+    if name == "dinov2":
+        for cls in feats:
+            unit = F.normalize(cls)
+            distance = torch.cdist(unit, unit) + 10 * torch.eye(4)
+            expected = expected - 0.1 * (distance.min(1).values + 1e-8).log().mean()
+    expected = expected + class_loss(reference, [f.detach() for f in feats], batch[2])
+    torch.testing.assert_close(model.training_step(batch, 0), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_ibots_patches_have_a_centre_of_their_own():
+    model = build("ibot")
+    batch = batch_of()
+    hidden = [model.hide(v, i, 0) for i, v in enumerate(batch[1])]
+    with torch.no_grad():
+        outputs = [
+            model.momentum_head(h.of(model.momentum_backbone.forward_features(v)[:, 1:]))
+            for h, v in zip(hidden, batch[1], strict=True)
+        ]
+    model.training_step(batch, 0)
+    expected = 0.1 * torch.cat(outputs).mean(0, keepdim=True)
+    torch.testing.assert_close(model.patch_loss_func.center, expected)
+    assert not torch.allclose(model.dino_loss_func.center, expected)
+
+
+def test_ijepa_from_its_parts():
+    model = build("ijepa", data__num_large_crops=1)
+    batch = tiny_batch(large=1, size=16)
+    (x,) = batch[1]
+    reference = copy.deepcopy(model)
+    blocks = model.draw_blocks(x, 0, 0)
+    vit = reference.backbone
+    tokens = vit.patch_embed(x).flatten(1, 2) + vit.pos_embed
+    context = torch.stack([tokens[i, blocks.context[i]] for i in range(4)])
+    context = vit.norm(vit.blocks(context))
+    with torch.no_grad():
+        whole = reference.momentum_backbone.forward_features(x)
+        whole = (whole - whole.mean(-1, keepdim=True)) / (
+            whole.var(-1, keepdim=True, unbiased=False) + 1e-5
+        ).sqrt()
+    predictor, errors = reference.predictor, []
+    for m in range(4):  # one block at a time
+        seen = predictor.embed(context) + predictor.positions[blocks.context]
+        asked = predictor.mask_token + predictor.positions[blocks.targets[:, m]]
+        out = predictor.norm(predictor.blocks(torch.cat([seen, asked], 1)))
+        predicted = predictor.out(out[:, -blocks.targets.shape[2] :])
+        wanted = torch.stack([whole[i, blocks.targets[i, m]] for i in range(4)])
+        difference = (predicted - wanted).abs()
+        errors.append(torch.where(difference < 1, difference**2 / 2, difference - 0.5))
+    expected = torch.stack(errors).mean()
+    feats = context.mean(1).detach()
+    expected = expected + F.cross_entropy(reference.classifier(feats), batch[2])
+    torch.testing.assert_close(model.training_step(batch, 0), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_ijepas_context_encoder_does_not_see_the_targets():
+    model = build("ijepa", data__num_large_crops=1)
+    x = torch.randn(2, 3, 16, 16)
+    blocks = model.draw_blocks(x, 0, 0)
+    changed = x.clone()
+    for image in range(2):
+        for patch in blocks.targets[image].flatten().tolist():
+            row, column = 4 * (patch // 4), 4 * (patch % 4)
+            changed[image, :, row : row + 4, column : column + 4] = 9.0
+    model._blocks = [blocks]
+    with encoding(0, "online"):
+        torch.testing.assert_close(model(x)["pred"], model(changed)["pred"])
+    with encoding(0, "momentum"):
+        one, other = model.momentum_forward(x), model.momentum_forward(changed)
+    assert not torch.allclose(one["target"], other["target"])
+
+
+@pytest.mark.parametrize("name", ["ibot", "dinov2", "ijepa"])
+def test_masks_follow_from_seed_step_and_view(name):
+    model = build(name)
+    draw = model.draw_blocks if name == "ijepa" else model.hide
+    x = torch.zeros(8, 3, 16, 16)
+    first = draw(x, 0, 0)[0]
+    torch.manual_seed(99)
+    assert torch.equal(draw(x, 0, 0)[0], first)
+    different = [draw(x, 1, 0)[0], draw(x, 0, 1)[0]]
+    model._trainer = type("Trainer", (), {"global_step": 7})()
+    different.append(draw(x, 0, 0)[0])
+    assert not any(o.shape == first.shape and torch.equal(o, first) for o in different)
+
+
+def test_the_last_layers_of_both_heads_are_held_still():
+    model = build("dinov2", kwargs={"norm_last_layer": False})
+    before = copy.deepcopy(model.state_dict())
+    tiny_trainer(max_steps=2, max_epochs=1).fit(model, *_loaders(batch_of(n=8)))
+    for name, value in model.state_dict().items():
+        if name.startswith(("head.last_layer", "patch_head.last_layer")):
+            assert torch.equal(value, before[name])
+        if name in ("head.mlp.0.weight", "patch_head.mlp.0.weight", "mask_token.token"):
+            assert not torch.equal(value, before[name])
+
+
+def _loaders(batch, n=4):
+    items = [
+        (int(batch[0][i]), [v[i] for v in batch[1]], batch[2][i]) for i in range(len(batch[0]))
+    ]
+    val = [(batch[1][0][i], batch[2][i]) for i in range(len(batch[0]))]
+    return (
+        torch.utils.data.DataLoader(items, batch_size=n),
+        torch.utils.data.DataLoader(val, batch_size=n),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("ibot", {"mask_ratio_min": 0.6}, r"mask_ratio_min <= mask_ratio_max"),
+        ("dinov2", {"mask_probability": 1.5}, r"mask_probability from 0 to 1"),
+        ("ijepa", {"target_scale": [0.3, 0.2]}, r"target_scale=\[0.3, 0.2\]"),
+        ("ijepa", {"context_scale": [0.85, 1.5]}, "at most 1"),
+        ("ijepa", {"num_targets": 0}, "num_targets=0 must be at least 1"),
+    ],
+)
+def test_mistakes_are_named(name, kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, kwargs=kwargs)
+
+
+def test_encoders_that_do_not_fit_are_named():
+    with pytest.raises(ConfigError, match=r"global_pool: avg"):
+        build("ijepa", vit={"global_pool": "token", "class_token": True})
+    for name in ("ibot", "ijepa"):
+        with pytest.raises(ConfigError, match=f"{name} learns from patch tokens"):
+            METHODS[name](tiny_cfg(name, JEPA if name == "ijepa" else HEAD))
+
+
+# ---- local crops as one batch ----
+
+
+class Passes(list):
+    """Sizes of the batches that an encoder sees."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        encoder.register_forward_pre_hook(lambda _, inputs: self.append(tuple(inputs[0].shape)))
+
+
+def test_small_crops_of_one_size_are_encoded_as_one_batch_with_the_same_loss():
+    for name in ("lejepa", "dino"):
+        kwargs = {"local_crops": True} if name == "dino" else {"num_directions": 8}
+        model = build(name, small=3, kwargs=kwargs) if name == "dino" else _lejepa()
+        apart = copy.deepcopy(model)
+        apart._encode_small_crops = lambda X, model=apart: [model.multicrop_forward(x) for x in X]
+        batch, passes = batch_of(small=3), Passes(model.backbone)
+        joint = model.training_step(batch, 0)
+        assert passes == [(4, 3, 16, 16)] * 2 + [(12, 3, 8, 8)]
+        one_by_one = apart.training_step(batch, 0)
+        torch.testing.assert_close(joint, one_by_one)
+        joint.backward()
+        one_by_one.backward()
+        for p, q in zip(model.parameters(), apart.parameters(), strict=True):
+            if p.grad is not None:
+                torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+
+
+def _lejepa():
+    cfg = tiny_cfg("lejepa", {"proj_hidden_dim": 8, "proj_output_dim": 4, "num_directions": 8})
+    cfg.data.num_small_crops = 3
+    cfg.backbone = {"name": "vit_tiny", "kwargs": VIT}
+    return METHODS["lejepa"](cfg)
+
+
+def test_batch_norm_keeps_the_views_apart():
+    cfg = tiny_cfg("simclr", {**HEAD, "temperature": 0.2}, data__num_small_crops=2)
+    del cfg.method_kwargs.num_prototypes
+    model = METHODS["simclr"](cfg)
+    passes = Passes(model.backbone)
+    model.training_step(tiny_batch(small=2), 0)
+    assert passes == [(4, 3, 8, 8)] * 2 + [(4, 3, 4, 4)] * 2
+
+
+def test_small_crops_of_two_sizes_are_two_batches():
+    model = build("dino", small=4, kwargs={"local_crops": True})
+    batch = batch_of(small=4)
+    batch[1][4:] = [torch.randn(4, 3, 12, 12) for _ in range(2)]
+    passes = Passes(model.backbone)
+    assert model.training_step(batch, 0).isfinite()
+    assert passes[2:] == [(8, 3, 8, 8), (8, 3, 12, 12)]
+
+
+def test_an_extension_that_tells_views_apart_gets_them_one_by_one(monkeypatch):
+    class PerView(extensions.Extension):
+        def tells_views_apart(self, backbone):
+            return True
+
+    monkeypatch.setitem(extensions._EXTENSIONS, "PerView", PerView())
+    model = build("dino", small=3, kwargs={"local_crops": True})
+    passes = Passes(model.backbone)
+    model.training_step(batch_of(small=3), 0)
+    assert passes[2:] == [(4, 3, 8, 8)] * 3
+
+
+# ---- schedules and groups ----
+
+
+class Decays(pl.Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.seen.append([group["weight_decay"] for group in optimizer.param_groups])
+
+
+def test_weight_decay_follows_a_cosine_and_groups_without_decay_keep_none():
+    model = build(
+        "dino",
+        optimizer__weight_decay=0.04,
+        optimizer__final_weight_decay=0.4,
+        optimizer__exclude_bias_n_norm_wd=True,
+    )
+    seen = Decays()
+    tiny_trainer(max_epochs=2, callbacks=[seen]).fit(model, *_loaders(batch_of(n=8)))
+    assert len(seen.seen) == 4
+    names = [group["name"] for group in model.optimizers().param_groups]
+    for step, decays in enumerate(seen.seen):
+        expected = 0.4 + 0.5 * (0.04 - 0.4) * (1 + math.cos(math.pi * step / 4))
+        for name, decay in zip(names, decays, strict=True):
+            fixed = name.endswith("_no_decay") or name == "classifier"
+            assert decay == pytest.approx(0.0 if fixed else expected)
+
+
+def test_without_a_final_weight_decay_nothing_moves():
+    seen = Decays()
+    model = build("dino")
+    tiny_trainer(max_epochs=2, callbacks=[seen]).fit(model, *_loaders(batch_of(n=8)))
+    assert seen.seen == [[1e-4, 0, 1e-4]] * 4
+
+
+def test_layers_learn_at_their_own_rates():
+    model = build(
+        "dinov2",
+        optimizer__name="adamw",
+        optimizer__lr=0.01,
+        optimizer__layer_decay=0.9,
+        optimizer__patch_embed_lr=0.2,
+    )
+    groups = model.configure_optimizers().param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    vit = model.backbone
+    # embeddings, first block, last block with the norm: the top one is unscaled
+    assert rates[id(vit.norm.weight)] == pytest.approx(0.01)
+    assert rates[id(vit.blocks[1].mlp.fc1.weight)] == pytest.approx(0.01)
+    assert rates[id(vit.blocks[0].attn.qkv.weight)] == pytest.approx(0.01 * 0.9)
+    assert rates[id(vit.pos_embed)] == pytest.approx(0.01 * 0.9**2)
+    assert rates[id(vit.patch_embed.proj.weight)] == pytest.approx(0.01 * 0.9**2 * 0.2)
+    assert rates[id(model.head.mlp[0].weight)] == pytest.approx(0.01)
+    trained = [id(p) for group in model.learnable_params for p in group["params"]]
+    assert len(trained) == len(set(trained))
+    assert {id(p) for p in model.backbone.parameters()} <= set(trained)
+    names = [group["name"] for group in model.learnable_params]
+    assert len(names) == len(set(names))
+
+
+def test_a_linear_momentum_schedule():
+    taus = []
+
+    class Taus(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            taus.append(module.momentum_updater.cur_tau)
+
+    model = build("dino", momentum__base_tau=0.6, momentum__schedule="linear")
+    tiny_trainer(max_epochs=2, callbacks=[Taus()]).fit(model, *_loaders(batch_of(n=8)))
+    assert taus == pytest.approx([0.6, 0.7, 0.8, 0.9])
+    with pytest.raises(ConfigError, match=r"momentum.schedule='linnear'.*'linear'"):
+        build("dino", momentum__schedule="linnear")
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot", "dinov2", "ijepa"])
+def test_training_with_every_option_and_resuming_gives_the_same_run(name, tmp_path):
+    options = {
+        "optimizer__final_weight_decay": 0.4,
+        "optimizer__layer_decay": 0.9,
+        "optimizer__name": "adamw",
+        "scheduler__name": "warmup_cosine",
+    }
+    kwargs = {} if name == "ijepa" else {"local_crops": True}
+    large, small = (1, 0) if name == "ijepa" else (2, 2)
+
+    def fit(epochs, ckpt=None):
+        model = build(
+            name, small=small, kwargs=kwargs, data__num_large_crops=large, max_epochs=4, **options
+        )
+        stop = [Stop(epochs, tmp_path / f"{epochs}.ckpt")]
+        trainer = tiny_trainer(max_epochs=4, callbacks=stop)
+        batch = tiny_batch(n=8, large=large, small=small, size=16)
+        trainer.fit(model, *_loaders(batch), ckpt_path=ckpt, weights_only=True)
+        return model
+
+    straight = fit(4)
+    fit(2)
+    resumed = fit(5, tmp_path / "2.ckpt")
+    for key, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+class Stop(pl.Callback):
+    """Ends a run after some epochs and keeps a checkpoint."""
+
+    def __init__(self, epochs, path):
+        super().__init__()
+        self.epochs, self.path = epochs, path
+
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.current_epoch + 1 == self.epochs:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer, module):
+        trainer.save_checkpoint(self.path)
+
+
+def test_a_run_of_each_logs_its_terms():
+    model = build("dinov2", small=2)
+    trainer = tiny_trainer(max_epochs=1)
+    trainer.fit(model, *_loaders(batch_of(small=2, n=8)))
+    assert {"dino_loss", "train_patch_loss", "train_koleo_loss"} <= set(trainer.callback_metrics)
