@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sparse_ext.training.callback import PruningCallback
 
-TRAINING_ONLY = ("shadow", "score")
+TRAINING_ONLY = ("shadow", "score", "shadow_packed", "score_packed")
 
 
 class SparseExtension(extensions.Extension):
@@ -62,7 +62,9 @@ class SparseExtension(extensions.Extension):
             return []
         from sparse_ext.training.attach import callback_of
 
-        return [callback_of(module, config, seed=cfg.get("seed"))]
+        callback = callback_of(module, config, seed=cfg.get("seed"))
+        callback.pack = bool((cfg.get("checkpoint") or {}).get("pack"))
+        return [callback]
 
     def rebuild(
         self, backbone: nn.Module, state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]
