@@ -15,6 +15,7 @@ from solo import extensions
 from solo.errors import CheckpointError
 from sparse_ext.config import reading
 from sparse_ext.config import sections as schema
+from sparse_ext.distill import DistillExtension
 from sparse_ext.gating.config import sections as gating
 from sparse_ext.gating.extension import GatingExtension
 
@@ -184,6 +185,7 @@ def register() -> None:
     """
     extensions.register(GatingExtension())
     extensions.register(SparseExtension())
+    extensions.register(DistillExtension())
     gating.store()
     schema.store()
     extensions.WEIGHT_FORMATS.register(

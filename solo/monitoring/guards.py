@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from solo.compat import foreach_norm
-from solo.errors import NonFiniteError
+from solo.errors import CheckpointError, NonFiniteError
 from solo.seeding import mix
 
 
@@ -71,6 +72,57 @@ class NonFiniteGuard(Callback):
             "Lower optimizer.lr, lengthen scheduler.warmup_epochs, or use precision=bf16-mixed "
             "or 32."
         )
+
+
+class ResumedRun(Callback):
+    """Refuses to go on with a run whose epochs had another number of steps.
+
+    Schedules of learning rates, momentum, masks and gates count optimizer steps. A longer run is
+    one whose schedules are made anew; with epochs of another length no step means what it meant.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded: dict[str, Any] | None = None
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember where the checkpoint stands until the length of an epoch is known."""
+        loop = checkpoint["loops"]["fit_loop"]
+        self._loaded = {
+            "epochs": loop["epoch_progress"]["total"]["ready"],
+            "whole": loop["epoch_loop.batch_progress"].get("is_last_batch", False),
+            "steps": checkpoint["global_step"],
+            "schedules": len(checkpoint.get("lr_schedulers", [])),
+        }
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare what the checkpoint counted with what this run will count.
+
+        Raises:
+            CheckpointError: the epochs have another length, or rates another kind of schedule.
+        """
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            return
+        if loaded["schedules"] != len(trainer.lr_scheduler_configs):
+            raise CheckpointError(
+                "The checkpoint is of a run with another scheduler.name: set it as it was there."
+            )
+        batches, epochs = trainer.num_training_batches, loaded["epochs"]
+        if not loaded["whole"] or not epochs or batches == float("inf"):
+            return
+        now = math.ceil(batches / trainer.accumulate_grad_batches)
+        before = loaded["steps"] / epochs
+        if now != before:
+            raise CheckpointError(
+                f"The checkpoint was written after {epochs} epochs of {before:g} optimizer steps, "
+                f"and an epoch of this run has {now}: its schedules would go wrong. Keep the images"
+                f", limit_train_batches, accumulate_grad_batches and optimizer.batch_size x devices"
+                f" x nodes as they were: with other devices, set optimizer.batch_size so that the "
+                f"product stays."
+            )
 
 
 class EpochSeeder(Callback):

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from solo.args.common import count_devices
 from solo.data.datasets import splits
 from solo.errors import CheckpointError, ConfigError
-from solo.monitoring.guards import EpochSeeder, NonFiniteGuard
+from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
 from solo.monitoring.loggers import CSVMetrics, build_loggers
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
@@ -210,7 +210,7 @@ def _own_callbacks(cfg: DictConfig, logdir: Path, loggers: list) -> list[Callbac
         options = {key: cfg.checkpoint[key] for key in ("frequency", "keep_prev", "pack")}
         saver = Checkpointer(cfg, logdir, **options)
     csv = next(logger for logger in loggers if isinstance(logger, CSVMetrics))
-    own = [_ContinueMetrics(csv), NonFiniteGuard(saver), EpochSeeder(cfg.seed), saver]
+    own = [_ContinueMetrics(csv), NonFiniteGuard(saver), ResumedRun(), EpochSeeder(cfg.seed), saver]
     return [callback for callback in own if callback is not None]
 
 

@@ -25,6 +25,7 @@ def take(pruner: Pruner) -> dict[str, Any]:
         "version": VERSION,
         "method": pruner.config.name,
         "goal": goal(pruner),
+        "steps": pruner.clock.steps,
         "t": pruner.t,
         "epoch": pruner.epoch,
         "period": pruner.period,
@@ -75,6 +76,19 @@ def goal(pruner: Pruner) -> dict[str, Any]:
     return settings
 
 
+def _check_length(pruner: Pruner, state: Mapping[str, Any]) -> None:
+    """A run may become longer once its sparsity no longer changes."""
+    steps, ramp = state.get("steps", pruner.clock.steps), state["ramp"]
+    over = ramp is not None and state["t"] >= Ramp(*ramp).end
+    if steps == pruner.clock.steps or over or list(state["begins"]) == list(state["aims"]):
+        return
+    raise CheckpointError(
+        f"The checkpoint is of a run of {steps} optimizer steps, and this run has "
+        f"{pruner.clock.steps}: its sparsity has not reached its final value yet, and would get "
+        f"there at another step. Finish the run with max_epochs as it was, and extend it then."
+    )
+
+
 def _check(pruner: Pruner, state: Mapping[str, Any]) -> None:
     name = pruner.config.name
     if state["version"] != VERSION or state["method"] != name:
@@ -99,6 +113,7 @@ def _check(pruner: Pruner, state: Mapping[str, Any]) -> None:
             f"the settings it began with: set them back. To prune its encoder further, start a "
             f"new run from its weights."
         )
+    _check_length(pruner, state)
     if list(state["kept"]) != pruner.kept:
         raise CheckpointError(
             f"The checkpoint says that {list(state['kept'])} weights are kept, its masks keep "
