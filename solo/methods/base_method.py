@@ -183,6 +183,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         Before 1.0.3 the encoder was called `encoder`; SimSiam files hold a bound method as a
         schedule's `get_lr`, which would call itself for ever.
         """
+        super().on_load_checkpoint(checkpoint)
         for schedule in checkpoint.get("lr_schedulers", []):
             schedule.pop("get_lr", None)
         state = checkpoint["state_dict"]
