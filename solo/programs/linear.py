@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo.args import schema
 from solo.args.check import require, select
 from solo.args.linear import parse_cfg
+from solo.data.shown import Shown
 from solo.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def build_model(cfg: DictConfig, backbone: Any) -> LinearModel:
 def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
     """Labelled training and validation images; `split` is what an earlier run trained on."""
     data = cfg.data
+    look = data.augmentations
+    images = Shown(look.crop_size, tuple(look.mean), tuple(look.std))
     if data.format == "dali":
         if cfg.auto_augment:
             raise ConfigError("auto_augment does not work with data.format=dali")
@@ -144,6 +147,7 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
             dali_device=cfg.dali.device,
             exif=_exif(cfg),
             split=split,
+            images=images,
         )
     from solo.data.classification_dataloader import prepare_data
     from solo.data.pretrain_dataloader import require_full_batch
@@ -157,7 +161,7 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
         num_workers=data.num_workers,
         data_fraction=data.fraction,
         auto_augment=cfg.auto_augment,
-        image_size=data.get("image_size"),
+        images=images,
         split=split,
         exif=_exif(cfg),
     )

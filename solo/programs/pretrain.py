@@ -172,6 +172,7 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         return None
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format
+    from solo.data.shown import shown
 
     return prepare_val_data(
         data.dataset,
@@ -180,6 +181,7 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
         exif=data.get("exif", "ignore"),
+        images=shown(data.dataset, cfg, size=data.get("image_size")),
     )
 
 

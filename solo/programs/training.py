@@ -30,6 +30,7 @@ from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
 from solo.monitoring.loggers import CSVMetrics, build_loggers
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
+from solo.programs.evaluation import sizes_explained
 from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.misc import omegaconf_select
@@ -137,14 +138,8 @@ _OTHER_STATE = ("Error(s) in loading state_dict", "loaded state dict ")
 def _explained(path: Path | None) -> Iterator[None]:
     """Say what to do about a state of another model or optimizer, or images of another size."""
     try:
-        yield
-    except AssertionError as error:
-        if "doesn't match model" not in str(error):
-            raise
-        raise ConfigError(
-            f"{error} Set backbone.kwargs.img_size to the size of the images, or the crops to the "
-            "encoder's size."
-        ) from error
+        with sizes_explained():
+            yield
     except (RuntimeError, ValueError) as error:
         if path is None or not str(error).startswith(_OTHER_STATE):
             raise
