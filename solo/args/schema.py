@@ -146,6 +146,7 @@ class Checkpoint:
     dir: str = "trained_models"
     frequency: int = number(1, least=1)
     keep_prev: bool = False
+    pack: bool = False
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,9 @@ def vicreg_loss_func(
 ) -> Tensor:
     """Weighted sum of the three terms; variance and covariance over the batch of all processes.
 
+    The variance term is summed over the two views, as solo-learn does. The authors' repository
+    takes half of that sum: a weight of 25 there equals `var_loss_weight=12.5` here.
+
     Args:
         z1: projected features of view 1, (N, D).
         z2: projected features of view 2, (N, D).

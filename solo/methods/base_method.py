@@ -279,12 +279,14 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
             )
         if self.knn_eval:
             self._feed_knn(outs["feats"][: self.num_large_crops], targets)
-        outs["loss"] = self._with_extensions(outs["loss"], X)
+        outs["loss"] = self._with_extensions(outs["loss"], X, outs["feats"])
         return outs
 
-    def _with_extensions(self, loss: Tensor, X: Sequence[Tensor]) -> Tensor:
+    def _with_extensions(
+        self, loss: Tensor, X: Sequence[Tensor], feats: Sequence[Tensor] = ()
+    ) -> Tensor:
         """The loss with what the extensions add to it, which is logged."""
-        terms = extensions.losses(self, X)
+        terms = extensions.losses(self, X, feats)
         if terms:
             self._log_train(**terms)
         return loss + sum(terms.values())

@@ -98,7 +98,7 @@ class ResumedRun(Callback):
         }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare.
+        """Compare what the checkpoint counted with what this run will count.
 
         Raises:
             CheckpointError: the epochs have another length, or rates another kind of schedule.

@@ -202,7 +202,7 @@ def _own_callbacks(cfg: DictConfig, logdir: Path, loggers: list) -> list[Callbac
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
     saver = None
     if cfg.checkpoint.enabled:
-        options = {"frequency": cfg.checkpoint.frequency, "keep_prev": cfg.checkpoint.keep_prev}
+        options = {key: cfg.checkpoint[key] for key in ("frequency", "keep_prev", "pack")}
         saver = Checkpointer(cfg, logdir, **options)
     csv = next(logger for logger in loggers if isinstance(logger, CSVMetrics))
     own = [_ContinueMetrics(csv), NonFiniteGuard(saver), ResumedRun(), EpochSeeder(cfg.seed), saver]

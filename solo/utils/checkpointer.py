@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo.args.check import fill
 from solo.args.schema import Checkpoint as CheckpointKeys
+from solo.files.packed import pack
 from solo.files.whole import SUFFIX, remove_partial, write_json
 from solo.monitoring.loggers import last_checkpoint
 
@@ -30,6 +31,7 @@ class Checkpointer(Callback):
         logdir: folder of the method.
         frequency: epochs between two checkpoints; the last epoch is always saved.
         keep_prev: keep all of them.
+        pack: compress them; every program opens such files, too.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Checkpointer(Callback):
         logdir: str | Path = Path("trained_models"),
         frequency: int = 1,
         keep_prev: bool = False,
+        pack: bool = False,
     ):
         super().__init__()
         self.cfg = cfg
         self.logdir = Path(logdir)
         self.frequency = frequency
         self.keep_prev = keep_prev
+        self.pack = pack
         self.last_ckpt: Path | None = None
         self._taken: tuple[Path, Path] | None = None
 
@@ -101,6 +105,8 @@ class Checkpointer(Callback):
         final = self.path / self.ckpt_placeholder.format(trainer.current_epoch)
         partial = final.with_name(final.name + SUFFIX)
         trainer.save_checkpoint(partial, weights_only=False)  # with the optimizer
+        if self.pack and trainer.is_global_zero:
+            pack(partial)
         self._taken = (partial, final)
 
     def _publish(self, trainer: Trainer) -> None:

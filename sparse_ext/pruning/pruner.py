@@ -17,9 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
 from solo.errors import ConfigError
+from sparse_ext.compat import tree_map
 from sparse_ext.config.scorer_names import Scorer, scorer_named
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.encoder import Encoder, InvariantError

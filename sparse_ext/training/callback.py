@@ -26,6 +26,7 @@ from solo.utils import ranks
 from solo.utils.encoders import encoders_of
 from sparse_ext.compat import put_first, unwrapped
 from sparse_ext.config.sections import SparseConfig
+from sparse_ext.masks import packing
 from sparse_ext.masks.encoder import Encoder, InvariantError, check_stored
 from sparse_ext.masks.masking import selection
 from sparse_ext.pruning.log import log
@@ -52,6 +53,7 @@ class PruningCallback(Callback):
         seed: of random masks where `config.seed` is None.
 
     Attributes:
+        pack: checkpoints hold shadows and scores in a form that compresses well.
         pruner: the method at work; None before training.
         meter: what training costs.
     """
@@ -59,6 +61,7 @@ class PruningCallback(Callback):
     def __init__(self, config: SparseConfig, seed: int | None = None) -> None:
         self.config = config
         self.seed = config.seed if config.seed is not None else (seed or 0)
+        self.pack = False
         self.pruner: Pruner | None = None
         self.meter = CostMeter()
         self._encoders: list[Encoder] = []
@@ -252,6 +255,9 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Masks, shadows and scores are buffers of the module; everything else goes here."""
+        if self.pack and "state_dict" in checkpoint:
+            checkpoint["state_dict"] = dict(checkpoint["state_dict"])
+            packing.pack_(checkpoint["state_dict"])
         if self.pruner is not None:
             cost = {"cost": self.meter.state_dict()}
             checkpoint[STATE_KEY] = resume.take(self.pruner) | cost

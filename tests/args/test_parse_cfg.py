@@ -25,6 +25,7 @@ def test_pretrain_defaults():
         "dir": "trained_models",
         "frequency": 1,
         "keep_prev": False,
+        "pack": False,
     }
     assert cfg.auto_resume == {"enabled": False, "max_hours": 36}
     assert cfg.auto_umap == {"enabled": False, "dir": "auto_umap", "frequency": 1}

@@ -24,7 +24,7 @@ def names(folder):
 def test_defaults_of_the_section():
     made = Checkpointer.add_and_assert_specific_cfg(OmegaConf.create({}))
     expected = {"enabled": False, "dir": "trained_models", "frequency": 1, "keep_prev": False}
-    assert made.checkpoint == expected
+    assert made.checkpoint == expected | {"pack": False}
 
 
 def test_random_string_is_drawn_apart_from_the_seeds():

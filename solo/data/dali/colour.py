@@ -21,7 +21,7 @@ from solo.data.views.batched.colour import HUE, NOTHING, sequences
 from solo.data.views.batched.filters import PASSES, SIGMA, box_radius, box_weights
 
 CONTRAST, SATURATION = 1, 2  # kinds of blends
-SIGMAS = 2048  # steps of the table of blurs
+SIGMAS = 2048  # steps of the table of boxes
 
 
 def _levels(x):
@@ -134,23 +134,16 @@ def jittered(images, order, factors, turn, hue: bool = True):
 
 
 @cache
-def _blur_kernels() -> np.ndarray:
-    """Pillow's three boxes as one kernel, (SIGMAS, taps), for deviations evenly over `SIGMA`."""
+def _boxes() -> np.ndarray:
+    """Pillow's boxes (SIGMAS, 5) for standard deviations evenly over `SIGMA`."""
     sigma = torch.linspace(*SIGMA, SIGMAS, dtype=torch.float64)
-    halves = torch.stack(box_weights(box_radius(sigma)), 1).numpy()
-    kernels = []
-    for half in halves:
-        box = np.concatenate([half[:0:-1], half])
-        kernel = box
-        for _ in range(PASSES - 1):
-            kernel = np.convolve(kernel, box)
-        kernels.append(kernel)
-    return np.array(kernels, dtype=np.float32)
+    inside, near, far = box_weights(box_radius(sigma))
+    return torch.stack([far, near, inside, near, far], 1).float().numpy()
 
 
 @do_not_convert
 def blurred(images, sigma):
-    """Images after Pillow's Gaussian blur, within two levels (it rounds after each box).
+    """Images after Pillow's Gaussian blur: three boxes along each axis, rounded after each.
 
     Args:
         images: to change.
@@ -158,8 +151,9 @@ def blurred(images, sigma):
     """
     place = (sigma - SIGMA[0]) * ((SIGMAS - 1) / (SIGMA[1] - SIGMA[0]))
     place = fn.cast(dm.clamp(place, 0.0, SIGMAS - 1.0), dtype=types.INT32)  # the nearest
-    table = _blur_kernels()
-    kernel = types.Constant(table)[place]
-    for shape in ([1, table.shape[1]], [table.shape[1], 1]):
-        images = fn.filter(images, fn.reshape(kernel, shape=shape), border="clamp")
+    box = types.Constant(_boxes())[place]
+    for shape in ([1, 5], [5, 1]):
+        kernel = fn.reshape(box, shape=shape)
+        for _ in range(PASSES):
+            images = fn.filter(images, kernel, border="clamp")
     return images

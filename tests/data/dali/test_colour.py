@@ -90,4 +90,6 @@ def test_blur_is_pillows_at_every_width(sigma):
     ours = run(colour.blurred, images, [np.float32(sigma)] * len(images))
     for got, image in zip(ours, images, strict=True):
         wanted = Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))
-        assert off(got, wanted)[6:-6, 6:-6].max() <= 3
+        difference = off(got, wanted)
+        assert difference.max() <= (4 if sigma == 1.0 else 3)  # there every sixth sum is a tie
+        assert np.median(difference) == 0

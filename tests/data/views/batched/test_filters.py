@@ -3,13 +3,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import ImageFilter
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
-from solo.data.views.batched.filters import GaussianBlur, Rotation, box_radius, rotated
+from solo.data.views.batched.filters import GaussianBlur, Rotation, blurred, box_radius, rotated
 from tests.data.views.batched.conftest import batch, numbers, pil, tensor
 
 pytestmark = pytest.mark.unit
@@ -40,6 +41,36 @@ def test_blur_where_many_sums_lie_between_two_levels():
         off = (got - tensor(pil(image).filter(ImageFilter.GaussianBlur(1.0)))).abs()
         assert off.max() <= 3
         assert off.mean() < 1.5
+
+
+def test_blur_follows_pillow_over_the_whole_range():
+    """Noise, a checkerboard, stripes and single pixels, which small deviations change most."""
+    rng, rows = np.random.default_rng(0), np.indices((40, 48))
+    images = [
+        rng.integers(0, 256, (3, 40, 48)),
+        np.broadcast_to(rows.sum(0) % 2 * 255, (3, 40, 48)),
+        np.broadcast_to(rows[1] % 3 // 2 * 255, (3, 40, 48)),
+        (rng.random((3, 40, 48)) < 0.02) * 255,
+    ]
+    images = torch.from_numpy(np.stack(images).astype(np.uint8))
+    for sigma in np.linspace(0.1, 2.0, 77):
+        radius = box_radius(torch.full((4,), float(sigma)))
+        for image, got in zip(images, blurred(images.float(), radius), strict=True):
+            wanted = tensor(pil(image).filter(ImageFilter.GaussianBlur(float(sigma))))
+            assert (got - wanted).abs().max() <= 3
+
+
+@pytest.mark.parametrize("sigma", [0.15, 0.2, 0.3, 0.4])
+def test_small_deviations_keep_their_variance(sigma):
+    """Of one bright pixel; a Gaussian that is sampled at whole pixels would hardly spread it."""
+    x = torch.zeros(1, 3, 9, 9)
+    x[:, :, 4, 4] = 255
+    across = blurred(x, box_radius(torch.tensor([sigma])))[0, 0].sum(0)
+    spread = float((across * (torch.arange(9) - 4) ** 2).sum() / across.sum())
+    sampled = torch.exp(-((torch.arange(9) - 4) ** 2) / (2 * sigma**2))
+    too_little = float((sampled * (torch.arange(9) - 4) ** 2).sum() / sampled.sum())
+    assert 0.7 * sigma**2 < spread < 1.2 * sigma**2  # levels are whole
+    assert too_little < 0.6 * sigma**2
 
 
 def test_only_chosen_images_are_blurred():
