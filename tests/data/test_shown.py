@@ -24,10 +24,13 @@ OWN = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
 
 
 def run(dataset, *sizes, **entry):
-    return {
-        "data": {"dataset": dataset},
-        "augmentations": [{"crop_size": s, **entry} for s in sizes],
-    }
+    views = [{"crop_size": size, **entry} for size in sizes]
+    return {"data": {"dataset": dataset}, "augmentations": views}
+
+
+def evaluated(dataset, size):
+    """A linear evaluation."""
+    return {"data": {"dataset": dataset, "augmentations": {"crop_size": size}}}
 
 
 @pytest.mark.parametrize(
@@ -42,8 +45,8 @@ def run(dataset, *sizes, **entry):
         ("cifar10", run("cifar10", 48), {}, Shown(48, *CIFAR)),
         ("cifar10", run("imagenet", 224), {}, Shown(32, *CIFAR)),
         ("imagenet", run("imagenet", 160), {}, Shown(160, *IMAGENET)),
-        ("custom", tested("custom", 48), {}, Shown(48, *IMAGENET)),
-        ("cifar10", tested("cifar10", 224), {}, Shown(32, *CIFAR)),
+        ("custom", evaluated("custom", 48), {}, Shown(48, *IMAGENET)),
+        ("cifar10", evaluated("cifar10", 224), {}, Shown(32, *CIFAR)),
     ],
 )  # fmt: skip
 def test_what_is_shown(dataset, trained, asked, wanted):
