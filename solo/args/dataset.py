@@ -58,6 +58,13 @@ def dataset_args(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--data_fraction", type=float, default=-1.0)
     parser.add_argument(
+        "--value_range",
+        type=float,
+        nargs=2,
+        metavar=("BLACK", "WHITE"),
+        help="of int32 or float images; by default as the run of the checkpoint had it",
+    )
+    parser.add_argument(
         "--data_exif",
         choices=["ignore", "apply"],
         help="turn images as their EXIF orientation says; default: as the encoder was trained",

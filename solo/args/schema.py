@@ -53,6 +53,7 @@ class Data:
     resident_size: int | None = number(None, least=1)
     skip_unreadable: bool = False
     exif: Literal["ignore", "apply"] = "ignore"
+    value_range: list | None = None
     image_size: int | None = number(None, least=1)
     no_labels: bool = False
     fraction: float = number(-1, most=1)
@@ -77,8 +78,8 @@ class LinearAugmentations:
 
 @dataclass(frozen=True)
 class LinearData(Data):
-    """`data` of a linear evaluation or a fine-tuning; `image_size` and `exif` None =
-    as the encoder was trained."""
+    """`data` of a linear evaluation or a fine-tuning; `image_size`, `exif` and
+    `value_range` None = as the encoder was trained."""
 
     format: Literal["image_folder", "dali", "h5", "webdataset"] = "image_folder"
     exif: Literal["ignore", "apply"] | None = None  # type: ignore[assignment]

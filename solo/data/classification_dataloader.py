@@ -6,7 +6,7 @@ A batch is `(images, targets)` with images (N, 3, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -87,6 +87,7 @@ def prepare_datasets(
     data_fraction: float = -1.0,
     split: Split | None = None,
     exif: str = "ignore",
+    value_range: Sequence[float] | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
 
@@ -102,13 +103,15 @@ def prepare_datasets(
         data_fraction: part of the training images to keep, between 0 and 1; -1 keeps all.
         split: that part as an earlier run has drawn it; None draws.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
+        value_range: what is black and white in images of int32 or float values, see `readers`.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
         DataError: the data is missing or unreadable, or `split` is a part of other data.
     """
-    train = _split(dataset, True, T_train, train_data_path, data_format, download, exif)
-    val = _split(dataset, False, T_val, val_data_path, data_format, download, exif)
+    reading = readers(exif, value_range=value_range)
+    train = _split(dataset, True, T_train, train_data_path, data_format, download, reading)
+    val = _split(dataset, False, T_val, val_data_path, data_format, download, reading)
     return take_fraction(train, data_fraction, split=split), val
 
 
@@ -119,12 +122,12 @@ def _split(
     path: str | Path | None,
     data_format: str | None,
     download: bool,
-    exif: str,
+    reading: tuple[Callable, Callable],
 ) -> Dataset:
     """One split of a dataset; see `prepare_datasets`."""
     info = info_of(dataset)
     path = default_data_path() if path is None else Path(path)
-    loader, decode = readers(exif)
+    loader, decode = reading
     wanted = Wanted("train" if train else "val", path, transform, loader, download=download)
     if in_folders(info, path):
         return image_folder(path, transform, wanted.key, seeded(ImageFolder), loader)
@@ -172,6 +175,7 @@ def prepare_data(
     images: Shown | None = None,
     split: Split | None = None,
     exif: str = "ignore",
+    value_range: Sequence[float] | None = None,
 ) -> tuple[DataLoader, DataLoader]:
     """Transforms, datasets and loaders in one call.
 
@@ -191,7 +195,7 @@ def prepare_data(
         T_train = _auto_augment(images)
     train, val = prepare_datasets(
         dataset, T_train, T_val, train_data_path, val_data_path, data_format, download,
-        data_fraction, split, exif,
+        data_fraction, split, exif, value_range,
     )  # fmt: skip
     _check_classes(train, val)
     return prepare_dataloaders(train, val, batch_size, num_workers)
@@ -205,6 +209,7 @@ def prepare_val_data(
     num_workers: int = 4,
     download: bool = True,
     exif: str = "ignore",
+    value_range: Sequence[float] | None = None,
     images: Shown | None = None,
 ) -> DataLoader:
     """The validation loader alone, for runs that need no labelled training set.
@@ -217,7 +222,8 @@ def prepare_val_data(
         DataError: the data is missing or unreadable.
     """
     _, T_val = prepare_transforms(dataset, images=images)
-    val = _split(dataset, False, T_val, val_data_path, data_format, download, exif)
+    reading = readers(exif, value_range=value_range)
+    val = _split(dataset, False, T_val, val_data_path, data_format, download, reading)
     return prepare_val_dataloader(val, batch_size, num_workers)
 
 

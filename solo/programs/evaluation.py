@@ -112,9 +112,10 @@ class Features(nn.Module):
         return self.model(X)
 
 
-def trained_exif(path: str | Path) -> str:
-    """Whether the run of a checkpoint has turned its images: its `data.exif`, or `ignore`."""
-    return ((read_args(path) or {}).get("data") or {}).get("exif") or "ignore"
+def trained_reading(path: str | Path | None) -> dict[str, Any]:
+    """How the run of a checkpoint has read its images: its `data.exif` and `data.value_range`."""
+    data = ((None if path is None else read_args(path)) or {}).get("data") or {}
+    return {"exif": data.get("exif") or "ignore", "value_range": data.get("value_range")}
 
 
 @contextmanager
@@ -174,13 +175,15 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
     asked = {name: getattr(args, name, None) for name in ("mean", "std")}
     images = shown(args.dataset, trained, size=getattr(args, "image_size", None), **asked)
     _, transform = prepare_transforms(args.dataset, images=images)
-    exif = getattr(args, "data_exif", None) or trained_exif(args.pretrained_checkpoint_dir)
+    reading = trained_reading(args.pretrained_checkpoint_dir)
+    for name, key in (("exif", "data_exif"), ("value_range", "value_range")):
+        reading[name] = getattr(args, key, None) or reading[name]
     sizes: dict[str, Any] = {"batch_size": args.batch_size, "num_workers": args.num_workers}
     if args.no_labels:
         from solo.data.pretrain_dataloader import CustomDatasetWithoutLabels
 
         paths = [args.train_data_path, args.val_data_path]
-        loader, _ = readers(exif)
+        loader, _ = readers(**reading)
         sets = [
             None if p is None else CustomDatasetWithoutLabels(p, transform, loader) for p in paths
         ]
@@ -193,6 +196,6 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
             val_data_path=args.val_data_path,
             data_format="image_folder" if args.data_format == "dali" else args.data_format,
             data_fraction=args.data_fraction,
-            exif=exif,
+            **reading,
         )
     return tuple(None if s is None else prepare_val_dataloader(s, **sizes) for s in sets)

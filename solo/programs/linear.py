@@ -145,7 +145,7 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
             batch_size=cfg.optimizer.batch_size,
             data_fraction=data.fraction,
             dali_device=cfg.dali.device,
-            exif=_exif(cfg),
+            exif=_reading(cfg)["exif"],
             split=split,
             images=images,
         )
@@ -163,7 +163,7 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
         auto_augment=cfg.auto_augment,
         images=images,
         split=split,
-        exif=_exif(cfg),
+        **_reading(cfg),
     )
     classes = getattr(train.dataset, "classes", None)
     if classes is not None and len(classes) < 2:
@@ -174,14 +174,12 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
     return train, val
 
 
-def _exif(cfg: DictConfig) -> str:
-    """`data.exif` as it is asked for, else as the encoder was trained."""
-    from solo.programs.evaluation import trained_exif
+def _reading(cfg: DictConfig) -> dict[str, Any]:
+    """`data.exif` and `data.value_range` as they are asked for, else as the encoder was trained."""
+    from solo.programs.evaluation import trained_reading
 
-    asked, path = cfg.data.get("exif"), select(cfg, "pretrained_feature_extractor")
-    if asked is None and path is not None:
-        return trained_exif(path)
-    return asked or "ignore"
+    reading = trained_reading(select(cfg, "pretrained_feature_extractor"))
+    return {name: select(cfg, f"data.{name}") or value for name, value in reading.items()}
 
 
 def _print_result(trainer: Trainer, model: LinearModel, cfg: DictConfig) -> None:

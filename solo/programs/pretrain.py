@@ -138,6 +138,7 @@ def _which_images(cfg: DictConfig) -> dict[str, Any]:
         "data_fraction": cfg.data.fraction,
         "fraction_of": cfg.data.get("fraction_of", "images"),
         "exif": cfg.data.get("exif", "ignore"),
+        "value_range": cfg.data.get("value_range"),
     }
 
 
@@ -181,6 +182,7 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
         exif=data.get("exif", "ignore"),
+        value_range=data.get("value_range"),
         images=shown(data.dataset, cfg, size=data.get("image_size")),
     )
 

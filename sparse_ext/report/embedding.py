@@ -87,6 +87,7 @@ def _images(log: RunLog) -> Any:
         num_workers=0,
         download=False,
         exif=data.get("exif") or "ignore",
+        value_range=data.get("value_range"),
         images=shown(data["dataset"], log.args, size=data.get("image_size")),
     )
     return loader.dataset
