@@ -141,13 +141,18 @@ class Freeze:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`checkpoint`: what is written, where, every how many epochs."""
+    """`checkpoint`: what is written, where, every how many epochs.
+
+    `monitor` is a logged metric; the epoch with its best value (`mode`) is kept in `best/`, too.
+    """
 
     enabled: bool = False
     dir: str = "trained_models"
     frequency: int = number(1, least=1)
     keep_prev: bool = False
     pack: bool = False
+    monitor: str | None = None
+    mode: Literal["max", "min"] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,12 +207,42 @@ class KnnEval:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """`quality`: RankMe, LiDAR and alpha-ReQ of an epoch's last `images`, every few epochs."""
+
+    enabled: bool = True
+    images: int = number(2048, least=2)
+    every: int = number(1, least=1)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """`probes.NAME`: labelled data on which the encoder is evaluated while it is trained.
+
+    `kind` knn votes among `k` neighbours, linear fits a classifier on the features; `every` so
+    many epochs, and after the last one.
+    """
+
+    dataset: str
+    train_path: str | None = None
+    val_path: str | None = None
+    kind: Literal["knn", "linear"] = "knn"
+    every: int = number(5, least=1)
+    encoder: Literal["online", "momentum"] = "online"
+    k: int = number(20, least=1)
+    format: Literal["image_folder", "h5", "webdataset"] = "image_folder"
+    batch_size: int = number(256, least=1)
+    num_workers: int = number(0, least=0)
+
+
+@dataclass(frozen=True)
 class Performance:
     """`performance`: memory format, compilation and profiling of the training step."""
 
     disable_channel_last: bool = False
     compile: bool = False
     profile: bool = False
+    replay: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -283,6 +318,9 @@ class Pretrain(Run):
     freeze: Freeze = field(default_factory=Freeze)
     auto_umap: AutoUMAP = field(default_factory=AutoUMAP)
     knn_eval: KnnEval = field(default_factory=KnnEval)
+    quality: Quality = field(default_factory=Quality)
+    probes: dict = field(default_factory=dict)
+    milestones: dict = field(default_factory=dict)
     debug_augmentations: bool = False
 
 

@@ -25,11 +25,13 @@ class NonFiniteGuard(Callback):
 
     Args:
         checkpointer: the callback whose last checkpoint the message names.
+        keeper: the `StepKeeper` whose folder it names.
     """
 
-    def __init__(self, checkpointer: Any = None):
+    def __init__(self, checkpointer: Any = None, keeper: Any = None):
         super().__init__()
         self.checkpointer = checkpointer
+        self.keeper = keeper
         self._losses: list[tuple[int, Tensor]] = []
 
     def on_train_batch_end(
@@ -70,7 +72,17 @@ class NonFiniteGuard(Callback):
         raise NonFiniteError(
             f"{what} at step {step} (epoch {trainer.current_epoch}). {good} "
             "Lower optimizer.lr, lengthen scheduler.warmup_epochs, or use precision=bf16-mixed "
-            "or 32."
+            f"or 32. {self._how_to_replay()}"
+        )
+
+    def _how_to_replay(self) -> str:
+        if self.keeper is None:
+            return ""
+        if self.keeper.folder is not None:
+            return f"To run this step again: python3 -m solo.programs.replay '{self.keeper.folder}'"
+        return (
+            "To keep such a step, go on from the last checkpoint with ++performance.replay=True: "
+            "the same steps come again."
         )
 
 

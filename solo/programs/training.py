@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,10 @@ from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
 from solo.monitoring.loggers import CSVMetrics, build_loggers
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
+from solo.monitoring.replay import StepKeeper
 from solo.programs.evaluation import sizes_explained
 from solo.utils.auto_resumer import AutoResumer
+from solo.utils.best_checkpoint import BestCheckpoint
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.misc import omegaconf_select
 
@@ -96,6 +98,7 @@ def fit(
     logdir: Path,
     callbacks: list[Callback] = (),
     resume: Resume | None = None,
+    watching: Sequence[Callback] = (),
 ) -> Trainer:
     """Train `model` on `data` as the configuration says, resuming where it can.
 
@@ -106,6 +109,7 @@ def fit(
         logdir: `<checkpoint.dir>/<method>`; checkpoints and metrics go to `<logdir>/<version>/`.
         callbacks: further callbacks.
         resume: what `find_resume` has found, where the caller asked it already.
+        watching: callbacks that log or stop at the end of an epoch, before its checkpoint is taken.
 
     Returns:
         The trainer, after the run.
@@ -119,7 +123,7 @@ def fit(
     if cfg.wandb.enabled or cfg.tensorboard.enabled:
         monitors.append(LearningRateMonitor(logging_interval="step"))
     bar = [ThroughputBar()] if cfg.get("enable_progress_bar", True) else []
-    callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors, *bar]
+    callbacks = [*_own_callbacks(cfg, logdir, loggers, watching), *callbacks, *monitors, *bar]
     trainer = _trainer(trainer_arguments(cfg), loggers, callbacks)
     path = None if resume.path is None else str(resume.path)
     with _profiled(cfg, trainer, model, data, logdir), _explained(resume.path):
@@ -198,15 +202,23 @@ def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]
         raise ConfigError(f"Lightning's Trainer refuses its arguments: {reason}") from error
 
 
-def _own_callbacks(cfg: DictConfig, logdir: Path, loggers: list) -> list[Callback]:
+def _own_callbacks(
+    cfg: DictConfig, logdir: Path, loggers: list, watching: Sequence[Callback]
+) -> list[Callback]:
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
-    saver = None
-    if cfg.checkpoint.enabled:
-        options = {key: cfg.checkpoint[key] for key in ("frequency", "keep_prev", "pack")}
-        saver = Checkpointer(cfg, logdir, **options)
     csv = next(logger for logger in loggers if isinstance(logger, CSVMetrics))
-    own = [_ContinueMetrics(csv), NonFiniteGuard(saver), ResumedRun(), EpochSeeder(cfg.seed), saver]
-    return [callback for callback in own if callback is not None]
+    keeper = StepKeeper(cfg, logdir, omegaconf_select(cfg, "performance.replay"))
+    # in this order: the step draws after the seed
+    seeding = [ResumedRun(), EpochSeeder(cfg.seed), keeper]
+    if not cfg.checkpoint.enabled:
+        return [_ContinueMetrics(csv), NonFiniteGuard(keeper=keeper), *seeding, *watching]
+    options = {key: cfg.checkpoint[key] for key in ("frequency", "keep_prev", "pack")}
+    saver = Checkpointer(cfg, logdir, **options)
+    guards = [_ContinueMetrics(csv), NonFiniteGuard(saver, keeper), *seeding]
+    savers: list[Callback] = [saver]
+    if cfg.checkpoint.get("monitor"):
+        savers.append(BestCheckpoint(saver, cfg.checkpoint.monitor, cfg.checkpoint.mode or "max"))
+    return [*guards, *watching, *savers]
 
 
 class _ContinueMetrics(Callback):

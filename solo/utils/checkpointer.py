@@ -90,9 +90,28 @@ class Checkpointer(Callback):
         """Write args.json: the whole configuration and `wandb_run_id`."""
         if not trainer.is_global_zero:
             return
+        self._write_args(self.path)
+
+    def _write_args(self, folder: Path) -> None:
         args = OmegaConf.to_container(self.cfg, resolve=True)
         args["wandb_run_id"] = self.wandb_run_id
-        write_json(self.path / "args.json", args, indent=2)
+        write_json(folder / "args.json", args, indent=2)
+
+    def save_copy(self, trainer: Trainer, folder: Path) -> Path:
+        """Save the current state and args.json into another folder too; all ranks call this.
+
+        Returns:
+            the checkpoint's path.
+        """
+        final = folder / self.ckpt_placeholder.format(trainer.current_epoch)
+        partial = final.with_name(final.name + SUFFIX)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(partial, weights_only=False)
+        if trainer.is_global_zero:
+            self._write_args(folder)
+            os.replace(partial, final)
+        return final
 
     def save(self, trainer: Trainer) -> None:
         """Save the current state under its final name at once (all ranks call this)."""
