@@ -31,6 +31,26 @@ OPTIMIZER_KWARGS = {
 
 
 @dataclass(frozen=True)
+class OptimizerArguments:
+    """What `optimizer.kwargs` may hold, for whichever optimizer takes it."""
+
+    momentum: float = number(0.9, least=0)
+    dampening: float = number(0.0)
+    nesterov: bool = False
+    eta: float = number(1e-3, least=0)
+    eps: float = number(1e-8, least=0)
+    clip_lr: bool = False
+    exclude_bias_n_norm: bool = False
+    betas: list = field(default_factory=lambda: [0.9, 0.999])
+    amsgrad: bool = False
+    foreach: bool | None = None
+    maximize: bool = False
+    capturable: bool = False
+    differentiable: bool = False
+    fused: bool | None = None
+
+
+@dataclass(frozen=True)
 class Backbone:
     """`backbone`: which encoder, and what its builder receives."""
 
@@ -141,15 +161,19 @@ class Freeze:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`checkpoint`: what is written, where, every how many epochs.
+    """`checkpoint`: what is written, where, and when.
 
-    `monitor` is a logged metric; the epoch with its best value (`mode`) is kept in `best/`, too.
+    Every `frequency` epochs, and every `every_n_steps` optimizer steps within an epoch. The last
+    `keep_last` stay, all of them with `keep_prev`. `monitor` is a logged metric; the epoch with its
+    best value (`mode`) is kept in `best/`, too.
     """
 
     enabled: bool = False
     dir: str = "trained_models"
     frequency: int = number(1, least=1)
     keep_prev: bool = False
+    keep_last: int = number(2, least=1)
+    every_n_steps: int | None = number(None, least=1)
     pack: bool = False
     monitor: str | None = None
     mode: Literal["max", "min"] | None = None

@@ -25,7 +25,7 @@ def read_args(path: str | Path) -> dict[str, Any] | None:
         return None
     try:
         args = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged, no JSON ({error})") from error
     if not isinstance(args, dict):
         raise CheckpointError(f"{file}: expected a JSON object")

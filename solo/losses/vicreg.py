@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo.losses.correlation import off_diagonal_energy
+from solo.losses.precision import in_float32
 from solo.utils.ranks import gather
 
 
@@ -40,6 +41,7 @@ def covariance_loss(z1: Tensor, z2: Tensor) -> Tensor:
     return torch.stack(energies).sum()
 
 
+@in_float32
 def vicreg_loss_func(
     z1: Tensor,
     z2: Tensor,

@@ -154,9 +154,18 @@ class OptimizationMixin:
                 f"optimizer.name='{self.optimizer}' does not exist. "
                 f"{did_you_mean(self.optimizer, self._OPTIMIZERS)}"
             )
-        optimizer = self._OPTIMIZERS[self.optimizer](
-            groups, lr=self.lr, weight_decay=self.weight_decay, **self.extra_optimizer_args
-        )
+        given = self.extra_optimizer_args
+        if given.get("capturable") and not torch.cuda.is_available():
+            raise ConfigError("optimizer.kwargs.capturable=True is for GPUs: leave it out here")
+        try:
+            optimizer = self._OPTIMIZERS[self.optimizer](
+                groups, lr=self.lr, weight_decay=self.weight_decay, **given
+            )
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ConfigError(
+                f"optimizer.name={self.optimizer} refuses its settings (optimizer.kwargs={given}): "
+                f"{error}"
+            ) from error
         _keep_options(optimizer, rates=self.scheduler not in ("reduce", "exponential"))
         scheduler = self._build_scheduler(optimizer, static)
         return optimizer if scheduler is None else ([optimizer], [scheduler])

@@ -46,6 +46,10 @@ class NonFiniteGuard(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the remaining losses, then the weights, before anything is saved."""
+        self.check(trainer, pl_module)
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise NonFiniteError if a loss since the last look, or a weight, is not finite."""
         self._check_losses(trainer)
         tensors = [p.detach() for p in pl_module.parameters() if p.is_floating_point()]
         norms = torch.stack([n.to(pl_module.device) for n in foreach_norm(tensors)])
@@ -138,11 +142,11 @@ class ResumedRun(Callback):
 
 
 class EpochSeeder(Callback):
-    """Seeds `random`, numpy and torch from (seed, epoch, rank) when an epoch starts.
+    """Seeds `random`, numpy and torch from (seed, epoch, rank, batch) when a batch starts.
 
-    What a training step draws (dropout, masks of MAE, ...) then depends on nothing before the
-    epoch, so that a resumed run repeats a straight one. Augmentations have seeds of their own,
-    see `solo.data.loading`.
+    What a training step draws (dropout, masks of MAE, ...) then depends on nothing before it, so
+    that a resumed run repeats a straight one, wherever it goes on. Augmentations have seeds of
+    their own, see `solo.data.loading`.
     """
 
     def __init__(self, seed: int):
@@ -156,10 +160,8 @@ class EpochSeeder(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed once more: making a loader's iterator draws a number, before or after the hook
-        above depending on whether the run was resumed."""
-        if batch_idx == 0:
-            self._seed(trainer, 1)
+        """Seed for the step."""
+        self._seed(trainer, 1 + batch_idx)
 
     def _seed(self, trainer: Trainer, part: int) -> None:
         seed = mix(self.seed, trainer.current_epoch, trainer.global_rank, part)

@@ -22,6 +22,7 @@ from typing import Any, get_type_hints
 
 from solo import extensions
 from solo.errors import ConfigError, SoloError, did_you_mean
+from solo.programs import code_in_yaml
 from solo.registry import import_plugins
 
 EXIT_CODE = 2
@@ -82,7 +83,12 @@ def hydra_program(task: Callable[[], Any], schema: type) -> None:
 
     def program() -> None:
         _quote_values(sys.argv)
-        _import_plugins(sys.argv, _prepare_arguments(sys.argv, Path(file).parent))
+        trusted = code_in_yaml.allowed(sys.argv)
+        config = _prepare_arguments(sys.argv, Path(file).parent)
+        if config is not None and not trusted:
+            overrides = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
+            code_in_yaml.refuse_code(config.parent, config.stem, overrides)
+        _import_plugins(sys.argv, config)
         task()
 
     run_program(program, schema)
@@ -146,7 +152,7 @@ def _prepare_arguments(argv: list[str], program_dir: Path) -> Path | None:
     argv[index] = argv[index].replace(value, str(seen.resolve()))
     at, written = name
     argv[at] = argv[at].replace(written, stem)
-    return found
+    return seen / f"{stem}.yaml"
 
 
 def _as_yaml(file: Path) -> Path:

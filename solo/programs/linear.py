@@ -39,7 +39,8 @@ def linear(cfg: DictConfig) -> Trainer:
     from lightning.pytorch import seed_everything
 
     from solo.data.datasets import splits
-    from solo.programs.training import LogFigures, SaveSplit, find_resume, fit
+    from solo.programs.resuming import find_resume
+    from solo.programs.training import LogFigures, SaveSplit, fit
     from solo.utils.compiled_encoder import compile_encoders
     from solo.utils.misc import make_contiguous
 
@@ -184,7 +185,12 @@ def _reading(cfg: DictConfig) -> dict[str, Any]:
 
 def _print_result(trainer: Trainer, model: LinearModel, cfg: DictConfig) -> None:
     """Accuracy and measured cost of the last epoch, and what fine-tuning made of the encoder."""
+    from solo.monitoring.loggers import CSVMetrics, last_values
+
     metrics = trainer.callback_metrics
+    if not metrics:  # of a finished run, from its file
+        csv = next(logger for logger in trainer.loggers if isinstance(logger, CSVMetrics))
+        metrics = last_values(csv.path)
     if not trainer.is_global_zero or "val_acc1" not in metrics:
         return
     kind = "fine-tuned" if cfg.finetune else "linear"

@@ -6,13 +6,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -25,70 +22,18 @@ from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices
 from solo.data.datasets import splits
-from solo.errors import CheckpointError, ConfigError
+from solo.errors import ConfigError
 from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
-from solo.monitoring.loggers import CSVMetrics, build_loggers
+from solo.monitoring.interruptions import Interruptions, WithinEpoch
+from solo.monitoring.loggers import CSVMetrics
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
 from solo.monitoring.replay import StepKeeper
-from solo.programs.evaluation import sizes_explained
-from solo.utils.auto_resumer import AutoResumer
+from solo.programs.resuming import Resume, Run, announce, explained, find_resume, run_folder
 from solo.utils.best_checkpoint import BestCheckpoint
-from solo.utils.checkpointer import Checkpointer
 from solo.utils.misc import omegaconf_select
 
 Data = LightningDataModule | tuple[DataLoader, DataLoader | None]
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Checkpoint that a run continues, and the id of its wandb run."""
-
-    path: Path | None = None
-    wandb_run_id: str | None = None
-
-
-def find_resume(cfg: DictConfig, logdir: Path) -> Resume:
-    """What the run continues: `resume_from_checkpoint`, or what auto-resume finds.
-
-    Raises:
-        CheckpointError: the file is missing, truncated or not a checkpoint of a training run.
-    """
-    given = cfg.resume_from_checkpoint
-    if given is None and cfg.auto_resume.enabled:
-        path, run_id = AutoResumer(logdir, cfg.auto_resume.max_hours).find_checkpoint(cfg)
-        if path is not None:
-            print(f"Resuming from {path}")
-        return Resume(path, run_id)
-    if given is None:
-        return Resume()
-    from solo.checkpoints.loading import read_args
-
-    run_id = cfg.get("wandb_run_id") or (read_args(given) or {}).get("wandb_run_id")
-    return Resume(_resumable(Path(given)), run_id)
-
-
-def _resumable(path: Path) -> Path:
-    """`path` after a look into it, or a cleaned copy where torch's safe reader refuses the file.
-
-    The copy is for files of solo-learn (SimSiam, NNSiam) with pickled methods among the weights.
-    """
-    from solo.checkpoints.loading import read_checkpoint
-
-    content = read_checkpoint(path)
-    missing = {"loops", "optimizer_states", "lr_schedulers"} - set(content)
-    if missing:
-        raise CheckpointError(
-            f"resume_from_checkpoint: {path} holds weights but no state of a training run "
-            f"({', '.join(sorted(missing))}), so it cannot be continued"
-        )
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
-        with tempfile.NamedTemporaryFile(suffix=".ckpt", delete=False) as copy:
-            torch.save(content, copy)
-        return Path(copy.name)
-    return path
 
 
 def fit(
@@ -116,43 +61,34 @@ def fit(
     """
     _quiet()
     resume = find_resume(cfg, logdir) if resume is None else resume
-    loggers = build_loggers(cfg, logdir, resume.path, resume.wandb_run_id)
+    with run_folder(cfg, logdir, resume) as run:
+        announce(run.resume)
+        return _fit(cfg, model, data, logdir, callbacks, run, watching)
+
+
+def _fit(
+    cfg: DictConfig,
+    model: LightningModule,
+    data: Data,
+    logdir: Path,
+    callbacks: list[Callback],
+    run: Run,
+    watching: Sequence[Callback],
+) -> Trainer:
     monitors = []
     if cfg.wandb.enabled:
-        loggers[0].watch(model, log="gradients", log_freq=100)
+        run.loggers[0].watch(model, log="gradients", log_freq=100)
     if cfg.wandb.enabled or cfg.tensorboard.enabled:
         monitors.append(LearningRateMonitor(logging_interval="step"))
     bar = [ThroughputBar()] if cfg.get("enable_progress_bar", True) else []
-    callbacks = [*_own_callbacks(cfg, logdir, loggers, watching), *callbacks, *monitors, *bar]
-    trainer = _trainer(trainer_arguments(cfg), loggers, callbacks)
-    path = None if resume.path is None else str(resume.path)
-    with _profiled(cfg, trainer, model, data, logdir), _explained(resume.path):
-        if isinstance(data, LightningDataModule):
-            trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-        else:
-            trainer.fit(model, *data, ckpt_path=path, weights_only=True)
+    own = _own_callbacks(cfg, logdir, run, watching)
+    trainer = _trainer(trainer_arguments(cfg), run.loggers, [*own, *callbacks, *monitors, *bar])
+    loaders = {"datamodule": data} if isinstance(data, LightningDataModule) else {}
+    path = None if run.resume.path is None else str(run.resume.path)
+    with _profiled(cfg, trainer, model, data, logdir), explained(run, trainer):
+        given = () if loaders else data
+        trainer.fit(model, *given, **loaders, ckpt_path=path, weights_only=True)
     return trainer
-
-
-# how torch begins to say that a model's or an optimizer's state is another one's
-_OTHER_STATE = ("Error(s) in loading state_dict", "loaded state dict ")
-
-
-@contextmanager
-def _explained(path: Path | None) -> Iterator[None]:
-    """Say what to do about a state of another model or optimizer, or images of another size."""
-    try:
-        with sizes_explained():
-            yield
-    except (RuntimeError, ValueError) as error:
-        if path is None or not str(error).startswith(_OTHER_STATE):
-            raise
-        lines = str(error).strip().splitlines()
-        reason = lines[min(1, len(lines) - 1)].strip()
-        raise CheckpointError(
-            f"{path} cannot be continued: it is of another method, encoder or optimizer than this "
-            f"configuration. Compare the args.json beside it. ({reason[:200]}...)"
-        ) from error
 
 
 @contextmanager
@@ -203,32 +139,30 @@ def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]
 
 
 def _own_callbacks(
-    cfg: DictConfig, logdir: Path, loggers: list, watching: Sequence[Callback]
+    cfg: DictConfig, logdir: Path, run: Run, watching: Sequence[Callback]
 ) -> list[Callback]:
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
-    csv = next(logger for logger in loggers if isinstance(logger, CSVMetrics))
+    csv = next(logger for logger in run.loggers if isinstance(logger, CSVMetrics))
+    saver = run.saver
     keeper = StepKeeper(cfg, logdir, omegaconf_select(cfg, "performance.replay"))
     # in this order: the step draws after the seed
     seeding = [ResumedRun(), EpochSeeder(cfg.seed), keeper]
-    if not cfg.checkpoint.enabled:
-        return [_ContinueMetrics(csv), NonFiniteGuard(keeper=keeper), *seeding, *watching]
-    options = {key: cfg.checkpoint[key] for key in ("frequency", "keep_prev", "pack")}
-    saver = Checkpointer(cfg, logdir, **options)
-    guards = [_ContinueMetrics(csv), NonFiniteGuard(saver, keeper), *seeding]
-    savers: list[Callback] = [saver]
-    if cfg.checkpoint.get("monitor"):
+    guards = [_ContinueMetrics(csv, run), WithinEpoch(), NonFiniteGuard(saver, keeper), *seeding]
+    savers: list[Callback] = [] if saver is None else [saver]
+    if saver is not None and cfg.checkpoint.get("monitor"):
         savers.append(BestCheckpoint(saver, cfg.checkpoint.monitor, cfg.checkpoint.mode or "max"))
-    return [*guards, *watching, *savers]
+    return [*guards, *watching, *savers, Interruptions(saver)]
 
 
 class _ContinueMetrics(Callback):
     """Takes over the rows of a resumed run that its checkpoint covers."""
 
-    def __init__(self, csv: CSVMetrics):
+    def __init__(self, csv: CSVMetrics, run: Run):
         super().__init__()
-        self.csv = csv
+        self.csv, self.run = csv, run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.run.begun = True
         self.csv.keep_before(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -200,6 +200,9 @@ class PruningCallback(Callback):
         if self._slimming is not None and self._slimming.due(self.running):
             self.pruner, report = self._slimming(self.running, trainer.optimizers[0])
             self.meter.looked = self.meter.looked and not report.removed
+            if report.removed:
+                self._agree(f"Slim encoders before step {self.pruner.t}")
+                slimming.wrap_again(trainer.strategy)
         if not self.meter.looked:
             self.meter.look([unwrapped(e) for e in encoders_of(pl_module).values()], batch)
         if self._unseen:

@@ -25,7 +25,11 @@ def test_pretrain_defaults():
         "dir": "trained_models",
         "frequency": 1,
         "keep_prev": False,
+        "keep_last": 2,
+        "every_n_steps": None,
         "pack": False,
+        "monitor": None,
+        "mode": None,
     }
     assert cfg.auto_resume == {"enabled": False, "max_hours": 36}
     assert cfg.auto_umap == {"enabled": False, "dir": "auto_umap", "frequency": 1}

@@ -108,7 +108,7 @@ def test_linear_mistakes(configs, monkeypatch, capsys):
     code, err = call(monkeypatch, capsys, *HERE, main=main_linear.main)
     assert code == 2
     assert "unknown key 'method': it has no effect" in err
-    assert "error: pretrained_feature_extractor" in err or "'pretrained_feature_extractor'" in err
+    assert "error: the key 'pretrained_feature_extractor' is missing" in err
     code, err = call(monkeypatch, capsys, *HERE, "++strict=True", main=main_linear.main)
     assert code == 2
     assert "error: unknown key" in err
@@ -133,19 +133,13 @@ def test_recipes_of_solo_learn_find_their_wandb_group():
 
 def test_values_with_an_equals_sign_are_accepted_as_typed():
     argv = ["main_linear.py", "--config-name=x", "pretrained_feature_extractor=a b/n-ep=16.ckpt"]
-    argv += [
-        "resume_from_checkpoint='x=1'",
-        "++a.b={c: d=1}",
-        "plain=3",
-        "+it=it's=so",
-        "note=$x=y",
-    ]
+    argv += ["resume_from_checkpoint='x=1'", "++a.b={c: 1}", "plain=3", "+it=it's=so"]
     app._quote_values(argv)
     parser = OverridesParser.create()
     values = [parser.parse_override(arg).value() for arg in argv[2:]]
     assert values[0] == "a b/n-ep=16.ckpt"
     assert values[1].text == "x=1" if hasattr(values[1], "text") else values[1] == "x=1"
-    assert argv[4:6] == ["++a.b={c: d=1}", "plain=3"]
+    assert argv[4:6] == ["++a.b={c: 1}", "plain=3"]
     assert argv[1] == "--config-name=x"
     assert str(parser.parse_override(argv[6]).value()) == "it's=so"
 

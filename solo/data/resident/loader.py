@@ -92,8 +92,10 @@ class ResidentLoader(SeededLoader):
 
     def __iter__(self) -> Iterator[list[Any]]:
         pass_seed, rank = self.next_pass_seed(), getattr(self.sampler, "rank", 0)
+        first, self.first_batch = self.first_batch, 0
         for step, indexes in enumerate(self.batch_sampler):
-            yield self.dataset.batch(indexes, mix(pass_seed, rank, step))
+            if step >= first:
+                yield self.dataset.batch(indexes, mix(pass_seed, rank, step))
 
 
 class ResidentData(LightningDataModule):
