@@ -105,9 +105,9 @@ def test_mistakes(configs, monkeypatch, capsys, args, message):
 
 
 def test_linear_mistakes(configs, monkeypatch, capsys):
-    code, err = call(monkeypatch, capsys, *HERE, main=main_linear.main)
+    with pytest.warns(UserWarning, match="unknown key 'method': it has no effect"):
+        code, err = call(monkeypatch, capsys, *HERE, main=main_linear.main)
     assert code == 2
-    assert "unknown key 'method': it has no effect" in err
     assert "error: the key 'pretrained_feature_extractor' is missing" in err
     code, err = call(monkeypatch, capsys, *HERE, "++strict=True", main=main_linear.main)
     assert code == 2
