@@ -30,7 +30,7 @@ from collections.abc import Callable
 
 import torch
 from measuring import fastest, keep_memory
-from peers import PEERS, Peer
+from engines import PEERS, Peer
 from routes import network
 from torch import nn
 
