@@ -29,8 +29,8 @@ import time
 from collections.abc import Callable
 
 import torch
-from measuring import fastest, keep_memory
 from engines import PEERS, Peer
+from measuring import fastest, keep_memory
 from routes import network
 from torch import nn
 
