@@ -7,7 +7,6 @@ results are equal, not only close (float32 holds all intermediate whole numbers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import permutations
 
 import torch
@@ -48,29 +47,40 @@ def shift_hue(x: Tensor, steps: Tensor) -> Tensor:
     Returns:
         (N, 3, H, W) levels.
     """
-    red, green, blue = x.unbind(1)
+    # Bytes are faster than floats. They count modulo 256, which is right for sums whose result
+    # is a level, whatever lies in between.
+    red, green, blue = x.to(torch.uint8).unbind(1)
     top = torch.maximum(torch.maximum(red, green), blue)
-    span = top - torch.minimum(torch.minimum(red, green), blue)
-    below = [top - channel for channel in (red, green, blue)]
-    # 1 where the brightest channel is not red, and not red or green: levels are whole numbers.
-    not_red, not_green = below[0].clamp(max=1.0), below[1].clamp(max=1.0)
-    is_blue = not_red * not_green
-    is_red, is_green = 1.0 - not_red, not_red - is_blue
-    safe = span.clamp(min=1.0)
-    red, green, blue = (distance.div_(safe) for distance in below)
-    more = (is_red * blue).addcmul_(is_green, red).addcmul_(is_blue, green)
-    less = (is_red * green).addcmul_(is_green, blue).addcmul_(is_blue, red)
-    start = (is_blue + not_red).mul_(2.0)  # sixths of a turn: 0 for red, 2, 4
-    # Pillow adds in double precision; a hue that falls on a step decides by the last bit.
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
-    turn = start.to(wide).add_(more.to(wide)).sub_(less.to(wide)).float().div_(6.0)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    is_red = top == red
+    is_green = (top == green) & ~is_red
+    is_blue = ~(is_red | is_green)
+    low_blue = low == blue
+    low_green = (low == green) & ~low_blue
+    low_red = ~(low_blue | low_green)
+    # In sixths of a turn the hue is a whole number plus or minus the share of the span by which
+    # the middle channel is darker than the brightest. Pillow's third term is always 1, so that
+    # its sum, too, is rounded once.
+    minus = (low_blue & is_red) | (low_red & is_green) | (low_green & is_blue)
+    whole = (low_green.view(torch.int8) * 4).add_(low_red.view(torch.int8), alpha=2).add_(1)
+    whole.sub_((low_green & is_red).view(torch.int8), alpha=6)
+    darker = (top + top).add_(low).sub_(red).sub_(green).sub_(blue).float()
+    span, top = (top - low).float(), top.float()
+    share = darker.div_(span.clamp(min=1.0))
+    turn = whole.float().addcmul_(share, (1 - 2 * minus.view(torch.int8)).float()).div_(6.0)
     hue = _level(turn.sub_(turn.floor())).add_(steps)
     hue = hue.sub_((hue * 2.0**-8).floor_(), alpha=256.0).mul_(6.0 / TOP)
     drop = _level(span / top.clamp(min=1.0)).mul_(top).div_(TOP)  # saturation times value
-    away = torch.stack(
-        [2.0 - (hue - 3.0).abs_(), (hue - 2.0).abs_() - 1.0, (hue - 4.0).abs_() - 1.0], dim=1
-    ).clamp_(0.0, 1.0)
-    return ((top + 0.5)[:, None] - away.mul_(drop[:, None])).floor_()
+    centre, sign, offset = _distance_of_channels(x.device)
+    away = torch.addcmul(offset, (hue[:, None] - centre).abs_(), sign).clamp_(0.0, 1.0)
+    return away.mul_(drop[:, None]).neg_().add_((top + 0.5)[:, None]).floor_()
+
+
+def _distance_of_channels(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """How far from the brightest a channel is at a hue h, as offset + sign * |h - centre|, cut to
+    [0, 1]: (3, 1, 1) tensors for red, green, blue; h is in sixths of a turn."""
+    rows = torch.tensor([[3.0, 2.0, 4.0], [-1.0, 1.0, 1.0], [2.0, -1.0, -1.0]], device=device)
+    return tuple(rows[..., None, None])
 
 
 def _level(share: Tensor) -> Tensor:
@@ -124,39 +134,47 @@ class ColorJitter(Operation):
         changed, order, factors, turns = self.drawn(u)
         steps = torch.trunc(turns * TOP)
         steps = torch.where(steps < 0, steps + 256.0, steps)
-        change = self._sorted if may_look(x) else self._jittered
-        return change_chosen(changed, change, x, order, factors, steps)
+        if may_look(x):
+            return self._sorted(x, changed, order, factors, steps)
+        return change_chosen(changed, self._jittered, x, order, factors, steps)
 
-    def _jittered(
-        self,
-        x: Tensor,
-        order: Tensor,
-        factors: Tensor,
-        steps: Tensor,
-        spans: Sequence[slice] | None = None,
-    ) -> Tensor:
-        """All changes; the blend at each place for all images, or for those of `spans[place]`."""
-        kinds = self.sequences[order]  # (N, blends)
-        factors = torch.cat([factors, torch.ones_like(factors[:, :1])], dim=1).gather(1, kinds)
+    def _jittered(self, x: Tensor, order: Tensor, factors: Tensor, steps: Tensor) -> Tensor:
+        """All changes, the blend at each place for all images."""
+        kinds, factors = self._blends(order, factors)
         for place in range(kinds.shape[1]):
-            if self.hue and place == 3:
+            if self.hue and place == HUE:
                 x = shift_hue(x, steps[:, None, None])
-            if spans is None:
-                x = _blended(x, kinds[:, place], factors[:, place])
-            elif len(part := x[spans[place]]):
-                at = spans[place], place
-                part.copy_(_blended(part, kinds[at], factors[at]))
+            x = _blended(x, kinds[:, place], factors[:, place])
         return x
 
-    def _sorted(self, x: Tensor, *parameters: Tensor) -> Tensor:
+    def _blends(self, order: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+        """Kinds of blends and their factors, (N, places) each."""
+        kinds = self.sequences[order]
+        ones = torch.ones_like(factors[:, :1])
+        return kinds, torch.cat([factors, ones], dim=1).gather(1, kinds)
+
+    def _sorted(
+        self, x: Tensor, changed: Tensor, order: Tensor, factors: Tensor, steps: Tensor
+    ) -> Tensor:
         """The same without blends of images with themselves: the others lie side by side when the
-        images are sorted by the place of their hue."""
-        places, rows = self.places[parameters[0]].sort(descending=True)
-        least = [int((places >= place).sum()) for place in (3, 2, 1)]
-        spans = [*(slice(n) for n in least), *(slice(n, None) for n in least)]
-        x, order, factors, steps = (p.index_select(0, rows) for p in (x, *parameters))
-        spans = spans if self.hue else [slice(None)] * 3
-        return self._jittered(x, order, factors, steps, spans).index_select(0, rows.argsort())
+        images are sorted by the place of their hue, those that do not change last."""
+        places, rows = torch.where(changed, self.places[order], -1).sort(descending=True)
+        counts = [int(n) for n in (places[:, None] >= torch.arange(4)).sum(0)]
+        n = counts[0]
+        if n == 0:
+            return x
+        result = x.index_select(0, rows)
+        x, rows_of = result[:n], rows[:n]
+        kinds, factors = self._blends(order[rows_of], factors[rows_of])
+        before = [slice(count) for count in reversed(counts[1:])]
+        after = [slice(count, n) for count in reversed(counts[1:])]
+        spans = [*before, *after] if self.hue else [slice(n)] * 3
+        for place, span in enumerate(spans):
+            if self.hue and place == HUE:
+                x.copy_(shift_hue(x, steps[rows_of][:, None, None]))
+            if span.stop is None or span.stop > (span.start or 0):
+                _blend_in_place(x[span], kinds[span, place], factors[span, place])
+        return result.index_select(0, rows.argsort())
 
 
 def sequences(hue: bool) -> Tensor:
@@ -178,24 +196,22 @@ def sequences(hue: bool) -> Tensor:
 
 def _blended(x: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
     """Blends of (N,) kinds: with black (0), the mean grey (1), the grey image (2), itself (3)."""
-    factor = factor[:, None, None, None]
-    if may_look(x) and bool((kind == kind[0]).all()):
-        return _BLENDS[int(kind[0])](x, factor)
+    return blend(x, _base(x, kind), factor[:, None, None, None])
+
+
+def _base(x: Tensor, kind: Tensor) -> Tensor:
     grey = luma(x)
     mean, kind = _mean(grey), kind[:, None, None, None]
-    return blend(x, grey.mul_(kind == 2).add_(mean.mul_(kind == 1)), factor)
+    return grey.mul_(kind == 2).add_(mean.mul_(kind == 1))
+
+
+def _blend_in_place(x: Tensor, kind: Tensor, factor: Tensor) -> None:
+    base = _base(x, kind)
+    x.sub_(base).mul_(factor[:, None, None, None]).add_(base).floor_().clamp_(0, TOP)
 
 
 def _mean(grey: Tensor) -> Tensor:
     return grey.mean((1, 2, 3), keepdim=True).add_(0.5).floor_()
-
-
-_BLENDS = (
-    lambda x, factor: (x * factor).floor_().clamp_(0, TOP),
-    lambda x, factor: blend(x, _mean(luma(x)), factor),
-    lambda x, factor: blend(x, luma(x), factor),
-    lambda x, factor: x,
-)
 
 
 class Grayscale(Operation):
