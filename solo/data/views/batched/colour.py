@@ -47,40 +47,29 @@ def shift_hue(x: Tensor, steps: Tensor) -> Tensor:
     Returns:
         (N, 3, H, W) levels.
     """
-    # Bytes are faster than floats. They count modulo 256, which is right for sums whose result
-    # is a level, whatever lies in between.
-    red, green, blue = x.to(torch.uint8).unbind(1)
+    red, green, blue = x.unbind(1)
     top = torch.maximum(torch.maximum(red, green), blue)
-    low = torch.minimum(torch.minimum(red, green), blue)
-    is_red = top == red
-    is_green = (top == green) & ~is_red
-    is_blue = ~(is_red | is_green)
-    low_blue = low == blue
-    low_green = (low == green) & ~low_blue
-    low_red = ~(low_blue | low_green)
-    # In sixths of a turn the hue is a whole number plus or minus the share of the span by which
-    # the middle channel is darker than the brightest. Pillow's third term is always 1, so that
-    # its sum, too, is rounded once.
-    minus = (low_blue & is_red) | (low_red & is_green) | (low_green & is_blue)
-    whole = (low_green.view(torch.int8) * 4).add_(low_red.view(torch.int8), alpha=2).add_(1)
-    whole.sub_((low_green & is_red).view(torch.int8), alpha=6)
-    darker = (top + top).add_(low).sub_(red).sub_(green).sub_(blue).float()
-    span, top = (top - low).float(), top.float()
-    share = darker.div_(span.clamp(min=1.0))
-    turn = whole.float().addcmul_(share, (1 - 2 * minus.view(torch.int8)).float()).div_(6.0)
+    span = top - torch.minimum(torch.minimum(red, green), blue)
+    below = [top - channel for channel in (red, green, blue)]
+    # 1 where the brightest channel is not red, and not red or green: levels are whole numbers.
+    not_red, not_green = below[0].clamp(max=1.0), below[1].clamp(max=1.0)
+    is_blue = not_red * not_green
+    is_red, is_green = 1.0 - not_red, not_red - is_blue
+    safe = span.clamp(min=1.0)
+    red, green, blue = (distance.div_(safe) for distance in below)
+    more = (is_red * blue).addcmul_(is_green, red).addcmul_(is_blue, green)
+    less = (is_red * green).addcmul_(is_green, blue).addcmul_(is_blue, red)
+    start = (is_blue + not_red).mul_(2.0)  # sixths of a turn: 0 for red, 2, 4
+    # Pillow adds in double precision; a hue that falls on a step decides by the last bit.
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    turn = start.to(wide).add_(more.to(wide)).sub_(less.to(wide)).float().div_(6.0)
     hue = _level(turn.sub_(turn.floor())).add_(steps)
     hue = hue.sub_((hue * 2.0**-8).floor_(), alpha=256.0).mul_(6.0 / TOP)
     drop = _level(span / top.clamp(min=1.0)).mul_(top).div_(TOP)  # saturation times value
-    centre, sign, offset = _distance_of_channels(x.device)
-    away = torch.addcmul(offset, (hue[:, None] - centre).abs_(), sign).clamp_(0.0, 1.0)
-    return away.mul_(drop[:, None]).neg_().add_((top + 0.5)[:, None]).floor_()
-
-
-def _distance_of_channels(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """How far from the brightest a channel is at a hue h, as offset + sign * |h - centre|, cut to
-    [0, 1]: (3, 1, 1) tensors for red, green, blue; h is in sixths of a turn."""
-    rows = torch.tensor([[3.0, 2.0, 4.0], [-1.0, 1.0, 1.0], [2.0, -1.0, -1.0]], device=device)
-    return tuple(rows[..., None, None])
+    away = torch.stack(
+        [2.0 - (hue - 3.0).abs_(), (hue - 2.0).abs_() - 1.0, (hue - 4.0).abs_() - 1.0], dim=1
+    ).clamp_(0.0, 1.0)
+    return ((top + 0.5)[:, None] - away.mul_(drop[:, None])).floor_()
 
 
 def _level(share: Tensor) -> Tensor:
