@@ -66,6 +66,14 @@ def set_trainer(module: LightningModule, trainer: Trainer | None) -> None:
     module._trainer = trainer
 
 
+def set_progress(trainer: Trainer, step: int, epoch: int) -> None:
+    """Let `trainer.global_step` and `trainer.current_epoch` be these."""
+    loop = trainer.fit_loop.epoch_loop.automatic_optimization
+    loop.optim_progress.optimizer.step.total.completed = step
+    current = trainer.fit_loop.epoch_progress.current
+    current.processed = current.completed = epoch
+
+
 def writes(tensor: Tensor) -> int:
     """How often a tensor was written in place; not counted in inference mode."""
     return tensor._version

@@ -111,11 +111,14 @@ class Extension:
         """Lightning callbacks that keep `backbone` what it is while all its weights train."""
         return []
 
-    def losses(self, module: LightningModule, views: Sequence[Tensor]) -> dict[str, Tensor]:
+    def losses(
+        self, module: LightningModule, views: Sequence[Tensor], feats: Sequence[Tensor] = ()
+    ) -> dict[str, Tensor]:
         """Terms to add to the training loss of this step, by the names they are logged under.
 
         Called once per training step, when `module.backbone` has encoded its `views` (each
-        (N, 3, H, W)), whether or not this extension's section is there.
+        (N, 3, H, W)), whether or not this extension's section is there. `feats` are its features
+        (N, F) of the first views.
         """
         return {}
 
@@ -179,9 +182,14 @@ def active(cfg: DictConfig) -> list[Extension]:
     return [e for e in registered() if any(cfg.get(section) is not None for section in e.sections)]
 
 
-def losses(module: LightningModule, views: Sequence[Tensor]) -> dict[str, Tensor]:
+def losses(
+    module: LightningModule, views: Sequence[Tensor], feats: Sequence[Tensor] = ()
+) -> dict[str, Tensor]:
     """The terms that all extensions add to the training loss of this step."""
-    return {name: term for e in registered() for name, term in e.losses(module, views).items()}
+    terms: dict[str, Tensor] = {}
+    for extension in registered():
+        terms |= extension.losses(module, views, feats)
+    return terms
 
 
 def parameter_groups(backbone: nn.Module, **options: Any) -> list[Mapping[str, Any]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
@@ -134,7 +134,8 @@ def import_plugins(modules: Any) -> None:
     Raises:
         ConfigError: it is no list of names, or one of them cannot be imported.
     """
-    names = [modules] if isinstance(modules, str) else list(modules or [])
+    named = modules is None or isinstance(modules, (str, Sequence))
+    names = [modules] if isinstance(modules, str) or not named else list(modules or [])
     for name in names:
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
             raise ConfigError(

@@ -15,6 +15,7 @@ from solo import extensions
 from solo.errors import CheckpointError
 from sparse_ext.config import reading
 from sparse_ext.config import sections as schema
+from sparse_ext.distill import DistillExtension
 from sparse_ext.gating.config import sections as gating
 from sparse_ext.gating.extension import GatingExtension
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from sparse_ext.training.callback import PruningCallback
 
-TRAINING_ONLY = ("shadow", "score")
+TRAINING_ONLY = ("shadow", "score", "shadow_packed", "score_packed")
 
 
 class SparseExtension(extensions.Extension):
@@ -62,7 +63,9 @@ class SparseExtension(extensions.Extension):
             return []
         from sparse_ext.training.attach import callback_of
 
-        return [callback_of(module, config, seed=cfg.get("seed"))]
+        callback = callback_of(module, config, seed=cfg.get("seed"))
+        callback.pack = bool((cfg.get("checkpoint") or {}).get("pack"))
+        return [callback]
 
     def rebuild(
         self, backbone: nn.Module, state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]
@@ -182,6 +185,7 @@ def register() -> None:
     """
     extensions.register(GatingExtension())
     extensions.register(SparseExtension())
+    extensions.register(DistillExtension())
     gating.store()
     schema.store()
     extensions.WEIGHT_FORMATS.register(

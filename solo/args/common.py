@@ -6,16 +6,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import isclose
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from solo import extensions
 from solo.args import schema
-from solo.args.check import check, fill, select
+from solo.args.check import check, check_section, fill, select
 from solo.data import catalogue
 from solo.errors import ConfigError, DataError, did_you_mean
 from solo.registry import import_plugins
+from solo.values import accepts
 
 
 def required(cfg: DictConfig, key: str):
@@ -144,6 +146,10 @@ def check_format(cfg: DictConfig) -> None:
         raise ConfigError(
             "data.augment=device is for image_folder, h5 and webdataset: dali has its own device"
         )
+    if cfg.data.format == "dali" and cfg.data.get("value_range") is not None:
+        raise ConfigError(
+            "data.value_range works with image_folder, h5, resident and webdataset, not dali"
+        )
     if cfg.data.format == "dali" and cfg.data.get("skip_unreadable"):
         raise ConfigError(
             "data.skip_unreadable works with image_folder, h5, resident and webdataset, not dali"
@@ -206,6 +212,10 @@ def scale_lr(cfg: DictConfig, keys: Iterable[str]) -> None:
             )
 
 
+def _is_share(value: Any) -> bool:
+    return accepts(value, float) and 0 <= value < 1
+
+
 def set_optimizer_kwargs(cfg: DictConfig) -> None:
     """Set the defaults of `optimizer.kwargs` and check its keys.
 
@@ -219,5 +229,9 @@ def set_optimizer_kwargs(cfg: DictConfig) -> None:
         if key not in valid:
             hint = did_you_mean(str(key), valid)
             raise ConfigError(f"unknown key 'optimizer.kwargs.{key}' for {name}. {hint}")
+    check_section(cfg.optimizer.kwargs, schema.OptimizerArguments, "optimizer.kwargs")
+    betas = cfg.optimizer.kwargs.get("betas")
+    if betas is not None and not (len(betas) == 2 and all(_is_share(beta) for beta in betas)):
+        raise ConfigError(f"optimizer.kwargs.betas={betas}: two numbers of at least 0 and below 1")
     for key, value in schema.OPTIMIZER_DEFAULTS[name].items():
         cfg.optimizer.kwargs[key] = select(cfg, f"optimizer.kwargs.{key}", value)

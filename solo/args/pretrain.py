@@ -49,6 +49,7 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
     common.check_keys(cfg, schema.Pretrain)
     common.run_sections(cfg)
     fill(cfg, "auto_umap", schema.AutoUMAP)
+    fill(cfg, "quality", schema.Quality)
     add_and_assert_dataset_cfg(cfg)
     add_and_assert_wandb_cfg(cfg)
     add_and_assert_lightning_cfg(cfg)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from solo.data.views.augmentation_keys import Augmentation as Augmentation
 from solo.values import number
 
@@ -32,6 +31,26 @@ OPTIMIZER_KWARGS = {
 
 
 @dataclass(frozen=True)
+class OptimizerArguments:
+    """What `optimizer.kwargs` may hold, for whichever optimizer takes it."""
+
+    momentum: float = number(0.9, least=0)
+    dampening: float = number(0.0)
+    nesterov: bool = False
+    eta: float = number(1e-3, least=0)
+    eps: float = number(1e-8, least=0)
+    clip_lr: bool = False
+    exclude_bias_n_norm: bool = False
+    betas: list = field(default_factory=lambda: [0.9, 0.999])
+    amsgrad: bool = False
+    foreach: bool | None = None
+    maximize: bool = False
+    capturable: bool = False
+    differentiable: bool = False
+    fused: bool | None = None
+
+
+@dataclass(frozen=True)
 class Backbone:
     """`backbone`: which encoder, and what its builder receives."""
 
@@ -41,7 +60,10 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Data:
-    """`data` of a pretraining run; the last three keys are derived, not typed by users."""
+    """`data` of a pretraining run; the last three keys are derived, not typed by users.
+
+    `image_size` is the side of the images that evaluation shows; None = that of the views.
+    """
 
     dataset: str
     train_path: str | None = None
@@ -51,6 +73,8 @@ class Data:
     resident_size: int | None = number(None, least=1)
     skip_unreadable: bool = False
     exif: Literal["ignore", "apply"] = "ignore"
+    value_range: list | None = None
+    image_size: int | None = number(None, least=1)
     no_labels: bool = False
     fraction: float = number(-1, most=1)
     fraction_of: Literal["images", "classes"] = "images"
@@ -62,21 +86,23 @@ class Data:
 
 @dataclass(frozen=True)
 class LinearAugmentations:
-    """`data.augmentations` of an evaluation (used by DALI)."""
+    """`data.augmentations` of an evaluation: size and normalisation of its images.
 
-    crop_size: int = number(224, least=1)
-    mean: list = field(default_factory=lambda: list(IMAGENET_MEAN))
-    std: list = field(default_factory=lambda: list(IMAGENET_STD))
+    None = as the encoder was trained; the values in effect stand there after parsing.
+    """
+
+    crop_size: int | None = number(None, least=1)
+    mean: list | None = None
+    std: list | None = None
 
 
 @dataclass(frozen=True)
 class LinearData(Data):
-    """`data` of a linear evaluation or a fine-tuning; `image_size` None = the data set's own,
-    `exif` None = as the encoder was trained."""
+    """`data` of a linear evaluation or a fine-tuning; `image_size`, `exif` and
+    `value_range` None = as the encoder was trained."""
 
     format: Literal["image_folder", "dali", "h5", "webdataset"] = "image_folder"
     exif: Literal["ignore", "apply"] | None = None  # type: ignore[assignment]
-    image_size: int | None = None
     augmentations: LinearAugmentations = field(default_factory=LinearAugmentations)
 
 
@@ -135,12 +161,22 @@ class Freeze:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`checkpoint`: what is written, where, every how many epochs."""
+    """`checkpoint`: what is written, where, and when.
+
+    Every `frequency` epochs, and every `every_n_steps` optimizer steps within an epoch. The last
+    `keep_last` stay, all of them with `keep_prev`. `monitor` is a logged metric; the epoch with its
+    best value (`mode`) is kept in `best/`, too.
+    """
 
     enabled: bool = False
     dir: str = "trained_models"
     frequency: int = number(1, least=1)
     keep_prev: bool = False
+    keep_last: int = number(2, least=1)
+    every_n_steps: int | None = number(None, least=1)
+    pack: bool = False
+    monitor: str | None = None
+    mode: Literal["max", "min"] | None = None
 
 
 @dataclass(frozen=True)
@@ -195,12 +231,42 @@ class KnnEval:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """`quality`: RankMe, LiDAR and alpha-ReQ of an epoch's last `images`, every few epochs."""
+
+    enabled: bool = True
+    images: int = number(2048, least=2)
+    every: int = number(1, least=1)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """`probes.NAME`: labelled data on which the encoder is evaluated while it is trained.
+
+    `kind` knn votes among `k` neighbours, linear fits a classifier on the features; `every` so
+    many epochs, and after the last one.
+    """
+
+    dataset: str
+    train_path: str | None = None
+    val_path: str | None = None
+    kind: Literal["knn", "linear"] = "knn"
+    every: int = number(5, least=1)
+    encoder: Literal["online", "momentum"] = "online"
+    k: int = number(20, least=1)
+    format: Literal["image_folder", "h5", "webdataset"] = "image_folder"
+    batch_size: int = number(256, least=1)
+    num_workers: int = number(0, least=0)
+
+
+@dataclass(frozen=True)
 class Performance:
     """`performance`: memory format, compilation and profiling of the training step."""
 
     disable_channel_last: bool = False
     compile: bool = False
     profile: bool = False
+    replay: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -276,6 +342,9 @@ class Pretrain(Run):
     freeze: Freeze = field(default_factory=Freeze)
     auto_umap: AutoUMAP = field(default_factory=AutoUMAP)
     knn_eval: KnnEval = field(default_factory=KnnEval)
+    quality: Quality = field(default_factory=Quality)
+    probes: dict = field(default_factory=dict)
+    milestones: dict = field(default_factory=dict)
     debug_augmentations: bool = False
 
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 
 import numpy as np
 import torch
@@ -111,6 +112,8 @@ class SeededLoader(DataLoader):
     puts in its place) and, if a sampler's epoch stands still, how often it has been repeated.
     """
 
+    #: batches that the next pass loads and leaves out (a run that goes on within an epoch)
+    first_batch: int = 0
     _run_seed: int | None = None
     _last_pass = (-1, 0)
 
@@ -118,7 +121,8 @@ class SeededLoader(DataLoader):
         # A generator, so that nothing is fetched before the first batch is asked for: Lightning
         # makes the iterator before it announces the epoch.
         self._announce_pass()
-        yield from super().__iter__()
+        first, self.first_batch = self.first_batch, 0
+        yield from islice(super().__iter__(), first, None)
 
     def _announce_pass(self) -> None:
         if not isinstance(self.dataset, SeededItems):

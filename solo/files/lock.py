@@ -13,6 +13,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +68,7 @@ class FolderLock:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._wait_for_the_dead()
             if self._alive_elsewhere():
-                self._lock.release()
+                _give_up(self._lock)
                 raise self._busy()
             since = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
             write_json(self._record, Holder(os.getpid(), socket.gethostname(), since)._asdict())
@@ -83,7 +85,7 @@ class FolderLock:
             return
         self._released.set()
         self._record.unlink(missing_ok=True)
-        self._lock.release()
+        _give_up(self._lock)
 
     def free(self) -> bool:
         """Whether no program is at work in the folder."""
@@ -106,7 +108,7 @@ class FolderLock:
         end = time.monotonic() + PATIENCE
         while True:
             try:
-                return self._lock.acquire(timeout=0) and None
+                return _take(self._lock, timeout=0)
             except Timeout:
                 found = self.holder()
                 dead = found is not None and found.host == socket.gethostname() and _dead(found.pid)
@@ -158,6 +160,33 @@ class FolderLock:
             f"{who[0].upper()}{who[1:]} is at work in '{self.folder}'. Wait for it or end it, or "
             "choose another folder."
         )
+
+
+@contextmanager
+def one_at_a_time(folder: str | Path) -> Iterator[None]:
+    """Inside, other programs wait that ask for the same; for work of a moment."""
+    lock = FileLock(Path(folder) / LOCK)
+    _take(lock)
+    try:
+        yield
+    finally:
+        _give_up(lock)
+
+
+def _take(lock: FileLock, timeout: float = -1) -> None:
+    """Acquire; once more if the holder before has removed the file that was waited for."""
+    while True:
+        lock.acquire(timeout=timeout)
+        if os.path.exists(lock.lock_file):
+            return
+        lock.release()
+
+
+def _give_up(lock: FileLock) -> None:
+    """Remove the file of the lock, then let others in, so that nothing is left of it."""
+    with suppress(OSError):
+        os.unlink(lock.lock_file)
+    lock.release()
 
 
 def _dead(pid: int) -> bool:

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo.losses.correlation import off_diagonal, off_diagonal_energy
+from solo.losses.precision import in_float32
 
 
+@in_float32
 def barlow_loss_func(
     z1: Tensor, z2: Tensor, lamb: float = 5e-3, scale_loss: float = 0.025
 ) -> Tensor:

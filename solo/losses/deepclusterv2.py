@@ -6,7 +6,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo.losses.precision import in_float32
 
+
+@in_float32
 def deepclusterv2_loss_func(
     outputs: Tensor, assignments: Tensor, temperature: float = 0.1
 ) -> Tensor:

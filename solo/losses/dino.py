@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from solo.losses.precision import in_float32
 from solo.utils.ranks import concat_all_gather_no_grad
 from solo.utils.sinkhorn_knopp import SinkhornKnopp
 
@@ -98,6 +99,7 @@ class DINOLoss(nn.Module):
             ]
         )
 
+    @in_float32
     def forward(self, student_output: Tensor, teacher_output: Tensor) -> Tensor:
         """Loss over all pairs of different views; then moves the centre.
 

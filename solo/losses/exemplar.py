@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo.losses.precision import in_float32
 from solo.utils.ranks import gather, get_rank
 
 
+@in_float32
 def exemplar_loss_func(z1: Tensor, z2: Tensor, margin: float = 0.5) -> Tensor:
     """`max(D(f1, f2) - D(f1, f3) + margin, 0)` with D = 1 - cosine, averaged over all triplets.
 

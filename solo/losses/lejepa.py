@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from solo.errors import ConfigError
+from solo.losses.precision import in_float32
 from solo.utils.ranks import gather, get_world_size
 
 # The quadrature of the Epps-Pulley statistic: 17 points from 0 to 3, which stand for [-3, 3].
@@ -66,6 +67,7 @@ def sigreg(z: Tensor, directions: Tensor) -> Tensor:
         return samples * (error @ (weights * gaussian)).mean()
 
 
+@in_float32
 def lejepa_loss_func(
     global_z: Tensor,
     local_z: Tensor | None,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from solo.errors import ConfigError
+from solo.losses.precision import in_float32
 
 
 def patchify(imgs: Tensor, patch_size: int) -> Tensor:
@@ -33,6 +34,7 @@ def patchify(imgs: Tensor, patch_size: int) -> Tensor:
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(n, side * side, patch_size**2 * channels)
 
 
+@in_float32
 def mae_loss_func(
     imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int, norm_pix_loss: bool = True
 ) -> Tensor:

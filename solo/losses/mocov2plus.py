@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo.losses.precision import in_float32
 
+
+@in_float32
 def mocov2plus_loss_func(
     query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1
 ) -> Tensor:

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo.losses.precision import in_float32
 from solo.utils.ranks import concat_all_gather_no_grad, get_rank
 
 
+@in_float32
 def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:
     """`2 T` times the cross entropy that picks each query's key.
 

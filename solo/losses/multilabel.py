@@ -6,7 +6,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo.losses.precision import in_float32
 
+
+@in_float32
 def multilabel_loss_func(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum over the classes of the binary cross-entropies, mean over the images; 0-dim.
 

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo.losses.precision import in_float32
 from solo.utils.ranks import gather, get_rank
 
 
+@in_float32
 def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:
     """Cross entropy that picks each neighbour's own prediction among those of all processes.
 

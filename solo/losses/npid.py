@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo.losses.precision import in_float32
 
+
+@in_float32
 def npid_loss_func(positive: Tensor, negatives: Tensor, Z: Tensor, n: int) -> Tensor:
     """Equations 5 to 7: each image against K draws from the uniform distribution over all images.
 
@@ -26,6 +29,7 @@ def npid_loss_func(positive: Tensor, negatives: Tensor, Z: Tensor, n: int) -> Te
     return -(found + refused).mean()
 
 
+@in_float32
 def npid_softmax_loss_func(logits: Tensor, indexes: Tensor) -> Tensor:
     """Equation 2: the softmax over all images.
 

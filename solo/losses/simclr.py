@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo.losses.precision import in_float32
 from solo.utils.ranks import gather, get_rank
 
 
+@in_float32
 def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Tensor:
     """`-mean_i log(sum_{positives} exp(s_ij / T) / sum_{j != i} exp(s_ij / T))`.
 

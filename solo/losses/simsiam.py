@@ -6,7 +6,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo.losses.precision import in_float32
 
+
+@in_float32
 def simsiam_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
     """`-mean cos(p, z)`, without gradient into `z`.
 

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo.losses.precision import in_float32
 
+
+@in_float32
 def swav_loss_func(
     preds: Sequence[Tensor], assignments: Sequence[Tensor], temperature: float = 0.1
 ) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo.losses.correlation import off_diagonal_energy
+from solo.losses.precision import in_float32
 from solo.losses.vicreg import invariance_loss, variance_loss
 from solo.utils.ranks import gather
 
@@ -25,6 +26,7 @@ def covariance_loss(z1: Tensor, z2: Tensor) -> Tensor:
     return torch.stack([off_diagonal_energy(z, z) / z.shape[1] ** 2 for z in unit]).sum()
 
 
+@in_float32
 def vibcreg_loss_func(
     z1: Tensor,
     z2: Tensor,

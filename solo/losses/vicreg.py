@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo.losses.correlation import off_diagonal_energy
+from solo.losses.precision import in_float32
 from solo.utils.ranks import gather
 
 
@@ -40,6 +41,7 @@ def covariance_loss(z1: Tensor, z2: Tensor) -> Tensor:
     return torch.stack(energies).sum()
 
 
+@in_float32
 def vicreg_loss_func(
     z1: Tensor,
     z2: Tensor,
@@ -48,6 +50,9 @@ def vicreg_loss_func(
     cov_loss_weight: float = 1.0,
 ) -> Tensor:
     """Weighted sum of the three terms; variance and covariance over the batch of all processes.
+
+    The variance term is summed over the two views, as solo-learn does. The authors' repository
+    takes half of that sum: a weight of 25 there equals `var_loss_weight=12.5` here.
 
     Args:
         z1: projected features of view 1, (N, D).

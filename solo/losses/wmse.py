@@ -6,7 +6,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo.losses.precision import in_float32
 
+
+@in_float32
 def wmse_loss_func(z1: Tensor, z2: Tensor, simplified: bool = True) -> Tensor:
     """`2 - 2 * mean cos(z1, z2)`.
 

@@ -13,6 +13,7 @@ from solo.methods.byol import BYOL
 from solo.methods.deepclusterv2 import DeepClusterV2
 from solo.methods.dino import DINO
 from solo.methods.dinov2 import DINOv2
+from solo.methods.distill import Distill
 from solo.methods.exemplar import Exemplar
 from solo.methods.ibot import IBOT
 from solo.methods.ijepa import IJEPA
@@ -51,6 +52,7 @@ METHODS: Registry[type] = Registry(
         "deepclusterv2": DeepClusterV2,
         "dino": DINO,
         "dinov2": DINOv2,
+        "distill": Distill,
         "exemplar": Exemplar,
         "ibot": IBOT,
         "ijepa": IJEPA,
@@ -108,6 +110,7 @@ __all__ = [
     "BaseMethod",
     "DINOv2",
     "DeepClusterV2",
+    "Distill",
     "Exemplar",
     "LeJEPA",
     "LinearModel",

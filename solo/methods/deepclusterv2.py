@@ -91,6 +91,9 @@ class DeepClusterV2(LateBuffersMixin, BaseMethod):
         memory = torch.randn(self.num_large_crops, rows, self.proj_output_dim, device=self.device)
         self.start_late_buffer("local_memory_embeddings", F.normalize(memory, dim=-1))
 
+    #: the clusters of an epoch are in no checkpoint, so that a run goes on at the next one only
+    saved_within_epoch = False
+
     @torch.no_grad()
     def on_train_epoch_start(self) -> None:
         """Cluster the memory: new assignments and prototypes (none yet in the first epoch)."""

@@ -75,6 +75,30 @@ def _epochs(steps: Any) -> list[int] | None:
     raise ConfigError(f"scheduler.lr_decay_steps must be a list of epochs, got {steps!r}")
 
 
+def _keep_options(optimizer: Optimizer, rates: bool) -> None:
+    """Let the options of the configuration (weight decay, momentum, ...) survive a resume.
+
+    Args:
+        optimizer: whose state may be loaded later on, with the options of the run that saved it.
+        rates: the learning rate is one of them; else what a schedule has made of it is kept.
+    """
+    kept: list[dict[str, Any]] = []
+    left = {"params"} if rates else {"params", "lr", "initial_lr"}
+
+    def before(optimizer: Optimizer, state: dict[str, Any]) -> None:
+        kept[:] = [
+            {key: value for key, value in group.items() if key not in left}
+            for group in optimizer.param_groups
+        ]
+
+    def after(optimizer: Optimizer) -> None:
+        for group, options in zip(optimizer.param_groups, kept, strict=True):
+            group.update(options)
+
+    optimizer.register_load_state_dict_pre_hook(before)
+    optimizer.register_load_state_dict_post_hook(after)
+
+
 class OptimizationMixin:
     """Reads `optimizer`, `scheduler`, ... of the configuration and builds what they ask for."""
 
@@ -130,9 +154,19 @@ class OptimizationMixin:
                 f"optimizer.name='{self.optimizer}' does not exist. "
                 f"{did_you_mean(self.optimizer, self._OPTIMIZERS)}"
             )
-        optimizer = self._OPTIMIZERS[self.optimizer](
-            groups, lr=self.lr, weight_decay=self.weight_decay, **self.extra_optimizer_args
-        )
+        given = self.extra_optimizer_args
+        if given.get("capturable") and not torch.cuda.is_available():
+            raise ConfigError("optimizer.kwargs.capturable=True is for GPUs: leave it out here")
+        try:
+            optimizer = self._OPTIMIZERS[self.optimizer](
+                groups, lr=self.lr, weight_decay=self.weight_decay, **given
+            )
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ConfigError(
+                f"optimizer.name={self.optimizer} refuses its settings (optimizer.kwargs={given}): "
+                f"{error}"
+            ) from error
+        _keep_options(optimizer, rates=self.scheduler not in ("reduce", "exponential"))
         scheduler = self._build_scheduler(optimizer, static)
         return optimizer if scheduler is None else ([optimizer], [scheduler])
 

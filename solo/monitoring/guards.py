@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from solo.compat import foreach_norm
-from solo.errors import NonFiniteError
+from solo.errors import CheckpointError, NonFiniteError
 from solo.seeding import mix
 
 
@@ -24,11 +25,13 @@ class NonFiniteGuard(Callback):
 
     Args:
         checkpointer: the callback whose last checkpoint the message names.
+        keeper: the `StepKeeper` whose folder it names.
     """
 
-    def __init__(self, checkpointer: Any = None):
+    def __init__(self, checkpointer: Any = None, keeper: Any = None):
         super().__init__()
         self.checkpointer = checkpointer
+        self.keeper = keeper
         self._losses: list[tuple[int, Tensor]] = []
 
     def on_train_batch_end(
@@ -43,6 +46,10 @@ class NonFiniteGuard(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the remaining losses, then the weights, before anything is saved."""
+        self.check(trainer, pl_module)
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise NonFiniteError if a loss since the last look, or a weight, is not finite."""
         self._check_losses(trainer)
         tensors = [p.detach() for p in pl_module.parameters() if p.is_floating_point()]
         norms = torch.stack([n.to(pl_module.device) for n in foreach_norm(tensors)])
@@ -69,16 +76,77 @@ class NonFiniteGuard(Callback):
         raise NonFiniteError(
             f"{what} at step {step} (epoch {trainer.current_epoch}). {good} "
             "Lower optimizer.lr, lengthen scheduler.warmup_epochs, or use precision=bf16-mixed "
-            "or 32."
+            f"or 32. {self._how_to_replay()}"
+        )
+
+    def _how_to_replay(self) -> str:
+        if self.keeper is None:
+            return ""
+        if self.keeper.folder is not None:
+            return f"To run this step again: python3 -m solo.programs.replay '{self.keeper.folder}'"
+        return (
+            "To keep such a step, go on from the last checkpoint with ++performance.replay=True: "
+            "the same steps come again."
         )
 
 
-class EpochSeeder(Callback):
-    """Seeds `random`, numpy and torch from (seed, epoch, rank) when an epoch starts.
+class ResumedRun(Callback):
+    """Refuses to go on with a run whose epochs had another number of steps.
 
-    What a training step draws (dropout, masks of MAE, ...) then depends on nothing before the
-    epoch, so that a resumed run repeats a straight one. Augmentations have seeds of their own,
-    see `solo.data.loading`.
+    Schedules of learning rates, momentum, masks and gates count optimizer steps. A longer run is
+    one whose schedules are made anew; with epochs of another length no step means what it meant.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded: dict[str, Any] | None = None
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember where the checkpoint stands until the length of an epoch is known."""
+        loop = checkpoint["loops"]["fit_loop"]
+        self._loaded = {
+            "epochs": loop["epoch_progress"]["total"]["ready"],
+            "whole": loop["epoch_loop.batch_progress"].get("is_last_batch", False),
+            "steps": checkpoint["global_step"],
+            "schedules": len(checkpoint.get("lr_schedulers", [])),
+        }
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare what the checkpoint counted with what this run will count.
+
+        Raises:
+            CheckpointError: the epochs have another length, or rates another kind of schedule.
+        """
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            return
+        if loaded["schedules"] != len(trainer.lr_scheduler_configs):
+            raise CheckpointError(
+                "The checkpoint is of a run with another scheduler.name: set it as it was there."
+            )
+        batches, epochs = trainer.num_training_batches, loaded["epochs"]
+        if not loaded["whole"] or not epochs or batches == float("inf"):
+            return
+        now = math.ceil(batches / trainer.accumulate_grad_batches)
+        before = loaded["steps"] / epochs
+        if now != before:
+            raise CheckpointError(
+                f"The checkpoint was written after {epochs} epochs of {before:g} optimizer steps, "
+                f"and an epoch of this run has {now}: its schedules would go wrong. Keep the images"
+                f", limit_train_batches, accumulate_grad_batches and optimizer.batch_size x devices"
+                f" x nodes as they were: with other devices, set optimizer.batch_size so that the "
+                f"product stays."
+            )
+
+
+class EpochSeeder(Callback):
+    """Seeds `random`, numpy and torch from (seed, epoch, rank, batch) when a batch starts.
+
+    What a training step draws (dropout, masks of MAE, ...) then depends on nothing before it, so
+    that a resumed run repeats a straight one, wherever it goes on. Augmentations have seeds of
+    their own, see `solo.data.loading`.
     """
 
     def __init__(self, seed: int):
@@ -92,10 +160,8 @@ class EpochSeeder(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed once more: making a loader's iterator draws a number, before or after the hook
-        above depending on whether the run was resumed."""
-        if batch_idx == 0:
-            self._seed(trainer, 1)
+        """Seed for the step."""
+        self._seed(trainer, 1 + batch_idx)
 
     def _seed(self, trainer: Trainer, part: int) -> None:
         seed = mix(self.seed, trainer.current_epoch, trainer.global_rank, part)

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import csv
+import math
+import re
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from solo.errors import ConfigError
-from solo.files.whole import whole_file
+from solo.errors import ConfigError, OutputError
+from solo.files.lock import LOCK, RECORD, FolderLock
+from solo.files.whole import SUFFIX, refusal, whole_file
 from solo.monitoring.profiling import LOGGING, section
 
 FILE = "metrics.csv"
@@ -25,6 +29,16 @@ def next_version(logdir: str | Path) -> str:
     logdir = Path(logdir)
     taken = {int(p.name) for p in logdir.iterdir() if p.name.isdigit()} if logdir.is_dir() else ()
     return str(max(taken, default=-1) + 1)
+
+
+def _left_over(logdir: Path) -> str | None:
+    """A folder that a run has claimed and was killed before it wrote anything into it."""
+    for path in sorted(logdir.iterdir()):
+        if path.name.isdigit() and (path / LOCK).is_file():
+            wrote = [p for p in path.iterdir() if p.name not in (LOCK, RECORD)]
+            if all(p.name.endswith(SUFFIX) for p in wrote) and FolderLock(path).free():
+                return path.name
+    return None
 
 
 class CSVMetrics(Logger):
@@ -73,6 +87,8 @@ class CSVMetrics(Logger):
             raise ConfigError(
                 f"checkpoint.dir: the folder '{self.logdir}' cannot be made ({error.strerror})"
             ) from error
+        if (left := _left_over(self.logdir)) is not None:
+            return left
         while True:
             version = next_version(self.logdir)
             try:
@@ -89,11 +105,14 @@ class CSVMetrics(Logger):
         """
         if self.start_from is None or not Path(self.start_from).is_file():
             return
-        with open(self.start_from, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if row.get("step") and int(float(row["step"])) < step]
-            self._columns = list(reader.fieldnames or [])
-        self._rewrite(rows)
+        self._columns, rows, damaged = _read_rows(self.start_from)
+        if damaged:
+            print(
+                f"warning: {self.start_from}: {damaged} damaged rows are left out; what they held "
+                "is in no other file",
+                flush=True,
+            )
+        self._rewrite([row for row in rows if int(float(row["step"])) < step])
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -122,8 +141,11 @@ class CSVMetrics(Logger):
             self._columns += new
             self._rewrite([*old, *rows])
             return
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerows(rows)
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerows(rows)
+        except OSError as error:
+            raise OutputError(f"'{self.path}' cannot be written: {refusal(error)}") from error
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -146,8 +168,45 @@ class CSVMetrics(Logger):
             writer.writerows(rows)
 
 
+def last_values(path: Path) -> dict[str, float]:
+    """The last value of every column of a metrics file; nothing where there is no file."""
+    _, rows, _ = _read_rows(path) if Path(path).is_file() else ([], [], 0)
+    return {key: _number(value) for row in rows for key, value in row.items() if value}
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]], int]:
+    """Columns and rows of a metrics file, and how many rows were no rows of its."""
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace").replace("\0", "\ufffd")
+        reader = csv.DictReader(text.splitlines(), strict=False)
+        columns, found = list(reader.fieldnames or []), list(reader)
+    except (OSError, csv.Error):
+        return [], [], 1
+    rows = [row for row in found if _is_row(row)]
+    return columns, rows, len(found) - len(rows)
+
+
+def _number(text: str) -> float:
+    return float({"True": "1", "False": "0"}.get(text, text))
+
+
+def _is_row(row: Mapping[str | None, Any]) -> bool:
+    if None in row or None in row.values():  # too long, too short
+        return False
+    try:
+        for value in filter(None, row.values()):
+            _number(value)
+        return math.isfinite(float(row["step"]))
+    except (KeyError, ValueError):
+        return False
+
+
 def build_loggers(
-    cfg: DictConfig, logdir: Path, resume: Path | None = None, wandb_run_id: str | None = None
+    cfg: DictConfig,
+    logdir: Path,
+    resume: Path | None = None,
+    wandb_run_id: str | None = None,
+    folder: Path | None = None,
 ) -> list[Logger]:
     """The loggers of a run. The first one names the run's folder (wandb's id, or a number).
 
@@ -157,9 +216,10 @@ def build_loggers(
         resume: checkpoint that the run continues; its folder is used again if it lies in `logdir`
             and holds no newer one.
         wandb_run_id: id of the wandb run to continue.
+        folder: of a run that goes on in its own folder, in `logdir`, whatever is there.
     """
-    version = None
-    if resume is not None:
+    version = None if folder is None else Path(folder).name
+    if resume is not None and version is None:
         run = Path(resume).resolve().parent
         # Going back to an older checkpoint must not overwrite what came after it.
         newest = last_checkpoint(run)
@@ -195,16 +255,27 @@ def _wandb(cfg: DictConfig, run_id: str | None) -> Logger:
     return logger
 
 
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints of a run's folder, oldest first."""
+    return _by_age(folder, "*.ckpt")
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run's folder, None when there is none."""
-    return _newest(folder, "*.ckpt")
+    return next(reversed(checkpoints(folder)), None)
 
 
 def last_weights(folder: Path) -> Path | None:
     """What an evaluation of a folder loads: its newest checkpoint, or an exported encoder."""
-    return last_checkpoint(folder) or _newest(folder, "*.safetensors")
+    return last_checkpoint(folder) or next(reversed(_by_age(folder, "*.safetensors")), None)
 
 
-def _newest(folder: Path, pattern: str) -> Path | None:
-    found = sorted(Path(folder).glob(pattern), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
+def _by_age(folder: str | Path, pattern: str) -> list[Path]:
+    """By time of writing; names in their natural order where a copy has given all one time."""
+    found = []
+    for path in Path(folder).glob(pattern):
+        with suppress(OSError):  # gone by now, or a link to nowhere
+            parts = re.split(r"(\d+)", path.name)
+            natural = [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
+            found.append((path.stat().st_mtime_ns, natural, path))
+    return [path for *_, path in sorted(found)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from solo.compat import loggers_are_due
+from solo.monitoring.interruptions import KEY
 from solo.monitoring.profiling import LOGGING, section
 
 # What Lightning assumes where a call of `log` says nothing.
@@ -36,9 +37,9 @@ class Gathered:
         weight: sum of their weights.
     """
 
-    def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
-        self.weight = 0
+    def __init__(self, total: Tensor | float = 0.0, weight: int = 0) -> None:
+        self.total = total
+        self.weight = weight
         self._values: list[Tensor] = []
         self._weights: list[int] = []
 
@@ -55,6 +56,12 @@ class Gathered:
             self.total = self.total + (values * weights).sum()
             self.weight += sum(self._weights)
             self._values, self._weights = [], []
+
+    def state(self) -> tuple[Tensor | float, int]:
+        """What makes it anew: the total on the CPU, and its weight."""
+        self.fold()
+        total = self.total.detach().cpu() if isinstance(self.total, Tensor) else self.total
+        return total, self.weight
 
     def mean(self) -> Tensor:
         """Mean over the epoch so far, weighted by the images."""
@@ -108,12 +115,27 @@ class StepMetrics:
             super().log(f"{name}_step", value, on_step=True, on_epoch=False, sync_dist=sync)
             super().log(name, value, on_step=True, on_epoch=False, sync_dist=sync, logger=False)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Within an epoch: what it has gathered so far."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        if KEY in checkpoint:
+            gathered = self._metrics_of_epoch().items()
+            checkpoint[KEY]["metrics"] = [[*key, *value.state()] for key, value in gathered]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on gathering where an interrupted epoch has stopped."""
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        self.__dict__["_restored"] = checkpoint.get(KEY, {}).get("metrics", [])
+
     def _metrics_of_epoch(self) -> dict[tuple[str, bool], Gathered]:
         """What this epoch has gathered; what an interrupted one has left is dropped."""
         epoch = (id(self.trainer), self.trainer.current_epoch)
         if self.__dict__.get("_gathered_in") != epoch:
             self.__dict__["_gathered_in"] = epoch
-            self.__dict__["_gathered"] = {}
+            restored = self.__dict__.pop("_restored", [])
+            self.__dict__["_gathered"] = {
+                (name, sync): Gathered(total, weight) for name, sync, total, weight in restored
+            }
         return self.__dict__["_gathered"]
 
     def _logs_now(self) -> bool:

@@ -16,7 +16,7 @@ from solo.data.catalogue import info_of
 from solo.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from torch.utils.data import DataLoader
 
     from solo.programs.training import Data
@@ -37,16 +37,39 @@ def pretrain(cfg: DictConfig) -> Trainer:
     from solo.data.datasets.images import ReadError
     from solo.programs.training import fit
 
+    watching = _watching(cfg)
     seed_everything(cfg.seed)
     model = build_model(cfg)
     data = build_data(cfg)
     try:
         return fit(
-            cfg, model, data, Path(cfg.checkpoint.dir) / cfg.method, [*_umap(cfg), *_frozen(cfg)]
+            cfg,
+            model,
+            data,
+            Path(cfg.checkpoint.dir) / cfg.method,
+            [*_umap(cfg), *_frozen(cfg)],
+            watching=watching,
         )
     except ReadError as error:
         hint = "With data.skip_unreadable=True broken training files are counted and left out."
         raise ReadError(f"{error} {hint}") from error
+
+
+def _watching(cfg: DictConfig) -> list[Callback]:
+    """What measures the encoder at the end of an epoch, and ends a run that does not get on."""
+    from solo.monitoring.milestones import Milestones
+    from solo.quality.monitor import QualityMonitor
+    from solo.quality.probes import Probes, check_probes
+
+    check_probes(cfg)
+    callbacks: list[Callback] = []
+    if cfg.quality.enabled:
+        callbacks.append(QualityMonitor(cfg.quality.images, cfg.quality.every))
+    if cfg.get("probes"):
+        callbacks.append(Probes(OmegaConf.to_container(cfg.probes, resolve=True)))
+    if cfg.get("milestones"):
+        callbacks.append(Milestones(OmegaConf.to_container(cfg.milestones, resolve=True)))
+    return callbacks
 
 
 def build_model(cfg: DictConfig) -> LightningModule:
@@ -138,6 +161,7 @@ def _which_images(cfg: DictConfig) -> dict[str, Any]:
         "data_fraction": cfg.data.fraction,
         "fraction_of": cfg.data.get("fraction_of", "images"),
         "exif": cfg.data.get("exif", "ignore"),
+        "value_range": cfg.data.get("value_range"),
     }
 
 
@@ -172,6 +196,7 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         return None
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format
+    from solo.data.shown import shown
 
     return prepare_val_data(
         data.dataset,
@@ -180,6 +205,8 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
         exif=data.get("exif", "ignore"),
+        value_range=data.get("value_range"),
+        images=shown(data.dataset, cfg, size=data.get("image_size")),
     )
 
 

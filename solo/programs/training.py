@@ -6,13 +6,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -25,67 +22,18 @@ from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices
 from solo.data.datasets import splits
-from solo.errors import CheckpointError, ConfigError
-from solo.monitoring.guards import EpochSeeder, NonFiniteGuard
-from solo.monitoring.loggers import CSVMetrics, build_loggers
+from solo.errors import ConfigError
+from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
+from solo.monitoring.interruptions import Interruptions, WithinEpoch
+from solo.monitoring.loggers import CSVMetrics
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
-from solo.utils.auto_resumer import AutoResumer
-from solo.utils.checkpointer import Checkpointer
+from solo.monitoring.replay import StepKeeper
+from solo.programs.resuming import Resume, Run, announce, explained, find_resume, run_folder
+from solo.utils.best_checkpoint import BestCheckpoint
 from solo.utils.misc import omegaconf_select
 
 Data = LightningDataModule | tuple[DataLoader, DataLoader | None]
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Checkpoint that a run continues, and the id of its wandb run."""
-
-    path: Path | None = None
-    wandb_run_id: str | None = None
-
-
-def find_resume(cfg: DictConfig, logdir: Path) -> Resume:
-    """What the run continues: `resume_from_checkpoint`, or what auto-resume finds.
-
-    Raises:
-        CheckpointError: the file is missing, truncated or not a checkpoint of a training run.
-    """
-    given = cfg.resume_from_checkpoint
-    if given is None and cfg.auto_resume.enabled:
-        path, run_id = AutoResumer(logdir, cfg.auto_resume.max_hours).find_checkpoint(cfg)
-        if path is not None:
-            print(f"Resuming from {path}")
-        return Resume(path, run_id)
-    if given is None:
-        return Resume()
-    from solo.checkpoints.loading import read_args
-
-    run_id = cfg.get("wandb_run_id") or (read_args(given) or {}).get("wandb_run_id")
-    return Resume(_resumable(Path(given)), run_id)
-
-
-def _resumable(path: Path) -> Path:
-    """`path` after a look into it, or a cleaned copy where torch's safe reader refuses the file.
-
-    The copy is for files of solo-learn (SimSiam, NNSiam) with pickled methods among the weights.
-    """
-    from solo.checkpoints.loading import read_checkpoint
-
-    content = read_checkpoint(path)
-    missing = {"loops", "optimizer_states", "lr_schedulers"} - set(content)
-    if missing:
-        raise CheckpointError(
-            f"resume_from_checkpoint: {path} holds weights but no state of a training run "
-            f"({', '.join(sorted(missing))}), so it cannot be continued"
-        )
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
-        with tempfile.NamedTemporaryFile(suffix=".ckpt", delete=False) as copy:
-            torch.save(content, copy)
-        return Path(copy.name)
-    return path
 
 
 def fit(
@@ -95,6 +43,7 @@ def fit(
     logdir: Path,
     callbacks: list[Callback] = (),
     resume: Resume | None = None,
+    watching: Sequence[Callback] = (),
 ) -> Trainer:
     """Train `model` on `data` as the configuration says, resuming where it can.
 
@@ -105,55 +54,41 @@ def fit(
         logdir: `<checkpoint.dir>/<method>`; checkpoints and metrics go to `<logdir>/<version>/`.
         callbacks: further callbacks.
         resume: what `find_resume` has found, where the caller asked it already.
+        watching: callbacks that log or stop at the end of an epoch, before its checkpoint is taken.
 
     Returns:
         The trainer, after the run.
     """
     _quiet()
     resume = find_resume(cfg, logdir) if resume is None else resume
-    loggers = build_loggers(cfg, logdir, resume.path, resume.wandb_run_id)
+    with run_folder(cfg, logdir, resume) as run:
+        announce(run.resume)
+        return _fit(cfg, model, data, logdir, callbacks, run, watching)
+
+
+def _fit(
+    cfg: DictConfig,
+    model: LightningModule,
+    data: Data,
+    logdir: Path,
+    callbacks: list[Callback],
+    run: Run,
+    watching: Sequence[Callback],
+) -> Trainer:
     monitors = []
     if cfg.wandb.enabled:
-        loggers[0].watch(model, log="gradients", log_freq=100)
+        run.loggers[0].watch(model, log="gradients", log_freq=100)
     if cfg.wandb.enabled or cfg.tensorboard.enabled:
         monitors.append(LearningRateMonitor(logging_interval="step"))
     bar = [ThroughputBar()] if cfg.get("enable_progress_bar", True) else []
-    callbacks = [*_own_callbacks(cfg, logdir, loggers), *callbacks, *monitors, *bar]
-    trainer = _trainer(trainer_arguments(cfg), loggers, callbacks)
-    path = None if resume.path is None else str(resume.path)
-    with _profiled(cfg, trainer, model, data, logdir), _explained(resume.path):
-        if isinstance(data, LightningDataModule):
-            trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-        else:
-            trainer.fit(model, *data, ckpt_path=path, weights_only=True)
+    own = _own_callbacks(cfg, logdir, run, watching)
+    trainer = _trainer(trainer_arguments(cfg), run.loggers, [*own, *callbacks, *monitors, *bar])
+    loaders = {"datamodule": data} if isinstance(data, LightningDataModule) else {}
+    path = None if run.resume.path is None else str(run.resume.path)
+    with _profiled(cfg, trainer, model, data, logdir), explained(run, trainer):
+        given = () if loaders else data
+        trainer.fit(model, *given, **loaders, ckpt_path=path, weights_only=True)
     return trainer
-
-
-# how torch begins to say that a model's or an optimizer's state is another one's
-_OTHER_STATE = ("Error(s) in loading state_dict", "loaded state dict ")
-
-
-@contextmanager
-def _explained(path: Path | None) -> Iterator[None]:
-    """Say what to do about a state of another model or optimizer, or images of another size."""
-    try:
-        yield
-    except AssertionError as error:
-        if "doesn't match model" not in str(error):
-            raise
-        raise ConfigError(
-            f"{error} Set backbone.kwargs.img_size to the size of the images, or the crops to the "
-            "encoder's size."
-        ) from error
-    except (RuntimeError, ValueError) as error:
-        if path is None or not str(error).startswith(_OTHER_STATE):
-            raise
-        lines = str(error).strip().splitlines()
-        reason = lines[min(1, len(lines) - 1)].strip()
-        raise CheckpointError(
-            f"{path} cannot be continued: it is of another method, encoder or optimizer than this "
-            f"configuration. Compare the args.json beside it. ({reason[:200]}...)"
-        ) from error
 
 
 @contextmanager
@@ -203,25 +138,31 @@ def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]
         raise ConfigError(f"Lightning's Trainer refuses its arguments: {reason}") from error
 
 
-def _own_callbacks(cfg: DictConfig, logdir: Path, loggers: list) -> list[Callback]:
+def _own_callbacks(
+    cfg: DictConfig, logdir: Path, run: Run, watching: Sequence[Callback]
+) -> list[Callback]:
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
-    saver = None
-    if cfg.checkpoint.enabled:
-        options = {"frequency": cfg.checkpoint.frequency, "keep_prev": cfg.checkpoint.keep_prev}
-        saver = Checkpointer(cfg, logdir, **options)
-    csv = next(logger for logger in loggers if isinstance(logger, CSVMetrics))
-    own = [_ContinueMetrics(csv), NonFiniteGuard(saver), EpochSeeder(cfg.seed), saver]
-    return [callback for callback in own if callback is not None]
+    csv = next(logger for logger in run.loggers if isinstance(logger, CSVMetrics))
+    saver = run.saver
+    keeper = StepKeeper(cfg, logdir, omegaconf_select(cfg, "performance.replay"))
+    # in this order: the step draws after the seed
+    seeding = [ResumedRun(), EpochSeeder(cfg.seed), keeper]
+    guards = [_ContinueMetrics(csv, run), WithinEpoch(), NonFiniteGuard(saver, keeper), *seeding]
+    savers: list[Callback] = [] if saver is None else [saver]
+    if saver is not None and cfg.checkpoint.get("monitor"):
+        savers.append(BestCheckpoint(saver, cfg.checkpoint.monitor, cfg.checkpoint.mode or "max"))
+    return [*guards, *watching, *savers, Interruptions(saver)]
 
 
 class _ContinueMetrics(Callback):
     """Takes over the rows of a resumed run that its checkpoint covers."""
 
-    def __init__(self, csv: CSVMetrics):
+    def __init__(self, csv: CSVMetrics, run: Run):
         super().__init__()
-        self.csv = csv
+        self.csv, self.run = csv, run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.run.begun = True
         self.csv.keep_before(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -237,6 +178,12 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     names = set(inspect.signature(Trainer.__init__).parameters)
     names -= {"self", "logger", "callbacks", "enable_checkpointing"}
     kwargs = {name: _plain(cfg[name]) for name in names if name in cfg}
+    if str(kwargs.get("precision")) in ("bf16-true", "16-true"):
+        warnings.warn(
+            f"precision={kwargs['precision']} keeps batch norm's running statistics and momentum "
+            "networks in half precision, where small updates round to nothing: at a momentum of "
+            "0.996 a third of the distance is never made. Use precision=bf16-mixed."
+        )
     count = count_devices(cfg)
     if _on_cpu(cfg):
         kwargs["devices"] = count

@@ -3,28 +3,46 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
-from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from solo.args.check import fill
 from solo.args.schema import AutoResume
+from solo.checkpoints.files import read_args
 from solo.data.catalogue import known
-from solo.monitoring.loggers import last_checkpoint
+from solo.errors import CheckpointError
+from solo.monitoring.loggers import checkpoints, last_checkpoint
 
-Checkpoint = namedtuple("Checkpoint", ["creation_time", "args", "checkpoint"])
+
+class Found(NamedTuple):
+    """A run to go on with.
+
+    Attributes:
+        folder: of the run.
+        wandb_run_id: as in its args.json.
+        checkpoint: its newest whole one; None: it was stopped before it had any.
+        state: what is in that checkpoint.
+    """
+
+    folder: Path
+    wandb_run_id: str | None
+    checkpoint: Path | None = None
+    state: Mapping[str, Any] | None = None
+
 
 # What may differ between a run and its continuation: where things lie, how fast they go.
 _FREE = (
     "checkpoint",
     "auto_resume",
     "auto_umap",
+    "quality",
+    "probes",
+    "milestones",
     "resume_from_checkpoint",
     "wandb_run_id",
     "wandb.enabled",
@@ -111,36 +129,90 @@ class AutoResumer:
             cfg: parsed configuration of the run that starts.
 
         Returns:
-            (path, wandb run id), or (None, None). A run that only differs in length is named in a
-            warning, with the way to extend it.
+            (path, wandb run id), or (None, None). Whether the file is whole is not looked at; see
+            `find`.
+        """
+        found = self.find(cfg, look=False)
+        if found is None or found.checkpoint is None:
+            return None, None
+        return found.checkpoint, found.wandb_run_id
+
+    def find(self, cfg: DictConfig, look: bool = True) -> Found | None:
+        """The run that this configuration continues.
+
+        A damaged newest checkpoint is named in a warning, and the one before it is taken. A run
+        that was killed before its first checkpoint is found without one: its folder is used again.
+        A run that only differs in length is named in a warning, with the way to extend it.
+
+        Args:
+            cfg: parsed configuration of the run that starts.
+            look: into the checkpoints, whether they are whole.
+
+        Raises:
+            CheckpointError: all checkpoints of the run are damaged.
         """
         mine = fingerprint(cfg)
-        for found in sorted(self._candidates(), key=lambda c: c.creation_time, reverse=True):
-            args = json.loads(found.args.read_text(encoding="utf-8"))
+        begun = None
+        for folder, args in self._runs():
             different = differences(fingerprint(args), mine)
-            if not different:
-                return found.checkpoint, args.get("wandb_run_id")
-            if different == ["max_epochs"]:
+            saved = checkpoints(folder)
+            if different == ["max_epochs"] and saved:
                 warnings.warn(
-                    f"{found.checkpoint} is the same run with max_epochs={args.get('max_epochs')}; "
+                    f"{saved[-1]} is the same run with max_epochs={args.get('max_epochs')}; "
                     "its schedules end there, so it is not resumed by itself. To extend it: "
-                    f"resume_from_checkpoint='\"{found.checkpoint}\"'",
+                    f"resume_from_checkpoint='\"{saved[-1]}\"'",
                     stacklevel=2,
                 )
-        return None, None
+            if different:
+                continue
+            run_id = args.get("wandb_run_id")
+            if saved and not look:
+                return Found(folder, run_id, saved[-1])
+            if saved:
+                return Found(folder, run_id, *_newest_whole(saved))
+            begun = begun or Found(folder, run_id)
+        return begun
 
-    def _candidates(self) -> Iterator[Checkpoint]:
+    def _runs(self) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+        """Folders of runs with their configurations, the one that was written last first."""
         oldest = time.time() - self.max_hours * 3600
+        ages = []
         for args in sorted(self.checkpoint_dir.rglob("args.json")):
-            checkpoint = last_checkpoint(args.parent)
-            if checkpoint is None or checkpoint.stat().st_ctime < oldest:
-                continue
+            if (args.parent.parent / "args.json").is_file():
+                continue  # something that a run has put aside, such as its best epoch
+            newest = last_checkpoint(args.parent) or args
+            if newest.stat().st_ctime >= oldest:
+                ages.append((newest.stat().st_ctime, args))
+        for _, args in sorted(ages, reverse=True):
             try:
-                json.loads(args.read_text(encoding="utf-8"))
-            except ValueError:
-                warnings.warn(f"{args} is not readable; its run cannot be resumed", stacklevel=2)
+                content = read_args(args.parent)
+            except CheckpointError as error:
+                said = f"{args} is not readable; its run cannot be resumed ({error})"
+                warnings.warn(said, stacklevel=2)
                 continue
-            yield Checkpoint(checkpoint.stat().st_ctime, args, checkpoint)
+            if content is not None:
+                yield args.parent, content
+
+
+def _newest_whole(saved: list[Path]) -> tuple[Path, Mapping[str, Any]]:
+    """The newest checkpoint of a run that is not damaged, and what it holds."""
+    from solo.checkpoints.training_state import check_training_state, read_training_state
+
+    problems = []
+    for path in reversed(saved):
+        try:
+            state = read_training_state(path)
+            check_training_state(state, path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            print(f"warning: {'; '.join(problems)} Going on from {path} instead.", flush=True)
+        return path, state
+    raise CheckpointError(
+        f"No checkpoint of {saved[0].parent} can be continued: {'; '.join(problems)}. To train "
+        "anew, move that folder away or set auto_resume.enabled=False."
+    )
 
 
 def _flatten(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -164,7 +236,8 @@ def _processes(cfg: Mapping[str, Any]) -> int | str:
     devices = cfg.get("devices", "auto")
     count = len(devices) if isinstance(devices, (list, tuple)) else devices
     nodes = cfg.get("num_nodes") or 1
-    return count * nodes if isinstance(count, int) else f"{count} x {nodes}"
+    both = isinstance(count, int) and isinstance(nodes, int)
+    return count * nodes if both else f"{count} x {nodes}"
 
 
 def _same(one: Any, other: Any) -> bool:

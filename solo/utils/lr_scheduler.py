@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+
+from solo.errors import CheckpointError
 
 
 class LinearWarmupCosineAnnealingLR(LRScheduler):
@@ -72,6 +75,36 @@ def static_lr(
     return rates
 
 
+class _Resumed:
+    """Scheduler mixin: a resumed run takes the step from its checkpoint, and all else of its own.
+
+    torch would take everything: the length, the base rates and the milestones of the run that wrote
+    it, whatever the configuration of the run that goes on says. Where nothing has changed, the
+    rates are those of the checkpoint to the last bit.
+    """
+
+    _OWN = ("base_lrs", "warmup_epochs", "max_epochs", "warmup_start_lr", "eta_min", "milestones")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the step of `state_dict`.
+
+        Raises:
+            CheckpointError: it is the state of another kind of schedule.
+        """
+        own = {name: getattr(self, name) for name in self._OWN if hasattr(self, name)}
+        if missing := [name for name in own if name not in state_dict]:
+            raise CheckpointError(
+                f"The checkpoint's learning rates followed another schedule (it has no "
+                f"{missing[0]}): set scheduler.name as in the run that wrote it."
+            )
+        same = all(own[name] == state_dict[name] for name in own)
+        super().load_state_dict({**state_dict, **own})  # type: ignore[misc]
+        if not same:
+            self._last_lr = list(self._get_closed_form_lr())
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+
 class _StaticGroups:
     """Scheduler mixin: the groups at `static_indexes` keep their own rate for the whole run.
 
@@ -86,6 +119,10 @@ class _StaticGroups:
     def get_lr(self) -> list[float]:
         own = [self.base_lrs[index] for index in self.static_indexes]
         return static_lr(super().get_lr, self.static_indexes, own)
+
+    def _get_closed_form_lr(self) -> list[float]:
+        own = [self.base_lrs[index] for index in self.static_indexes]
+        return static_lr(super()._get_closed_form_lr, self.static_indexes, own)
 
 
 class LinearWarmupMultiStepLR(LRScheduler):
@@ -121,14 +158,17 @@ class LinearWarmupMultiStepLR(LRScheduler):
         passed = sum(milestone <= step for milestone in self.milestones)
         return [base * 0.1**passed for base in self.base_lrs]
 
+    def _get_closed_form_lr(self) -> list[float]:
+        return self.get_lr()
 
-class WarmupCosine(_StaticGroups, LinearWarmupCosineAnnealingLR):
+
+class WarmupCosine(_Resumed, _StaticGroups, LinearWarmupCosineAnnealingLR):
     """`LinearWarmupCosineAnnealingLR` that leaves the groups in `static_indexes` at their rate."""
 
 
-class MultiStep(_StaticGroups, MultiStepLR):
+class MultiStep(_Resumed, _StaticGroups, MultiStepLR):
     """`MultiStepLR` that leaves the groups in `static_indexes` at their rate."""
 
 
-class WarmupMultiStep(_StaticGroups, LinearWarmupMultiStepLR):
+class WarmupMultiStep(_Resumed, _StaticGroups, LinearWarmupMultiStepLR):
     """`LinearWarmupMultiStepLR` that leaves the groups in `static_indexes` at their rate."""

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Linear SVMs on features and mean average precision, as Goyal et al. (2019) evaluate VOC 2007."""
+"""Linear SVMs on features and mean average precision, as Goyal et al. (2019) evaluate VOC 2007.
+
+Their benchmark trains with images that show a class only with difficulty among the negatives, and
+leaves them out of the test; it chooses the cost by scikit-learn's average precision, and reports
+the area under the interpolated curve.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solo.errors import DataError
+from solo.errors import ConfigError, DataError, did_you_mean
 
 #: 0.01, 0.1 and 0.5^4 ... 0.5^19
 COSTS = (0.01, 0.1, *(0.5**k for k in range(4, 20)))
 FOLDS = 3
+#: `goyal`: the benchmark's; `left_out`: difficult images are in no set, one precision everywhere
+PROTOCOLS = ("goyal", "left_out")
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -72,27 +79,34 @@ def normalised(features: np.ndarray) -> np.ndarray:
 
 
 def select_cost(
-    features: np.ndarray, labels: np.ndarray, costs: Sequence[float] = COSTS
+    features: np.ndarray,
+    labels: np.ndarray,
+    costs: Sequence[float] = COSTS,
+    protocol: str = "goyal",
 ) -> tuple[float, dict[float, float]]:
     """The cost with the best 3-fold average precision; the first of equals.
 
     Args:
         features: (N, F).
-        labels: (N,), 1 present, 0 absent, -1 left out.
+        labels: (N,), 1 present, 0 absent, -1 difficult.
         costs: candidates.
+        protocol: `goyal`: difficult images are negatives, precision is scikit-learn's;
+            `left_out`: they are left out, and precision is `average_precision`.
 
     Returns:
         the cost, and the mean precision of each.
 
     Raises:
+        ConfigError: there is no such protocol.
         DataError: too few images to put one with and one without the class into each fold.
     """
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
+    from sklearn.metrics import average_precision_score
     from sklearn.model_selection import GridSearchCV
 
-    counted = labels != -1
+    counted = _trains(labels, protocol)
     x, y = features[counted], labels[counted] == 1
     if min(y.sum(), (~y).sum()) < FOLDS:
         raise DataError(
@@ -101,7 +115,10 @@ def select_cost(
         )
 
     def score(svm, x: np.ndarray, y: np.ndarray) -> float:
-        return average_precision(svm.decision_function(x), y.astype(int))
+        found = svm.decision_function(x)
+        if protocol == "goyal":
+            return float(average_precision_score(y, found))
+        return average_precision(found, y.astype(int))
 
     search = GridSearchCV(linear_svm(1.0), {"C": list(costs)}, scoring=score, cv=FOLDS, refit=False)
     with warnings.catch_warnings():
@@ -109,6 +126,13 @@ def select_cost(
         search.fit(x, y)
     means = map(float, search.cv_results_["mean_test_score"])
     return search.best_params_["C"], dict(zip(costs, means, strict=True))
+
+
+def _trains(labels: np.ndarray, protocol: str) -> np.ndarray:
+    """Which images a class's SVM is trained with."""
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"protocol={protocol!r} is unknown. {did_you_mean(protocol, PROTOCOLS)}")
+    return np.ones(len(labels), bool) if protocol == "goyal" else labels != -1
 
 
 @dataclass(frozen=True)
@@ -129,16 +153,19 @@ def evaluate(
     test: tuple[np.ndarray, np.ndarray],
     classes: Sequence[str],
     costs: Sequence[float] = COSTS,
+    protocol: str = "goyal",
 ) -> SVMResult:
     """One SVM per class: cost by cross-validation, refit on all of `train`, precision on `test`.
 
     Args:
-        train: features (N, F) and labels (N, classes) with 1, 0 and -1 (left out).
-        test: the same.
+        train: features (N, F) and labels (N, classes) with 1, 0 and -1 (difficult).
+        test: the same; difficult images are left out.
         classes: their names.
         costs: candidates.
+        protocol: see `select_cost`.
 
     Raises:
+        ConfigError: there is no such protocol.
         DataError: a class has too few images.
     """
     x, y = normalised(train[0]), train[1]
@@ -146,8 +173,8 @@ def evaluate(
     precision, chosen = {}, {}
     for index, name in enumerate(classes):
         try:
-            chosen[name], _ = select_cost(x, y[:, index], costs)
-            counted = y[:, index] != -1
+            chosen[name], _ = select_cost(x, y[:, index], costs, protocol)
+            counted = _trains(y[:, index], protocol)
             svm = linear_svm(chosen[name]).fit(x[counted], y[counted, index] == 1)
             precision[name] = average_precision(svm.decision_function(unseen), test[1][:, index])
         except DataError as error:

@@ -40,6 +40,20 @@ class RandomConfig(FixedConfig):
 
 
 @dataclass(frozen=True)
+class FixedMasksConfig(FixedConfig):
+    """The masks of the sparse encoder that the run starts from (`init_from`), from first to last.
+
+    Their sparsity is what it is; `final` is left out.
+    """
+
+    name: str = "fixed"
+
+    def __post_init__(self):
+        super().__post_init__()
+        refuse_unused(self, "score", why="its masks are there already")
+
+
+@dataclass(frozen=True)
 class OneShotConfig(FixedConfig):
     """Pruning at one moment, by magnitude or another `score`.
 

@@ -20,6 +20,7 @@ from sparse_ext.config.granularity_names import spoken
 from sparse_ext.config.living_weights import MCPConfig, SDCLRConfig, SDConfig, SRSTEConfig
 from sparse_ext.config.pruned_once import (
     ASPConfig,
+    FixedMasksConfig,
     GraSPConfig,
     OneShotConfig,
     RandomConfig,
@@ -50,6 +51,7 @@ _METHODS: dict[str, type[SparseConfig]] = {
     "granet_ssl": GraNetSSLConfig,
     "rigl": RigLConfig,
     "rigl_itop": RigLITOPConfig,
+    "fixed": FixedMasksConfig,
     "random": RandomConfig,
     "oneshot": OneShotConfig,
     "snip": SNIPConfig,
@@ -75,6 +77,7 @@ PRUNERS: Registry[Any] = Registry(
         "granet_ssl": f"{_PAGES}.granet_ssl:GraNetSSL",
         "rigl": f"{_PAGES}.rigl:RigL",
         "rigl_itop": f"{_PAGES}.rigl_itop:RigLITOP",
+        "fixed": f"{_PAGES}.fixed:Fixed",
         "random": f"{_PAGES}.random:Random",
         "oneshot": f"{_PAGES}.oneshot:OneShot",
         "snip": f"{_PAGES}.snip:SNIP",

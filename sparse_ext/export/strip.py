@@ -10,7 +10,7 @@ from torch import Tensor
 from solo.errors import CheckpointError
 from sparse_ext.masks.living_weights import evaluated
 
-_SIDE_BUFFERS = ("mask", "shadow", "score")
+_SIDE_BUFFERS = ("mask", "shadow", "score", "shadow_packed", "score_packed")
 
 
 def masked_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -144,7 +144,9 @@ class GatingExtension(extensions.Extension):
 
         return [FineTuning()]
 
-    def losses(self, module: LightningModule, views: Sequence[Tensor]) -> dict[str, Tensor]:
+    def losses(
+        self, module: LightningModule, views: Sequence[Tensor], feats: Sequence[Tensor] = ()
+    ) -> dict[str, Tensor]:
         """The losses that a gating method adds, by name as `gating/<name>`."""
         from sparse_ext.gating.step import losses
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from sparse_ext.compat import hooks_before_loading, unwrapped
 from sparse_ext.config.sections import SparseConfig
+from sparse_ext.masks import packing
 from sparse_ext.masks import patching as patching
 from sparse_ext.masks.channels.widths import MARK, resize_
 from sparse_ext.masks.encoder import SIDE_BUFFERS, Encoder, _add_buffer, masked_layers
@@ -142,6 +143,7 @@ def _adopt(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
             f"Load them into a dense model (leave out the sparse section), or start from a "
             f"checkpoint of a sparse run."
         )
+    packing.unpack_(state, prefix, torch.promote_types(layer.weight.dtype, torch.float32))
     for name in SIDE_BUFFERS:
         if prefix + name in state:
             _add_buffer(layer, name)

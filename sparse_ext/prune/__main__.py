@@ -54,7 +54,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", help="run folder, checkpoint, weight file, or timm:NAME")
-    parser.add_argument("--data", type=Path, required=True, help="folder of images")
+    parser.add_argument("--data", required=True, help="folder of images, or digits")
     parser.add_argument("--out", type=Path, required=True, help="run folder to write")
     parser.add_argument(
         "--method",

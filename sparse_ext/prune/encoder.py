@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from solo.checkpoints.files import read_checkpoint, write_tensors
+from sparse_ext.compat import BatchNorm
 from sparse_ext.masks.masked_layers import masked_layers
 from sparse_ext.masks.masking import patch_named
 from sparse_ext.prune.layer_inputs import execution_order, moments, portions
@@ -165,7 +165,7 @@ def estimate_batch_norms(encoder: nn.Module, batches: Iterable[Tensor]) -> int:
     Returns:
         number of batch norms.
     """
-    norms = [m for m in encoder.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in encoder.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
     modes = {module: module.training for module in encoder.modules()}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
+from solo.data.catalogue import DATASETS
 from solo.data.datasets.images import read_image
 from solo.errors import DataError
 
@@ -29,6 +30,36 @@ class Images(NamedTuple):
 
     batches: list[Tensor]
     labels: Tensor
+
+    def split(self, count: int) -> tuple[Images, Images]:
+        """The first `count` images, and the others."""
+        pixels = torch.cat(self.batches)
+        parts = (slice(count), slice(count, None))
+        return tuple(Images(list(pixels[s].split(BATCH)), self.labels[s]) for s in parts)  # type: ignore
+
+
+def is_embedded(data: str | Path) -> bool:
+    """Whether `data` names a data set that needs no files, and is no folder here."""
+    name = str(data)
+    return name in DATASETS and DATASETS[name].path == "none" and not Path(data).exists()
+
+
+def of_dataset(name: str, transform: Callable[[Any], Tensor], count: int, seed: int) -> Images:
+    """`count` training images of an embedded data set, drawn at random.
+
+    Args:
+        name: of the data set.
+        transform: PIL image to a normalised tensor (3, H, W).
+        count: how many.
+        seed: of the draw.
+    """
+    from solo.data.classification_dataloader import prepare_datasets
+
+    dataset, _ = prepare_datasets(name, transform, transform)
+    chosen = random.Random(seed).sample(range(len(dataset)), min(count, len(dataset)))  # type: ignore
+    pairs = [dataset[i] for i in chosen]
+    pixels = torch.stack([image for image, _ in pairs])
+    return Images(list(pixels.split(BATCH)), torch.tensor([int(label) for _, label in pairs]))
 
 
 def draw(folder: str | Path, count: int, seed: int, skip: int = 0) -> list[Path]:

@@ -30,7 +30,7 @@ class Request:
 
     Attributes:
         source: the dense encoder (`sparse_ext.prune.source.open_source`).
-        data: folder of images, labelled or not.
+        data: folder of images, labelled or not, or the name of an embedded data set (digits).
         out: run folder to write; with several sparsities the parent of one folder each.
         settings: how it is pruned.
         count: calibration images.
@@ -41,7 +41,7 @@ class Request:
     """
 
     source: str
-    data: Path
+    data: str | Path
     out: Path
     settings: Settings
     count: int = 256
@@ -66,7 +66,7 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
         request.source, request.which, request.backbone, request.kwargs, request.image_size
     )
     say(source.report)
-    calibration, unseen = _images(request, source)
+    calibration, unseen = calibration_and_unseen(request, source)
     seen = sum(len(batch) for batch in calibration.batches)
     plan = make_plan(source.encoder, calibration.batches, request.settings)
     weights = sum(layer.weight.numel() for layer in plan.layers.values())
@@ -103,12 +103,15 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
     return rows
 
 
-def _images(request: Request, source: Source) -> tuple[images.Images, images.Images]:
+def calibration_and_unseen(request: Request, source: Source) -> tuple[images.Images, images.Images]:
     """Calibration images, and as many that it does not see (the same where there are no others)."""
     from solo.data.classification_dataloader import prepare_transforms
 
     _, transform = prepare_transforms(source.args["data"]["dataset"], source.size)
     seed = request.settings.seed
+    if images.is_embedded(request.data):
+        kept = images.of_dataset(str(request.data), transform, 2 * request.count, seed)
+        return kept.split(request.count)
     paths = images.draw(request.data, request.count, seed)
     others = images.draw(request.data, request.count, seed, skip=len(paths)) or paths
     calibration = images.load(paths, request.data, transform, "calibration images")

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
 from solo.errors import ConfigError
+from sparse_ext.compat import tree_map
 from sparse_ext.config.scorer_names import Scorer, scorer_named
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.encoder import Encoder, InvariantError
@@ -131,6 +131,7 @@ class Pruner:
             if slimmed is None
             else Units("element", online.masks.shapes)
         )
+        coupled_units.share_companions(config, self.encoders, found=slimmed is None)
         self.period = config.update_period or default_period(clock.steps)
         # the update that reaches the final sparsity must be one that the run performs
         self.t_end = min(round(config.ramp_end * clock.steps), clock.steps - 1)

@@ -34,6 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     svm.add_argument("--output", required=True, help="run folder to write; curves --metric map")
     svm.add_argument("--resize", type=int, default=256)
     svm.add_argument("--crop", type=int, default=224)
+    svm.add_argument(
+        "--protocol",
+        choices=("goyal", "left_out"),
+        default="goyal",
+        help="goyal: difficult images are negatives in training; left_out: they are not there",
+    )
     svm.set_defaults(run=_svm)
     return parser
 
@@ -63,7 +69,8 @@ def _natural(args: argparse.Namespace) -> None:
 def _svm(args: argparse.Namespace) -> None:
     from sparse_ext.tickets.transfer import transfer
 
-    transfer(args.folder, args.voc, args.output, resize=args.resize, size=args.crop)
+    crop = {"resize": args.resize, "size": args.crop}
+    transfer(args.folder, args.voc, args.output, **crop, protocol=args.protocol)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,13 @@ def features(encoder: nn.Module, data: VOCClassification, batch_size: int = 64) 
     return torch.cat(found).numpy()
 
 
-def svm_of(encoder: nn.Module, root: str | Path, resize: int = 256, size: int = 224) -> SVMResult:
+def svm_of(
+    encoder: nn.Module,
+    root: str | Path,
+    resize: int = 256,
+    size: int = 224,
+    protocol: str = "goyal",
+) -> SVMResult:
     """VOC 2007: SVMs trained on trainval, mean average precision on test.
 
     Args:
@@ -42,21 +49,22 @@ def svm_of(encoder: nn.Module, root: str | Path, resize: int = 256, size: int = 
         root: folder of the development kit.
         resize: shorter side before cropping.
         size: side of the crop.
+        protocol: see `solo.utils.voc_svm.select_cost`.
     """
     crops = central_crops(resize, size)
     sets = [VOCClassification(root, split, crops) for split in ("trainval", "test")]
     train, test = ((features(encoder, data), data.labels) for data in sets)
-    return evaluate(train, test, sets[0].classes)
+    return evaluate(train, test, sets[0].classes, protocol=protocol)
 
 
-def transfer(source: str | Path, voc: str | Path, output: str | Path, **crop: int) -> RunFolder:
+def transfer(source: str | Path, voc: str | Path, output: str | Path, **settings: Any) -> RunFolder:
     """Evaluate each finished level of a sweep; levels that are done are skipped.
 
     Args:
         source: run folder of the sweep.
         voc: folder of VOC 2007.
         output: run folder to write, which the curves read (metric `map`).
-        crop: `resize` and `size`.
+        settings: `resize`, `size` and `protocol`.
 
     Raises:
         DataError: the sweep has no finished level, or VOC is incomplete.
@@ -66,19 +74,19 @@ def transfer(source: str | Path, voc: str | Path, output: str | Path, **crop: in
     if not levels:
         raise DataError(f"{source}: no complete level; let the sweep finish first")
     kept = {key: facts[key] for key in ("curve", "seed", "method")}
-    given = {**facts["fingerprint"], "transfer.voc": str(voc), **crop}
+    given = {**facts["fingerprint"], "transfer.voc": str(voc), **settings}
     with run.alone():
         run.claim({**kept, "kind": "transfer", "figure": "voc07-svm", "fingerprint": given})
         for level in levels:
             done = run.level(level.number)
             if done.done is None:
-                _evaluate(level, done, voc, crop)
+                _evaluate(level, done, voc, settings)
     return run
 
 
-def _evaluate(level: Level, into: Level, voc: str | Path, crop: dict[str, int]) -> None:
+def _evaluate(level: Level, into: Level, voc: str | Path, settings: dict[str, Any]) -> None:
     record = level.done or {}
-    result = svm_of(load_pretrained(level.folder / record["run"]), voc, **crop)
+    result = svm_of(load_pretrained(level.folder / record["run"]), voc, **settings)
     metrics = {"map": result.map, **{f"ap/{k}": 100 * v for k, v in result.precision.items()}}
     into.finish({"density": record["density"], "metrics": metrics, "costs": result.costs})
     print(f"{level.folder}: {100 * record['density']:.3g}% of the weights; mAP {result.map:.2f}")

@@ -26,6 +26,7 @@ from solo.utils import ranks
 from solo.utils.encoders import encoders_of
 from sparse_ext.compat import put_first, unwrapped
 from sparse_ext.config.sections import SparseConfig
+from sparse_ext.masks import packing
 from sparse_ext.masks.encoder import Encoder, InvariantError, check_stored
 from sparse_ext.masks.masking import selection
 from sparse_ext.pruning.log import log
@@ -52,6 +53,7 @@ class PruningCallback(Callback):
         seed: of random masks where `config.seed` is None.
 
     Attributes:
+        pack: checkpoints hold shadows and scores in a form that compresses well.
         pruner: the method at work; None before training.
         meter: what training costs.
     """
@@ -59,6 +61,7 @@ class PruningCallback(Callback):
     def __init__(self, config: SparseConfig, seed: int | None = None) -> None:
         self.config = config
         self.seed = config.seed if config.seed is not None else (seed or 0)
+        self.pack = False
         self.pruner: Pruner | None = None
         self.meter = CostMeter()
         self._encoders: list[Encoder] = []
@@ -150,6 +153,9 @@ class PruningCallback(Callback):
 
     def on_before_backward(self, *_: Any) -> None:
         """The training step may have averaged the momentum encoder."""
+        self._follow()
+
+    def _follow(self) -> None:
         if self._follower is not None:
             self._follower.follow()
 
@@ -157,6 +163,7 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Score from the dense, unscaled, unclipped gradient; then mask that gradient."""
+        self._follow()
         grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         self._graded = bool(grads)
         if not grads:
@@ -197,6 +204,9 @@ class PruningCallback(Callback):
         if self._slimming is not None and self._slimming.due(self.running):
             self.pruner, report = self._slimming(self.running, trainer.optimizers[0])
             self.meter.looked = self.meter.looked and not report.removed
+            if report.removed:
+                self._agree(f"Slim encoders before step {self.pruner.t}")
+                slimming.wrap_again(trainer.strategy)
         if not self.meter.looked:
             self.meter.look([unwrapped(e) for e in encoders_of(pl_module).values()], batch)
         if self._unseen:
@@ -220,6 +230,7 @@ class PruningCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the method look at the epoch (CSI), and log."""
+        self._follow()
         figures = self.running.close_epoch(trainer.current_epoch + 1) | self._figures()
         prefix = "layer_oscillation/"
         swaps = {k[len(prefix) :]: v for k, v in figures.items() if k.startswith(prefix)}
@@ -252,9 +263,14 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Masks, shadows and scores are buffers of the module; everything else goes here."""
+        if self.pack and "state_dict" in checkpoint:
+            checkpoint["state_dict"] = dict(checkpoint["state_dict"])
+            packing.pack_(checkpoint["state_dict"])
         if self.pruner is not None:
             cost = {"cost": self.meter.state_dict()}
             checkpoint[STATE_KEY] = resume.take(self.pruner) | cost
+            if self.pack and checkpoint.get("optimizer_states"):
+                resume.pack_optimizer(checkpoint, trainer.optimizers[0], self.pruner.online)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -266,6 +282,8 @@ class PruningCallback(Callback):
                 "with `sparse` set. Leave out the sparse section, or start anew."
             )
         self._restored = checkpoint[STATE_KEY]
+        if "packed" in checkpoint[STATE_KEY]:
+            resume.unpack_optimizer(checkpoint, self._encoders[0])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the run never got where it should; leave the optimizer as it was.
@@ -278,6 +296,7 @@ class PruningCallback(Callback):
         self._detach()
         if self.pruner is None:
             return
+        self._follow()
         self.pruner.report_end()
         check_stored(self._encoders)
         step, logged = self._logged

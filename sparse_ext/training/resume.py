@@ -10,8 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch.optim import Optimizer
+
 from solo.errors import CheckpointError
+from sparse_ext.masks import packing
+from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.granularity import parse
+from sparse_ext.masks.living_weights import LatentEncoder
 from sparse_ext.pruning.pruner import Pruner, Slimmed
 from sparse_ext.schedules import Ramp
 
@@ -25,6 +30,7 @@ def take(pruner: Pruner) -> dict[str, Any]:
         "version": VERSION,
         "method": pruner.config.name,
         "goal": goal(pruner),
+        "steps": pruner.clock.steps,
         "t": pruner.t,
         "epoch": pruner.epoch,
         "period": pruner.period,
@@ -55,6 +61,32 @@ def restore(pruner: Pruner, state: Mapping[str, Any]) -> None:
     pruner.load_extra_state(state["extra"])
 
 
+def pack_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, encoder: Encoder) -> None:
+    """Keep of the optimizer's state only what belongs to kept weights, in place.
+
+    Args:
+        checkpoint: what is about to be saved; its sparse state remembers what was packed.
+        optimizer: of the run.
+        encoder: the online one; living weights have a state everywhere, and nothing is packed.
+    """
+    if isinstance(encoder, LatentEncoder):
+        return
+    named = {id(layer.weight): name for name, layer in encoder.layers.items()}
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    whose = {index: named[id(p)] for index, p in enumerate(parameters) if id(p) in named}
+    masks = {index: encoder.masks[name] for index, name in whose.items()}
+    packed = packing.pack_states_(checkpoint["optimizer_states"][0]["state"], masks)
+    checkpoint["sparse_state"]["packed"] = {i: [whose[i], *names] for i, names in packed.items()}
+
+
+def unpack_optimizer(checkpoint: dict[str, Any], encoder: Encoder) -> None:
+    """Inverse of `pack_optimizer`, when the encoder has its masks back."""
+    found = checkpoint["sparse_state"]["packed"]
+    masks = {index: encoder.masks[name] for index, (name, *_) in found.items()}
+    names = {index: rest for index, (_, *rest) in found.items()}
+    packing.unpack_states_(checkpoint["optimizer_states"][0]["state"], masks, names)
+
+
 def slimmed(state: Mapping[str, Any] | None) -> Slimmed | None:
     """Since when, in a pruner's state, its masks are final; None where they are not."""
     extra = {} if state is None else state["extra"]
@@ -73,6 +105,19 @@ def goal(pruner: Pruner) -> dict[str, Any]:
         settings |= zip(("momentum_initial", "momentum_final"), config.momentum, strict=True)
     settings |= {"coupled": True} if config.coupled else {}
     return settings
+
+
+def _check_length(pruner: Pruner, state: Mapping[str, Any]) -> None:
+    """A run may become longer once its sparsity no longer changes."""
+    steps, ramp = state.get("steps", pruner.clock.steps), state["ramp"]
+    over = ramp is not None and state["t"] >= Ramp(*ramp).end
+    if steps == pruner.clock.steps or over or list(state["begins"]) == list(state["aims"]):
+        return
+    raise CheckpointError(
+        f"The checkpoint is of a run of {steps} optimizer steps, and this run has "
+        f"{pruner.clock.steps}: its sparsity has not reached its final value yet, and would get "
+        f"there at another step. Finish the run with max_epochs as it was, and extend it then."
+    )
 
 
 def _check(pruner: Pruner, state: Mapping[str, Any]) -> None:
@@ -99,6 +144,7 @@ def _check(pruner: Pruner, state: Mapping[str, Any]) -> None:
             f"the settings it began with: set them back. To prune its encoder further, start a "
             f"new run from its weights."
         )
+    _check_length(pruner, state)
     if list(state["kept"]) != pruner.kept:
         raise CheckpointError(
             f"The checkpoint says that {list(state['kept'])} weights are kept, its masks keep "

@@ -25,6 +25,11 @@ def test_pretrain_defaults():
         "dir": "trained_models",
         "frequency": 1,
         "keep_prev": False,
+        "keep_last": 2,
+        "every_n_steps": None,
+        "pack": False,
+        "monitor": None,
+        "mode": None,
     }
     assert cfg.auto_resume == {"enabled": False, "max_hours": 36}
     assert cfg.auto_umap == {"enabled": False, "dir": "auto_umap", "frequency": 1}
@@ -171,7 +176,9 @@ def test_dali_works_with_folders_of_images(tmp_path):
 
 def test_linear_defaults():
     cfg = parsed(LINEAR, data__val_path="None")
-    assert cfg.data.augmentations == {
+    assert cfg.data.augmentations.crop_size == cfg.data.image_size == 32  # the digits' own
+    paths = {"data__train_path": ".", "data__val_path": ".", "data__dataset": "imagenet100"}
+    assert parsed(LINEAR, **paths).data.augmentations == {
         "crop_size": 224,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],

@@ -186,7 +186,7 @@ def test_damaged_folders_are_named(tmp_path):
 
 
 def test_encoders_that_cannot_be_exported():
-    with pytest.raises(ConfigError, match=r"no gates: solo\.utils\.weights\.export_encoder"):
+    with pytest.raises(ConfigError, match=r"no gates; `sparse_ext\.export` is for dense"):
         export_gated(plain_encoder())
     with pytest.raises(ConfigError, match="gating=cdg does not close whole channels"):
         export_gated(gated_encoder("cdg", groups=2))

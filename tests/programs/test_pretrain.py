@@ -102,6 +102,92 @@ def test_explicit_resume_extends_a_run(cwd):
     assert [row["epoch"] for row in rows(run / "metrics.csv") if row["val_loss"]] == ["0", "1"]
 
 
+class Rates(pl.Callback):
+    """The rate of the encoder's group in each optimizer step, and its weight decay."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, *args):
+        group = trainer.optimizers[0].param_groups[0]
+        self.seen.append((trainer.global_step, group["lr"], group["weight_decay"]))
+
+
+def rates(monkeypatch, base=PRETRAIN, **options):
+    own, recorder = training._own_callbacks, Rates()
+    monkeypatch.setattr(training, "_own_callbacks", lambda *args: [*own(*args), recorder])
+    pretrain(config(base, **options))
+    monkeypatch.setattr(training, "_own_callbacks", own)
+    return recorder.seen
+
+
+STEP = {"name": "warmup_step", "lr_decay_steps": [2, 3], "warmup_epochs": 0.5}
+PLAIN_STEP = {"name": "step", "lr_decay_steps": [2], "interval": "step"}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "later"),
+    [
+        (PRETRAIN["scheduler"], {}),
+        (PRETRAIN["scheduler"], {"optimizer__lr": 0.1, "optimizer__weight_decay": 1e-3}),
+        (STEP, {"scheduler": {**STEP, "lr_decay_steps": [3]}}),
+        (PLAIN_STEP, {"optimizer__lr": 0.1}),
+        ({"name": "none"}, {"optimizer__lr": 0.1}),
+    ],
+    ids=["longer", "other rate", "other milestones", "step", "no schedule"],
+)
+def test_a_resumed_run_follows_its_own_schedule(cwd, monkeypatch, scheduler, later):
+    """From the old step on, its rates are those of a run that had its configuration from 0 on."""
+    first = {"scheduler": scheduler, "max_epochs": 2}
+    second = {"scheduler": scheduler, "max_epochs": 4, **later}
+    wanted = rates(monkeypatch, **second, checkpoint__dir="straight/trained_models")
+    rates(monkeypatch, **first)
+    run, checkpoint = run_of(cwd)
+    found = rates(monkeypatch, **second, resume_from_checkpoint=str(checkpoint))
+    assert [step for step, _, _ in found] == [4, 5, 6, 7]
+    assert found == [(s, pytest.approx(lr, rel=1e-12), wd) for s, lr, wd in wanted[4:]]
+    args = json.loads((run / "args.json").read_text())
+    assert args["optimizer"]["lr"] == config(PRETRAIN, **second).optimizer.lr * 16 / 256
+    assert args["max_epochs"] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer__batch_size": 32, "limit_train_batches": 1}, r"2 optimizer steps.* has 1"),
+        ({"accumulate_grad_batches": 2}, r"2 optimizer steps.* has 1"),
+        ({"scheduler": {"name": "none"}}, r"another scheduler\.name"),
+        ({"scheduler": STEP}, r"followed another schedule.*scheduler\.name"),
+    ],
+)
+def test_epochs_of_another_length_or_kind_are_refused(cwd, change, message):
+    pretrain(config(PRETRAIN))
+    _, checkpoint = run_of(cwd)
+    before = checkpoint.read_bytes()
+    options = {"max_epochs": 2, "resume_from_checkpoint": str(checkpoint), **change}
+    with pytest.raises(CheckpointError, match=message):
+        pretrain(config(PRETRAIN, **options))
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_sparse_run_is_extended_when_its_ramp_is_over(cwd, monkeypatch):
+    pytest.importorskip("sparse_ext.extension").register()
+    sparse = {"name": "gmp", "update_period": 1}
+    options = {"sparse": sparse, "max_epochs": 3}
+    own = training._own_callbacks
+    monkeypatch.setattr(training, "_own_callbacks", lambda *args: [*own(*args), Die(1)])
+    with pytest.raises(MemoryError):
+        pretrain(config(PRETRAIN, **options))
+    monkeypatch.setattr(training, "_own_callbacks", own)
+    given = {"resume_from_checkpoint": str(run_of(cwd)[1])}
+    with pytest.raises(CheckpointError, match="6 optimizer steps, and this run has 12"):
+        pretrain(config(PRETRAIN, **{**options, "max_epochs": 6}, **given))
+    pretrain(config(PRETRAIN, **options, **given))
+    given = {"resume_from_checkpoint": str(run_of(cwd)[1])}
+    trainer = pretrain(config(PRETRAIN, **{**options, "max_epochs": 6}, **given))
+    assert trainer.global_step == 12
+
+
 def test_a_finished_run_is_not_repeated(cwd):
     options = {"auto_resume": {"enabled": True}}
     pretrain(config(PRETRAIN, **options))

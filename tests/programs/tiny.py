@@ -72,7 +72,7 @@ def config(base: dict, **overrides) -> DictConfig:
 
 
 def run_of(folder, method="mocov2plus", version="0"):
-    """(folder, checkpoint path) of a run below `folder`/trained_models."""
+    """(folder, path of the newest checkpoint) of a run below `folder`/trained_models."""
     run = folder / "trained_models" / method / version
-    (checkpoint,) = run.glob("*.ckpt")
+    checkpoint = max(run.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     return run, checkpoint

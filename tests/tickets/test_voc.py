@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from solo.data.datasets.voc import VOCClassification
-from solo.errors import DataError
+from solo.errors import ConfigError, DataError
 from solo.utils import voc_svm
 from sparse_ext.tickets.__main__ import main
 from sparse_ext.tickets.run_folder import RunFolder
@@ -127,28 +127,57 @@ def test_the_grid_has_eighteen_costs():
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("protocol", voc_svm.PROTOCOLS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_selection_is_three_fold_cross_validation(seed):
+def test_selection_is_three_fold_cross_validation(seed, protocol):
     from sklearn.model_selection import StratifiedKFold
 
     x, y = toy(seed=seed)
+    precision = step_area if protocol == "goyal" else brute_force
     expected = {}
     for cost in voc_svm.COSTS:
         scores = []
         for train, held in StratifiedKFold(3).split(x, y):
             svm = voc_svm.linear_svm(cost).fit(x[train], y[train] == 1)
-            scores.append(brute_force(svm.decision_function(x[held]), y[held]))
+            scores.append(precision(svm.decision_function(x[held]), y[held]))
         expected[cost] = np.mean(scores)
-    cost, means = voc_svm.select_cost(x, y)
+    cost, means = voc_svm.select_cost(x, y, protocol=protocol)
     assert means == pytest.approx(expected)
     assert cost == max(means, key=means.get)
 
 
-def test_ignored_images_do_not_matter():
+def step_area(scores, labels):
+    """Mean of the precision at each image that shows the class: nothing is interpolated."""
+    order = np.argsort(-scores, kind="stable")
+    hits = labels[order] == 1
+    return (np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean()
+
+
+def test_difficult_images_are_negatives_in_training():
+    """Goyal et al.: of the benchmark's labels only 1 is a positive; in the test they are out."""
+    x, y = toy()
+    extra, difficult = np.concatenate([x, -10 * x[:20]]), np.concatenate([y, -np.ones(20, int)])
+    costs = (0.01, 0.1)
+    negatives = np.where(difficult == -1, 0, difficult)
+    assert voc_svm.select_cost(extra, difficult, costs) == voc_svm.select_cost(
+        extra, negatives, costs
+    )
+    train, same = (extra, difficult[:, None]), (extra, negatives[:, None])
+    test = (extra, difficult[:, None])
+    found = voc_svm.evaluate(train, test, ["a"], costs)
+    assert found == voc_svm.evaluate(same, test, ["a"], costs)
+    assert found != voc_svm.evaluate(train, test, ["a"], costs, protocol="left_out")
+
+
+def test_difficult_images_may_be_left_out():
     x, y = toy()
     extra, ignored = np.concatenate([x, -10 * x[:20]]), np.concatenate([y, -np.ones(20, int)])
-    costs = (0.01, 0.1)
-    assert voc_svm.select_cost(extra, ignored, costs) == voc_svm.select_cost(x, y, costs)
+    costs, protocol = (0.01, 0.1), "left_out"
+    assert voc_svm.select_cost(extra, ignored, costs, protocol) == voc_svm.select_cost(
+        x, y, costs, protocol
+    )
+    with pytest.raises(ConfigError, match=r"protocol='goyl'.*Did you mean 'goyal'"):
+        voc_svm.select_cost(x, y, costs, "goyl")
 
 
 def test_a_separable_toy_is_perfect():

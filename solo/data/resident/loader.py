@@ -92,8 +92,10 @@ class ResidentLoader(SeededLoader):
 
     def __iter__(self) -> Iterator[list[Any]]:
         pass_seed, rank = self.next_pass_seed(), getattr(self.sampler, "rank", 0)
+        first, self.first_batch = self.first_batch, 0
         for step, indexes in enumerate(self.batch_sampler):
-            yield self.dataset.batch(indexes, mix(pass_seed, rank, step))
+            if step >= first:
+                yield self.dataset.batch(indexes, mix(pass_seed, rank, step))
 
 
 class ResidentData(LightningDataModule):
@@ -151,7 +153,7 @@ def prepare_resident(
         skip_unreadable: leave broken files out instead of stopping.
         threads: that decode files.
         processes: of this machine, each of which needs the memory.
-        source: `no_labels`, `data_fraction`, `fraction_of`, `download`, `exif` of
+        source: `no_labels`, `data_fraction`, `fraction_of`, `download`, `exif`, `value_range` of
             `prepare_datasets`.
 
     Raises:

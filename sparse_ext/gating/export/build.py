@@ -36,7 +36,7 @@ def export_gated(backbone: nn.Module, facts: Mapping[str, Any] | None = None) ->
     gating = gating_of(backbone)
     if gating is None:
         raise ConfigError(
-            "This encoder has no gates: solo.checkpoints.loading.export_encoder is for dense ones."
+            "This encoder has no gates; `sparse_ext.export` is for dense and masked ones."
         )
     if not isinstance(gating.method, ChannelGating):
         raise ConfigError(

@@ -213,8 +213,20 @@ def test_dgc_does_not_overflow_on_unusual_images():
     assert features.max() < 1e4
 
 
-def test_dgc_normalises_before_it_convolves():
+def test_dgc_keeps_the_norms_of_the_blocks():
+    """39 batch norms, as in the authors' ResNet-18: the network's own 20 and one in each layer."""
     backbone = gated_encoder("dgc", width=4)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in backbone.modules()) == 39
+    block, x = backbone.layer2[0], torch.randn(2, 4, 8, 8)
+    hidden = torch.relu(block.bn1(block.conv1(x)))
+    straight, shortcut = block.bn2(block.conv2(hidden)), block.downsample(x)
+    torch.testing.assert_close(block(x), torch.relu(straight + shortcut))
+    assert isinstance(block.downsample[1], nn.BatchNorm2d)
+
+
+def test_dgc_without_them_normalises_before_it_convolves():
+    backbone = gated_encoder("dgc", width=4, block_norms=False)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in backbone.modules()) == 21
     assert len(gating_of(backbone).layers) == 19
     block = backbone.layer2[0]
     seen = []

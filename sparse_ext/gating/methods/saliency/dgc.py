@@ -5,7 +5,9 @@ Each of the H heads of a convolution makes C_out / H outputs from its own choice
 channels (section 10 of the specification), in the order norm, ReLU, convolution:
     mask_h = relu(fc2(relu(fc1(avgpool(x)))))     its smallest entries are set to 0
     y = shuffle([conv_h(x mask_h) for all heads h])
-Added to the method's loss: lasso sum_l sum_h mean(mask_h). Left-out channels are simulated.
+Added to the method's loss: lasso sum_l sum_h mean(mask_h). Left-out channels are simulated. As in
+the authors' residual network the norms and ReLUs of the blocks stay beside those of the layers, or
+go with `gating.block_norms=False`.
 """
 
 from __future__ import annotations
@@ -101,7 +103,7 @@ def split_heads(conv: Any, config: DGCConfig) -> Any:
 
 
 class DGC(SaliencyMethod):
-    """Every convolution but the stem, in blocks that normalise before they convolve."""
+    """Every convolution but the stem becomes one that normalises its own input."""
 
     @property
     def loss_weight(self) -> float:
@@ -109,18 +111,25 @@ class DGC(SaliencyMethod):
         return self.config.lasso
 
     def patch(self, backbone: nn.Module) -> Mapping[str, Any]:
-        """Convolutions of the residual blocks, shortcuts included; a norm follows the last."""
+        """Convolutions of the residual blocks, shortcuts included.
+
+        Without the blocks' own norms one follows the last block.
+        """
         blocks = residual_blocks(backbone, self.config.name)
         for name, block in blocks.items():
             for conv, _ in conv_norm_pairs(block):
                 self._check_shape(f"{name}.{conv}", block.get_submodule(conv))
-        layers = {}
-        for name, block in blocks.items():
-            channels = 0
-            for conv, norm in conv_norm_pairs(block):
-                layer = split_heads(block.get_submodule(conv), self.config)
+        layers = {
+            f"{name}.{conv}": split_heads(block.get_submodule(conv), self.config)
+            for name, block in blocks.items()
+            for conv, _ in conv_norm_pairs(block)
+        }
+        if self.config.block_norms:
+            return layers
+        channels = [layer.out_channels for layer in layers.values()][-1]
+        for block in blocks.values():
+            for _, norm in conv_norm_pairs(block):
                 block.set_submodule(norm, nn.Identity())
-                layers[f"{name}.{conv}"], channels = layer, layer.out_channels
             block.relu = nn.Identity()
         stage = backbone.get_submodule(name.rpartition(".")[0])
         stage.add_module("norm", nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True)))

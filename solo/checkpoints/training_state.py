@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints that a run goes on from: whether they are whole, and what else they must hold."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from solo.checkpoints.files import read_checkpoint
+from solo.errors import CheckpointError
+
+# beside the weights: what Lightning needs to go on, with the type of each
+_STATE: dict[str, type] = {
+    "epoch": int,
+    "global_step": int,
+    "loops": Mapping,  # type: ignore[type-abstract]
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
+
+
+def read_training_state(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint that a run is to go on from.
+
+    The archive that torch writes has a checksum (CRC-32) of each of its parts: all of them are
+    compared, since torch itself reads over flipped bits.
+
+    Raises:
+        CheckpointError: missing, truncated, damaged, or no state of a training run.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{path} holds weights but no state of a training run, so it cannot be continued; to "
+            "evaluate it give it as pretrained_feature_extractor"
+        )
+    if path.is_file() and zipfile.is_zipfile(path):
+        _compare_checksums(path)
+    content = read_checkpoint(path)
+    if missing := sorted({"loops", "optimizer_states", "lr_schedulers"} - set(content)):
+        raise CheckpointError(
+            f"{path} holds weights but no state of a training run ({', '.join(missing)}), so it "
+            "cannot be continued"
+        )
+    return content
+
+
+def check_training_state(content: Mapping[str, Any], path: str | Path) -> None:
+    """Check that everything is in a checkpoint that Lightning needs to go on from it.
+
+    Raises:
+        CheckpointError: names what is missing or of another kind.
+    """
+    problem = None
+    for key, kind in _STATE.items():
+        value = content.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
+            problem = f"its '{key}' " + (f"is {value!r:.60}" if key in content else "is missing")
+            break
+    else:
+        if not content["optimizer_states"]:
+            problem = "it has no state of an optimizer"
+        elif "fit_loop" not in content["loops"]:
+            problem = "its 'loops' have no progress of a fit"
+        elif not isinstance(content.get("pytorch-lightning_version"), str):
+            problem = "it does not say which version of Lightning wrote it"
+    if problem is not None:
+        raise CheckpointError(f"{path} cannot be continued: {problem}")
+
+
+def resumable(path: str | Path) -> Path:
+    """`path` after a look into it, or a cleaned copy where torch's safe reader refuses the file.
+
+    The copy is for files of solo-learn (SimSiam, NNSiam) with pickled methods among the weights.
+
+    Raises:
+        CheckpointError: see `read_training_state`.
+    """
+    path = Path(path)
+    content = read_training_state(path)
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        with tempfile.NamedTemporaryFile(suffix=".ckpt", delete=False) as copy:
+            torch.save(content, copy)
+        return Path(copy.name)
+    return path
+
+
+def _compare_checksums(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        bad = str(error)
+    if bad is not None:
+        raise CheckpointError(f"{path}: the file is damaged (checksum of {bad} differs)")

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""Kills programs at random moments and starts them again, until they end like one that ran through.
+
+python -m tests.stress.kills --kills 100 [NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.stress import farm, programs
+from tests.stress.compare import different
+
+MOST_STARTS = 4
+
+
+@dataclass
+class Tally:
+    """How many runs were stopped, and what became of them."""
+
+    stopped: int = 0
+    changed: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.stopped} stopped; {len(self.lost)} not to be started again, "
+            f"{len(self.changed)} ended otherwise, {len(self.tracebacks)} tracebacks"
+        )
+
+    @property
+    def problems(self) -> list[str]:
+        """Everything that went wrong."""
+        return [*self.lost, *self.changed, *self.tracebacks]
+
+
+def stop_at_random(
+    name: str,
+    times: int,
+    work: Path,
+    seed: int = 0,
+    signals: tuple[int, ...] = (signal.SIGKILL,),
+    commands=programs.COMMANDS,
+) -> Tally:
+    """Stop a command so often, at moments spread over its whole duration.
+
+    Args:
+        name: of the command.
+        times: runs; each may be stopped more than once before it ends.
+        work: folder to work in.
+        seed: of the moments.
+        signals: which to send, one after the other.
+        commands: name -> script and arguments.
+    """
+    script, arguments = commands[name]
+    source = work / f"{name}-source"
+    source.mkdir(parents=True)
+    programs.prepare(name, source)
+    straight = _copy(source, work / f"{name}-straight")
+    ended = farm.run(script, arguments, straight)
+    if ended.code or ended.traceback:
+        raise RuntimeError(f"{name} does not even run through:\n{ended.text}")
+    draw, tally = random.Random(f"{seed}-{name}"), Tally()
+    for number in range(times):
+        folder = _copy(source, work / f"{name}-{number}")
+        said = f"{name} #{number} (seed {seed})"
+        moments = []
+        for start in range(MOST_STARTS):
+            process = farm.Program(script, arguments, folder)
+            if start < MOST_STARTS - 1 and (start == 0 or draw.random() < 0.3):
+                moment = draw.uniform(0.05, 1.15) * ended.seconds
+                moments.append(round(moment, 2))
+                if not _sleep(process, moment):
+                    signum = signals[len(moments) % len(signals)]
+                    tally.stopped += 1
+                    process.kill(signum)
+                    after = process.wait()
+                    if after.traceback:
+                        tally.tracebacks.append(f"{said} at {moments}: {after.text[-1500:]}")
+                    continue
+            after = process.wait()
+            if after.traceback:
+                tally.tracebacks.append(f"{said} at {moments}: {after.text[-1500:]}")
+            if after.code:
+                tally.lost.append(f"{said} at {moments}: exit {after.code}: {after.text[-1500:]}")
+            break
+        if not after.code and (found := different(straight, folder)):
+            tally.changed.append(f"{said} at {moments}: {found}")
+        shutil.rmtree(folder)
+    return tally
+
+
+def _copy(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    return target
+
+
+def _sleep(process: farm.Program, seconds: float) -> bool:
+    """Wait; whether the process has ended by itself (its status is left for `wait`)."""
+    import os
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a line for each command; 1 if anything went wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(programs.COMMANDS))
+    parser.add_argument("--kills", type=int, default=20, help="runs of each command")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--signals", nargs="+", default=["SIGKILL"])
+    args = parser.parse_args(argv)
+    farm.preload()
+    signals = tuple(getattr(signal, name) for name in args.signals)
+    wrong = False
+    for name in args.names:
+        with tempfile.TemporaryDirectory() as folder:
+            tally = stop_at_random(name, args.kills, Path(folder), args.seed, signals)
+        print(f"{name}: {tally}", flush=True)
+        for problem in tally.problems:
+            print(f"  {problem}", flush=True)
+        wrong = wrong or bool(tally.problems)
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
