@@ -89,8 +89,8 @@ def main() -> None:
     cost = measure_seconds(model)
     print(
         f"{args.method}, {cfg.backbone.name}, batch {args.batch}, torch {torch.__version__}, "
-        f"one thread: step {step:.2f} s, epoch of {IMAGES:,} images {epoch:.0f} s, measurement {cost:.2f} s, "
-        f"{100 * cost / epoch:.3f} % of the epoch"
+        f"one thread: step {step:.2f} s, epoch of {IMAGES:,} images {epoch:.0f} s, "
+        f"measurement {cost:.2f} s, {100 * cost / epoch:.3f} % of the epoch"
     )
 
 
