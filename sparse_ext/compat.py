@@ -12,13 +12,20 @@ from collections.abc import Callable, Iterable
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 
 #: base class of all of torch's batch norms
 BatchNorm = _BatchNorm
+#: base class of all of torch's convolutions
+ConvNd = _ConvNd
+#: name of the logger of fake tensors, which reports every shape that does not fit
+FAKE_TENSOR_LOGGER = "torch._subclasses.fake_tensor"
 #: absolute values of a list of tensors
 foreach_abs = torch._foreach_abs
 

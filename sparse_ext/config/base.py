@@ -65,6 +65,7 @@ class SparseConfig:
             then is the share of channel groups (see `sparse_ext.pruning.coupled_units`).
         slim_at: when masks become final and training goes on with physically smaller encoders:
             an optimizer step, or a fraction of the run (below 1); after the ramp.
+        multiple: with `slim_at`: as many empty channels stay as make each width a multiple of this.
         kernel: how masked convolutions are computed: `dense`, or `block`, which skips pruned 8x8
             blocks wherever a layer has lost 75% of them (on the CPU, see `sparse_ext.kernels`).
         seed: of random masks; None = the run's seed.
@@ -89,6 +90,7 @@ class SparseConfig:
     exclude: tuple[str, ...] = ()
     coupled: bool = False
     slim_at: float | None = None
+    multiple: int = 1
     kernel: str = "dense"
     seed: int | None = None
     debug: bool = False
@@ -168,6 +170,15 @@ class SparseConfig:
                 f"sparse.{key}={getattr(self, key)} removes channels, and "
                 f"sparse.granularity={self.granularity} empties none: set sparse.granularity to "
                 f"filter or block8."
+            )
+        if self.multiple < 1:
+            raise ConfigError(
+                f"sparse.multiple={self.multiple}: widths are multiples of 1 or more."
+            )
+        if self.multiple > 1 and self.slim_at is None:
+            raise ConfigError(
+                f"sparse.multiple={self.multiple} rounds the widths that sparse.slim_at leaves, "
+                f"which is not set: set it, or give --multiple to the export."
             )
         at = self.slim_at
         if at is not None and (at < 0 or (at > 1 and at % 1)):

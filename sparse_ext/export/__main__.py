@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`python3 -m sparse_ext.export {slim,dense,packed,csr,onnx,nm} CHECKPOINT`."""
+"""`python3 -m sparse_ext.export FORMAT CHECKPOINT`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parents=[plugins],
     )
     parser.add_argument("format", choices=named)
-    parser.add_argument("checkpoint", help="a file with its args.json beside it")
+    parser.add_argument("checkpoint", nargs="?", help="a file with its args.json beside it")
     parser.add_argument("--encoder", choices=("online", "momentum"), default="online")
     parser.add_argument("--out", help="file to write (slim: folder); by default beside CHECKPOINT")
     parser.add_argument("--half", action="store_true", help="packed: values in float16")
@@ -45,9 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="slim: keep as many empty channels as make each width a multiple of this; 16 is best "
         "for ONNX Runtime",
     )
+    parser.add_argument(
+        "--survey",
+        action="store_true",
+        help="slim: which networks of torchvision and timm can lose half of their channels",
+    )
+    parser.add_argument("--json", help="slim --survey: file for the results, taken up again")
+    parser.add_argument("--models", nargs="+", default=(), help="slim --survey: only these")
     parser.add_argument("--pattern", default="2:4", help="nm: N:M")
     parser.add_argument("--input_size", type=int, help="image side; by default the dataset's")
     args = parser.parse_args(argv)
+    if args.survey:
+        from sparse_ext.export.survey import survey
+
+        survey(args.models, args.json)
+        return 0
+    if args.checkpoint is None:
+        parser.error("which checkpoint? Give its file, or slim --survey.")
     return exit_code(lambda: print(_slim(args) if args.format == "slim" else _write(args)))
 
 
@@ -80,14 +94,16 @@ def _write(args: argparse.Namespace) -> str:
 
     backbone, run = load_run(args.checkpoint, args.encoder)
     source, chosen = weights_file(args.checkpoint), FORMATS[args.format]
-    path = Path(args.out or source.with_name(f"{source.stem}-{args.format}.{chosen.suffix}"))
+    suffix = f".{chosen.suffix}" if chosen.suffix else ""
+    path = Path(args.out or source.with_name(f"{source.stem}-{args.format}{suffix}"))
     size = args.input_size or input_size(run)
     lines = chosen(Request(source, backbone, path, size, args.half, args.pattern))
     return "\n".join([*lines, _wrote(path)])
 
 
 def _wrote(path: Path) -> str:
-    return f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)"
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return f"wrote {path} ({sum(file.stat().st_size for file in files) / 1e6:.2f} MB)"
 
 
 if __name__ == "__main__":

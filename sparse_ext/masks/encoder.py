@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from solo.errors import ConfigError, SoloError, did_you_mean
 from sparse_ext.compat import unwrapped
 from sparse_ext.masks import patching as patching
+from sparse_ext.masks.channels.companions import Companions
 from sparse_ext.masks.mask_set import MaskSet
 from sparse_ext.masks.masked_layers import masked_layers
 
@@ -38,12 +39,14 @@ class Encoder:
         module: it, without the wrapper of `torch.compile`.
         layers: its masked layers by name.
         masks: theirs.
+        companions: parameters without masks that are zero where a channel is pruned, if any.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = unwrapped(module)
         self.layers = masked_layers(module)
         self.masks = MaskSet(self.layers)
+        self.companions: Companions | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -88,6 +91,8 @@ class Encoder:
         for layer in self.layers.values():
             if layer.weight.grad is not None:
                 switch_off_(layer.weight.grad, layer.mask)
+        if self.companions is not None:
+            self.companions.mask_gradients(self.module, self.masks)
 
     @torch.no_grad()
     def project(self, optimizer: Optimizer | None = None) -> None:
@@ -95,6 +100,8 @@ class Encoder:
         for layer in self.layers.values():
             for tensor in (layer.weight, *states_of(optimizer, layer.weight)):
                 switch_off_(tensor, layer.mask)
+        if self.companions is not None:
+            self.companions.project(self.module, self.masks, optimizer)
 
     def change(
         self,
@@ -112,6 +119,7 @@ class Encoder:
             between: masks that were in force for a moment: what they drop starts anew.
         """
         self.masks.check_same_layers(new)
+        before = [] if self.companions is None else self.companions.dead(self.masks)
         flips = 0
         for name, layer in self.layers.items():
             shadow = getattr(layer, "shadow", None)
@@ -120,6 +128,9 @@ class Encoder:
             masks = layer.mask, new[name]
             change = apply_new(layer.weight, *masks, shadow, regrow, states, passing)
             flips += int((change.dropped | change.grown).count_nonzero())
+        if self.companions is not None:
+            self.companions.regrow(self.module, before, self.masks)
+            self.companions.project(self.module, self.masks, optimizer)
         return flips
 
     def check(self, optimizer: Optimizer | None = None, kept: int | None = None) -> None:

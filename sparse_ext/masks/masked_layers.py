@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from solo.errors import ConfigError
 from sparse_ext.compat import unwrapped
@@ -46,6 +47,7 @@ class MaskedLinear(Masked, nn.Linear):
 MASKED_TYPES: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: MaskedConv2d,
     nn.Linear: MaskedLinear,
+    NonDynamicallyQuantizableLinear: MaskedLinear,  # the output of nn.MultiheadAttention
 }
 
 

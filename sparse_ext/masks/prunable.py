@@ -66,13 +66,15 @@ def select(
                 f"exclude: no layer is called '{glob}'. {did_you_mean(glob, weighted)}"
             )
     stem = next((n for n, m in weighted.items() if isinstance(m, nn.Conv2d)), None)
+    linear = [n for n, m in weighted.items() if isinstance(m, nn.Linear)]
+    classifiers = set({n.split(".")[0]: n for n in linear if n.split(".")[0] in _HEADS}.values())
     granularity = granularity or Element()
     layers: dict[str, nn.Module] = {}
     dense: dict[str, str] = {}
     misfits: set[str] = set()
     seen: dict[int, str] = {}
     for name, layer in weighted.items():
-        why = _reason(name, layer, stem if stem_dense else None, exclude)
+        why = _reason(name, layer, stem if stem_dense else None, exclude, classifiers)
         if not why and (maker := computes_weight(layer)):
             raise ConfigError(
                 f"'{name}' has no weight of its own: {maker} computes it before every pass, so a "
@@ -128,10 +130,12 @@ def _weighted(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, m) for name, m in module.named_modules() if isinstance(m, _WEIGHTED))
 
 
-def _reason(name: str, layer: nn.Module, stem: str | None, exclude: tuple[str, ...]) -> str:
+def _reason(
+    name: str, layer: nn.Module, stem: str | None, exclude: tuple[str, ...], classifiers: set[str]
+) -> str:
     if name == stem:
         return "stem"
-    if isinstance(layer, nn.Linear) and name.split(".")[0] in _HEADS:
+    if name in classifiers:
         return "classifier"
     glob = next((glob for glob in exclude if fnmatchcase(name, glob)), None)
     if glob is not None:

@@ -131,6 +131,7 @@ class Pruner:
             if slimmed is None
             else Units("element", online.masks.shapes)
         )
+        coupled_units.share_companions(config, self.encoders, found=slimmed is None)
         self.period = config.update_period or default_period(clock.steps)
         # the update that reaches the final sparsity must be one that the run performs
         self.t_end = min(round(config.ramp_end * clock.steps), clock.steps - 1)

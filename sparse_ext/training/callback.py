@@ -200,6 +200,9 @@ class PruningCallback(Callback):
         if self._slimming is not None and self._slimming.due(self.running):
             self.pruner, report = self._slimming(self.running, trainer.optimizers[0])
             self.meter.looked = self.meter.looked and not report.removed
+            if report.removed:
+                self._agree(f"Slim encoders before step {self.pruner.t}")
+                slimming.wrap_again(trainer.strategy)
         if not self.meter.looked:
             self.meter.look([unwrapped(e) for e in encoders_of(pl_module).values()], batch)
         if self._unseen:
@@ -261,6 +264,8 @@ class PruningCallback(Callback):
         if self.pruner is not None:
             cost = {"cost": self.meter.state_dict()}
             checkpoint[STATE_KEY] = resume.take(self.pruner) | cost
+            if self.pack and checkpoint.get("optimizer_states"):
+                resume.pack_optimizer(checkpoint, trainer.optimizers[0], self.pruner.online)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -272,6 +277,8 @@ class PruningCallback(Callback):
                 "with `sparse` set. Leave out the sparse section, or start anew."
             )
         self._restored = checkpoint[STATE_KEY]
+        if "packed" in checkpoint[STATE_KEY]:
+            resume.unpack_optimizer(checkpoint, self._encoders[0])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the run never got where it should; leave the optimizer as it was.

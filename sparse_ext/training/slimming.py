@@ -14,18 +14,21 @@ of clipped gradients), and where several constants have become one.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from solo.errors import ConfigError
+from solo.utils import ranks
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.channels.removal import Report, shrink_
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.living_weights import LatentEncoder
 from sparse_ext.pruning.log import log
 from sparse_ext.pruning.pruner import Pruner, Slimmed
-from sparse_ext.training import mask_agreement
 
 
 class Slimming:
@@ -66,9 +69,12 @@ class Slimming:
             pruner: the method at work, or the pruner of the last time.
             optimizer: of the run.
         """
+        modules = [encoder.module for encoder in pruner.encoders]
+        for module in modules:  # running statistics are each rank's own, and decide as well
+            ranks.share(module.buffers())
         before = pruner.online.masks.n if pruner.slimmed is None else pruner.slimmed.before
         pruner.report_end()
-        report = shrink_([e.module for e in pruner.encoders], optimizer, train=True)
+        report = shrink_(modules, optimizer, train=True, multiple=pruner.config.multiple)
         parts = pruner.config, pruner.online, pruner.momentum, pruner.clock, pruner.seed
         new = Pruner(*parts, slimmed=Slimmed(before, pruner.t))
         new.t, new.epoch = pruner.t, pruner.epoch
@@ -92,16 +98,20 @@ def _tell(report: Report, step: int, again: bool) -> None:
         )
 
 
+def wrap_again(strategy: Strategy) -> None:
+    """Let DistributedDataParallel average the gradients of parameters that have changed size."""
+    wrapped = strategy.model
+    if isinstance(wrapped, DistributedDataParallel) and isinstance(strategy, DDPStrategy):
+        strategy.model = wrapped.module
+        del wrapped
+        gc.collect()  # its hooks on the parameters that have stayed go with it
+        strategy.configure_ddp()
+
+
 def check(config: SparseConfig, encoders: Sequence[Encoder]) -> None:
     """Raise ConfigError for a run whose encoders cannot change size."""
     if any(isinstance(encoder, LatentEncoder) for encoder in encoders):
         raise ConfigError(
             f"sparse.slim_at is for methods that store pruned weights as zero, and "
             f"sparse.name={config.name} keeps them alive here: leave it out."
-        )
-    if mask_agreement.world_size() > 1:
-        raise ConfigError(
-            "sparse.slim_at: DistributedDataParallel cannot follow parameters that change size. "
-            "Train on one device, or slim the finished checkpoint: python3 -m sparse_ext.export "
-            "slim CKPT."
         )

@@ -148,8 +148,8 @@ def test_errors():
     section = {"name": "gmp", "granularity": "block8", "coupled": True, "final": 0.9}
     with pytest.raises(ConfigError, match=r"each of the \d+ channel spaces keeps at least one"):
         pruner_on(net, section)
-    flat = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
-    with pytest.raises(ConfigError, match=r"no channel of this Sequential.*LayerNorm"):
+    flat = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Softmax(1), torch.nn.Linear(8, 2))
+    with pytest.raises(ConfigError, match=r"no channel of this Sequential.*softmax"):
         units_of(masked(flat, stem_dense=False))
 
 

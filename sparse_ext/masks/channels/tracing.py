@@ -3,88 +3,67 @@
 
 The channels of a tensor are written by one layer, pass through norms and activations, and are read
 by others. Tensors that are added share their channels (a residual stream), so those are one
-*space*: a channel of it can only go from all its writers and readers at once. Whatever does
-something unknown to a tensor fixes the space it belongs to.
+*space*: a channel of it can only go from all its writers and readers at once. Attention has a space
+of heads and one of the dimensions of each head; grouped convolutions one of groups and one of the
+positions in a group. Whatever does something unknown to a tensor fixes the space it belongs to.
 
-The network is traced with torch.fx; where that is impossible (control flow that depends on data),
-its parts are traced by themselves, and their inputs and outputs are fixed.
+What is found is tried: the network is recorded again with some units of every space removed, and
+each tensor must have the shape that was foretold. An operation where it has not is dealt with: the
+parts of a split lose the same indices, heads x dimensions are as wide as the stream, or its
+channels are fixed.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import nn
 
-from sparse_ext.masks.masked_layers import MaskedConv2d, MaskedLinear
+from sparse_ext.compat import ConvNd
+from sparse_ext.masks.channels import attention, widths
+from sparse_ext.masks.channels.atoms import Dim, Ids, Solution
+from sparse_ext.masks.channels.recording import Op, Recording, Untraceable, record, record_any
+from sparse_ext.masks.channels.rules import Reading
+from sparse_ext.masks.channels.rules_base import GROUP, POSITION, SAME, VIEWS
+from sparse_ext.masks.channels.widths import LAYERS, NORMS  # noqa: F401  (used by others)
 
-LAYERS = (nn.Conv2d, nn.Linear, MaskedConv2d, MaskedLinear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
-_POINTWISE = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh),
-    *(nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Identity),
-)
-_POOLS = (nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d)
-_DROPS = (nn.Dropout, nn.Dropout2d)
-_POINTWISE_FUNCTIONS = (
-    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.sigmoid, F.tanh),
-    *(torch.relu, torch.sigmoid, torch.tanh),
-)
-_POINTWISE_METHODS = ("relu", "relu_", "sigmoid", "tanh", "contiguous", "clone")
-_POOL_FUNCTIONS = (F.adaptive_avg_pool2d, F.max_pool2d, F.adaptive_max_pool2d)
-_ADDITIONS = (operator.add, operator.iadd, torch.add)
-
-Kind = Literal["map", "flat", "last", "image"]  # where the channels of a tensor are
+TRIES = 40  # operations that are dealt with before a network counts as untraceable
 
 
 @dataclass(eq=False)
 class Space:
-    """Channels that exist together or not at all.
+    """Channels that exist together or not at all, and others of the same kind.
 
     Attributes:
-        size: how many.
+        name: the layer that first writes them, with what they are where they are no plain channels.
+        units: numbers of the units, in the order of that layer's outputs.
         producers: layers whose outputs they are.
-        consumers: layers that read them, and how many columns each has per channel (more than one
-            where a map is flattened).
-        norms: batch norms over them.
+        consumers: layers that read them, and how many columns each has per channel.
+        norms: norms over them.
+        others: parameters of no layer and norm that have an entry for each.
         fixed: why none of them can go; empty if they can.
-        written_before: how many layers had written when it came up.
+        rough: whether they pass through what does not keep constants: attention, layer norms,
+            products, grouped convolutions. Such a channel can go only if all its parameters are
+            zero.
     """
 
-    size: int
+    name: str
+    units: Ids
     producers: list[str] = field(default_factory=list)
     consumers: dict[str, int] = field(default_factory=dict)
     norms: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
     fixed: str = ""
-    written_before: int = 0
+    rough: bool = False
 
     @property
-    def name(self) -> str:
-        """Name of the layer that writes these channels first."""
-        return self.producers[0] if self.producers else "input"
-
-
-class Step(NamedTuple):
-    """One operation, for whoever computes channel by channel.
-
-    Attributes:
-        kind: `input`, `layer`, `norm`, `same` (each channel by itself, through `apply`), `pool`
-            (`same`, but only zeros survive at the border), `drop`, `add`, `opaque`.
-        inputs: numbers of the steps whose results it takes.
-        name: of its module, empty for a function.
-        apply: a function of a tensor (1, channels), for `same`.
-    """
-
-    kind: str
-    inputs: tuple[int, ...]
-    name: str = ""
-    apply: Callable[[Tensor], Tensor] = lambda x: x
+    def size(self) -> int:
+        """Number of channels that the space has."""
+        return len(self.units)
 
 
 class Channels:
@@ -95,221 +74,351 @@ class Channels:
 
     Attributes:
         spaces: those with a writer, in the order of their first one.
-        steps: operations in the order in which they run, one list per traced part.
-        writes: the space that a layer writes, by its name.
-        reads: the space that it reads.
+        units: how many units there are in all.
+        conditions: per parameter and buffer, and per axis: the units (indices, k) any of whose
+            going lets an index go, -1 where none is.
+        why: reason why outputs of a layer never go, by its name.
         untraced: parts that could not be followed, and why.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self.steps: list[list[Step]] = []
-        self.writes: dict[str, Space] = {}
-        self.reads: dict[str, Space] = {}
+        self.net = net
+        self.spaces: list[Space] = []
+        self.conditions: dict[str, list[Ids]] = {}
+        self.why: dict[str, str] = {}
         self.untraced: dict[str, str] = {}
-        self._merged: dict[Space, Space] = {}
-        self._follow(net, "")
-        self.writes = {name: self.find(space) for name, space in self.writes.items()}
-        self.reads = {name: self.find(space) for name, space in self.reads.items()}
-        self.spaces = list(dict.fromkeys(self.writes.values()))
+        self.units = 0
+        self._skipped: dict[int, str] = {}
+        self._halves: set[int] = set()
+        self._widths: set[int] = set()
+        with attention.adapted(net):
+            self._follow(net)
 
-    def _follow(self, module: nn.Module, prefix: str) -> None:
-        if _Tracer.leaf(module):
-            return
+    def _follow(self, net: nn.Module) -> None:
         try:
-            graph = _Tracer().trace(module)
-        except Exception as error:  # whatever a forward pass does with a tensor that has no values
-            self.untraced[prefix.rstrip(".") or type(module).__name__] = str(error).split("\n")[0]
-            for name, child in module.named_children():
-                self._follow(child, f"{prefix}{name}.")
+            self.recording, self.input_shape = record_any(net)
+        except Untraceable as error:
+            self.untraced[type(net).__name__] = str(error)
+            self.recording = Recording()
             return
-        self.steps.append(list(_Walk(self, module, prefix).over(graph)))
+        self._find()
+        for _ in range(TRIES):
+            failed = next((k for k in map(self._try, range(2)) if k is not None), None)
+            if failed is None:
+                return
+            self.deal_with(failed)
+        self.untraced[type(net).__name__] = "its tensors do not have the shapes that were foretold"
+        self._skipped = dict.fromkeys(range(len(self.recording.ops)), "cannot be followed")
+        self._find()
 
-    def find(self, space: Space) -> Space:
-        """The space that it has become part of."""
-        while space in self._merged:
-            space = self._merged[space]
-        return space
+    # -- what there is --------------------------------------------------------------------------
 
-    def merge(self, a: Space, b: Space) -> Space:
-        """Tensors are added: their channels are one space."""
-        a, b = self.find(a), self.find(b)
-        if a is b:
-            return a
-        if b.written_before < a.written_before:
-            a, b = b, a
-        if a.size != b.size:
-            a.fixed = b.fixed = a.fixed or b.fixed or "is added to a tensor of another width"
-            return a
-        a.producers += b.producers
-        a.consumers |= b.consumers
-        a.norms += b.norms
-        a.fixed = a.fixed or b.fixed
-        self._merged[b] = a
-        return a
+    def _find(self) -> None:
+        recording = self.recording
+        modules = dict(self.net.named_modules())
+        self.reading = Reading(recording, self._skipped, self._halves, self._widths, modules)
+        self.solution = self.reading.atoms.solve()
+        self.spaces, self.why = [], {}
+        label, fixed = self.solution.label, self.solution.fixed
+        written = self._roots(self.reading.rows)
+        read = set(self._roots(self.reading.columns))
+        rough = set(self._roots([a.reshape(-1, 1) for a in self.reading.rough]))
+        keys = self._signatures(set(written))
+        groups: dict[Any, list[int]] = {}
+        for component in written:
+            groups.setdefault(keys.get(component, component), []).append(component)
+        self._unit_of = np.full(len(label) + 1, -1, dtype=np.int64)
+        self.units = 0
+        for components in groups.values():
+            components.sort(key=lambda c: self.solution.first[c])
+            reasons = [fixed.get(c) for c in components if c in fixed]
+            free = [c for c in components if c not in fixed and c in read]
+            if free:
+                space = Space("", np.arange(self.units, self.units + len(free)))
+                space.rough = bool(rough & set(free)) or self.solution.kinds[free[0]] > 0
+                self._unit_of[free] = space.units
+                self.units += len(free)
+                self.spaces.append(space)
+            left = [c for c in components if c in fixed or c not in read]
+            if left:
+                why = reasons[0] if reasons else "nothing reads it"
+                self.spaces.append(Space("", np.asarray(left), fixed=why or "is fixed"))
+        self._describe()
 
-
-class _Tracer(fx.Tracer):
-    """Stops at layers and norms, masked ones included."""
-
-    @staticmethod
-    def leaf(module: nn.Module) -> bool:
-        """Whether it is one operation."""
-        own = type(module).__module__.startswith("torch.nn")
-        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-        return isinstance(module, LAYERS + NORMS) or (own and not isinstance(module, containers))
-
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return self.leaf(module)
-
-
-class _Flow(NamedTuple):
-    """A tensor: the step that made it, and where its channels are."""
-
-    step: int
-    space: Space
-    kind: Kind
-
-
-class _Walk:
-    """One pass over a traced graph."""
-
-    def __init__(self, channels: Channels, module: nn.Module, prefix: str) -> None:
-        self.channels, self.module, self.prefix = channels, module, prefix
-        self.flows: dict[fx.Node, _Flow] = {}
-        self.count = 0
-
-    def over(self, graph: fx.Graph) -> Iterator[Step]:
-        for node in graph.nodes:
-            inputs = [self.flows[n] for n in node.all_input_nodes if n in self.flows]
-            if node.op == "output":
-                for flow in inputs:
-                    self._fix(flow, "is what the network puts out")
+    def _roots(self, dims: Iterable[Dim]) -> list[int]:
+        """Components without a definition that stand behind these dimensions, in order."""
+        found: dict[int, None] = {}
+        made = self.solution.made_of
+        for dim in dims:
+            if dim is None:
                 continue
-            if _reads_shape(node):
+            flat = self.solution.label[dim[dim >= 0]]
+            for component in dict.fromkeys(flat.tolist()):
+                stack = [component]
+                while stack:
+                    c = stack.pop()
+                    if c in made:
+                        stack += reversed(made[c])
+                    else:
+                        found.setdefault(c)
+        return list(found)
+
+    def _signatures(self, components: set[int]) -> dict[int, Any]:
+        """What the components of one space have in common: where they occur, and as what."""
+        generator = np.random.default_rng(0)
+        total = np.zeros(len(self.solution.label), dtype=np.uint64)
+        for number in self.recording.names:
+            for dim in self.reading.dims[number]:
+                if dim is None:
+                    continue
+                found = np.asarray(self._roots_of(dim))
+                if found.size:
+                    total[found] += generator.integers(1, 2**62, dtype=np.uint64)
+        kinds = self.solution.kinds
+        fixed = self.solution.fixed
+        return {c: (int(total[c]), int(kinds[c]), c in fixed) for c in components}
+
+    def _roots_of(self, dim: Dim) -> Ids:
+        """As `_roots`, of one dimension, without order."""
+        assert_free = self._expanded(dim)
+        return np.unique(assert_free[assert_free >= 0])
+
+    def _expanded(self, dim: Dim) -> Ids:
+        key = id(dim)
+        cache = self.reading.__dict__.setdefault("expanded", {})
+        if key not in cache:
+            bare = Solution(*self.solution[:4], {})
+            cache[key] = bare.conditions(dim)
+        return cache[key]
+
+    def _describe(self) -> None:
+        """Units per parameter, and the layers of each space."""
+        recording = self.recording
+        modules = dict(self.net.named_modules())
+        norms = {recording.names.get(n) for n in self.reading.norms}
+        self.conditions = {}
+        members: dict[int, list[tuple[str, int, int]]] = {}
+        space_of = np.full(self.units + 1, -1, dtype=np.int64)
+        for i, space in enumerate(self.spaces):
+            if not space.fixed:
+                space_of[space.units] = i
+        fixed_at = {
+            int(c): i for i, space in enumerate(self.spaces) if space.fixed for c in space.units
+        }
+        for number, name in recording.names.items():
+            columns = []
+            for axis, dim in enumerate(self.reading.dims[number]):
+                if dim is None:
+                    columns.append(np.zeros((0, 0), dtype=np.int64))
+                    continue
+                roots = self._expanded(dim)
+                found = np.where(roots >= 0, self._unit_of[roots], -1)
+                columns.append(found[:, (found >= 0).any(0)] if found.size else found)
+                for component in np.unique(roots[roots >= 0]).tolist():
+                    if component in fixed_at:
+                        members.setdefault(fixed_at[component], []).append((name, axis, len(dim)))
+                for i in np.unique(space_of[found[found >= 0]]).tolist():
+                    members.setdefault(i, []).append((name, axis, len(dim)))
+            self.conditions[name] = columns
+        for i, space in enumerate(self.spaces):
+            self._name(space, dict.fromkeys(members.get(i, [])), modules, norms)
+        self._name_spaces()
+
+    def _name(
+        self, space: Space, members: Iterable[tuple[str, int, int]], modules: Mapping, norms: set
+    ) -> None:
+        rows: list[str] = []
+        for name, axis, n in members:
+            layer, _, leaf = name.rpartition(".")
+            module = modules.get(layer)
+            if name in norms:
+                if layer not in space.norms:
+                    space.norms.append(layer)
+            elif leaf == "weight" and isinstance(module, (nn.Linear, ConvNd)):
+                if axis == 0:
+                    rows.append(layer)
+                elif axis == 1:
+                    space.consumers[layer] = max(1, n // max(1, space.size))
+            elif not (leaf == "bias" and isinstance(module, (nn.Linear, nn.Conv2d))):
+                space.others.append(name)
+        order = {op.module: i for i, op in reversed(list(enumerate(self.recording.ops)))}
+        space.producers = sorted(dict.fromkeys(rows), key=lambda r: order.get(r, len(order)))
+        for row in space.producers:
+            if space.fixed:
+                self.why.setdefault(row, space.fixed)
+
+    def _kind(self, unit: int) -> int:
+        return int(self.solution.kinds[np.flatnonzero(self._unit_of == unit)[0]])
+
+    def _name_spaces(self) -> None:
+        taken: dict[str, int] = {}
+        kinds = {0: "", 2: ":dim", 3: ":head", POSITION: ":position", GROUP: ":group"}
+        for space in self.spaces:
+            base = space.producers[0] if space.producers else next(iter(space.others), "input")
+            kind = 0 if space.fixed else self._kind(int(space.units[0]))
+            several = [s for s in self.spaces if s.producers[:1] == [base] and not s.fixed]
+            name = base + (kinds.get(kind, ":axis") if len(several) > 1 else "")
+            taken[name] = taken.get(name, 0) + 1
+            space.name = name if taken[name] == 1 else f"{name}:{taken[name]}"
+
+    # -- what would be --------------------------------------------------------------------------
+
+    def gone(self, units: np.ndarray) -> np.ndarray:
+        """Which atoms go with these units (bool per unit); the last entry is of no atom."""
+        solution = self.solution
+        size = len(solution.label)
+        components = np.zeros(size, dtype=bool)
+        free = np.flatnonzero(self._unit_of[:size] >= 0)
+        components[free] = units[self._unit_of[free]]
+        made = sorted(solution.made_of.items())
+        changed = True
+        while changed:
+            changed = False
+            for component, parts in made:
+                if not components[component] and components[list(parts)].any():
+                    components[component] = changed = True
+        return np.append(components[solution.label], False)
+
+    def keep(self, units: np.ndarray) -> dict[str, list[np.ndarray | None]]:
+        """Per parameter and axis: the indices that stay, None where all do.
+
+        Args:
+            units: bool per unit, whether it goes.
+        """
+        wide = np.append(units, False)
+        found: dict[str, list[np.ndarray | None]] = {}
+        for name, columns in self.conditions.items():
+            going = [wide[c].any(1) if c.size else np.zeros(0, dtype=bool) for c in columns]
+            found[name] = [np.flatnonzero(~g) if g.any() else None for g in going]
+        return found
+
+    def shapes(self, units: np.ndarray) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters and buffers without those units."""
+        return {
+            name: tuple(
+                n if index is None else len(index)
+                for n, index in zip(self._shape(name), kept, strict=True)
+            )
+            for name, kept in self.keep(units).items()
+        }
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if not hasattr(self, "_shapes"):
+            self._shapes = {n: self.recording.shapes[i] for i, n in self.recording.names.items()}
+        return self._shapes[name]
+
+    def foretold(self, number: int, gone: np.ndarray) -> tuple[int, ...]:
+        """Shape of a tensor of the recording without what goes."""
+        shape = self.recording.shapes[number]
+        dims = self.reading.dims.get(number, (None,) * len(shape))
+        return tuple(
+            n if dim is None else int((~gone[dim].any(1)).sum())
+            for n, dim in zip(shape, dims, strict=True)
+        )
+
+    def attributes(self, units: np.ndarray) -> dict[str, dict[str, Any]]:
+        """Attributes of modules that have to change with those units, by module and name."""
+        return widths.attributes(self, units)
+
+    def readers(self, space: Space) -> list[tuple[int, str, Ids]]:
+        """Who reads a space: number of the operation, layer, and the unit of each column."""
+        found = []
+        for product in self.reading.products:
+            name = self._weight_of(product.right[0])
+            if not name.endswith("weight"):
                 continue
-            step, space, kind = self._one(node, inputs)
-            if space is not None:
-                self.flows[node] = _Flow(self.count, space, kind)
-                self.count += 1
-                yield step
+            units = self.conditions[name][1]
+            if units.size and np.isin(units[:, 0], space.units).any():
+                found.append((product.op, name.rpartition(".")[0], units[:, 0]))
+        return found
 
-    def _one(self, node: fx.Node, inputs: list[_Flow]) -> tuple[Step, Space | None, Kind]:
-        if node.op == "placeholder":
-            return Step("input", ()), Space(0, fixed="is the input"), "image"
-        if node.op == "call_module":
-            known = self._module(str(node.target), inputs)
-        elif node.op in ("call_function", "call_method"):
-            known = _operation(node, inputs, self.channels)
-        else:
-            return Step("opaque", ()), None, "image"
-        if known is not None:
-            return known
-        what = f"passes through {_title(node, self.module)}"
-        for flow in inputs:
-            self._fix(flow, what)
-        if not inputs:
-            return Step("opaque", ()), None, "image"
-        return Step("opaque", tuple(f.step for f in inputs)), Space(0, fixed=what), "image"
+    def _weight_of(self, number: int) -> str:
+        """Name of the parameter that a tensor is, possibly transposed."""
+        if not hasattr(self, "_made"):
+            plain = ("t", "detach", "alias")
+            ops = [op for op in self.recording.ops if op.name in plain]
+            self._made = {op.outs[0]: op.args[0].number for op in ops}
+        while number in self._made:
+            number = self._made[number]
+        return self.recording.names.get(number, "")
 
-    def _fix(self, flow: _Flow, why: str) -> None:
-        space = self.channels.find(flow.space)
-        space.fixed = space.fixed or why
+    # -- trying it ------------------------------------------------------------------------------
 
-    def _module(self, target: str, inputs: list[_Flow]) -> tuple[Step, Space, Kind] | None:
-        module, name = self.module.get_submodule(target), self.prefix + target
-        if len(inputs) != 1:
-            return None
-        (flow,) = inputs
-        space = self.channels.find(flow.space)
-        if type(module) in LAYERS:
-            return self._layer(module, name, flow, space)
-        if type(module) in NORMS:
-            if name in space.norms or module.num_features != space.size:  # type: ignore[union-attr]
-                return None
-            space.norms.append(name)
-            return Step("norm", (flow.step,), name), space, flow.kind
-        if type(module) in _POINTWISE:
-            return Step("same", (flow.step,), name, module), space, flow.kind
-        if type(module) in _DROPS:
-            return Step("drop", (flow.step,), name), space, flow.kind
-        if type(module) in _POOLS and flow.kind == "map":
-            padded = isinstance(module, nn.AvgPool2d) and module.count_include_pad
-            border = padded and module.padding not in (0, (0, 0))  # type: ignore[union-attr]
-            return Step("pool" if border else "same", (flow.step,), name), space, "map"
-        if type(module) is nn.Flatten and module.start_dim == 1 and flow.kind in ("map", "flat"):
-            return Step("same", (flow.step,), name), space, "flat"
+    def _try(self, seed: int) -> int | None:
+        """The first operation whose results have other shapes than foretold, if one has."""
+        generator = np.random.default_rng(seed)
+        units = np.zeros(self.units, dtype=bool)
+        for space in self.spaces:
+            if not space.fixed and space.size > 1:
+                most = 1 if seed == 0 else max(1, space.size // 2)
+                n = int(generator.integers(1, most + 1))
+                units[generator.choice(space.units, n, replace=False)] = True
+        return self.check(units)
+
+    def check(self, units: np.ndarray) -> int | None:
+        """As `_try`, of given units."""
+        gone, changes = self.gone(units), self.attributes(units)
+        with attention.adapted(self.net), widths.changed(self.net, changes):
+            again = record(self.net, self.input_shape, self.shapes(units))
+        return self._differs(again, gone)
+
+    def _differs(self, again: Recording, gone: np.ndarray) -> int | None:
+        old = [(k, op) for k, op in enumerate(self.recording.ops) if op.name not in SAME]
+        new = [op for op in again.ops if op.name not in SAME]
+        for (k, op), other in zip(old, new, strict=False):
+            if op.name != other.name and not (op.name in VIEWS and other.name in VIEWS):
+                return k
+            if _numbers(op) != _numbers(other):
+                return k
+            for number, its in zip(op.outs, other.outs, strict=False):
+                known = number >= 0 and number in self.reading.dims
+                if known and (its < 0 or self.foretold(number, gone) != again.shapes[its]):
+                    return k
+        if len(new) < len(old):
+            return old[len(new)][0]
         return None
 
-    def _layer(
-        self, module: Any, name: str, flow: _Flow, space: Space
-    ) -> tuple[Step, Space, Kind] | None:
-        linear = isinstance(module, nn.Linear)
-        outputs = module.out_features if linear else module.out_channels
-        columns = module.weight.shape[1]
-        kinds = ("flat", "last", "image") if linear else ("map", "image")
-        fits = flow.kind in kinds and (not space.size or columns % space.size == 0)
-        if not fits or name in self.channels.writes or getattr(module, "groups", 1) > 1:
-            if name in self.channels.writes:
-                again = self.channels.find(self.channels.writes[name])
-                again.fixed = again.fixed or f"is written by {name}, which runs twice"
-            return None
-        space.consumers[name] = columns // space.size if space.size else 1
-        self.channels.reads[name] = space
-        written = Space(outputs, producers=[name], written_before=len(self.channels.writes))
-        self.channels.writes[name] = written
-        return Step("layer", (flow.step,), name), written, "last" if linear else "map"
+    def deal_with(self, k: int) -> None:
+        """What an operation needs, also where it stands in other modules of its class."""
+        op = self.recording.ops[k]
+        for twin in self._twins(k, op):
+            if op.name in ("split", "split_with_sizes", "chunk") and twin not in self._halves:
+                self._halves.add(twin)
+            elif op.name in (*VIEWS, "expand") and twin not in self._widths:
+                self._widths.add(twin)
+            else:
+                self._skipped[twin] = self.reading.where(self.recording.ops[twin])
+        self._find()
+
+    def _twins(self, k: int, op: Op) -> list[int]:
+        modules = dict(self.net.named_modules())
+        kind, nth = type(modules.get(op.module)), self._place(k)
+        found = []
+        counts: dict[str, int] = {}
+        for i, other in enumerate(self.recording.ops):
+            place = counts.get(other.module, 0)
+            counts[other.module] = place + 1
+            if type(modules.get(other.module)) is kind and place == nth and other.name == op.name:
+                found.append(i)
+        return found or [k]
+
+    def _place(self, k: int) -> int:
+        module = self.recording.ops[k].module
+        return sum(op.module == module for op in self.recording.ops[:k])
 
 
-def _operation(
-    node: fx.Node, inputs: list[_Flow], channels: Channels
-) -> tuple[Step, Space, Kind] | None:
-    """Functions and methods."""
-    steps = tuple(flow.step for flow in inputs)
-    if node.target in _ADDITIONS or node.target in ("add", "add_"):
-        same_kind = len({flow.kind for flow in inputs}) == 1
-        if len(inputs) == len(node.args) == 2 and same_kind and not node.kwargs:
-            space = channels.merge(*(flow.space for flow in inputs))
-            return Step("add", steps), space, inputs[0].kind
-        return None
-    if len(inputs) != 1:
-        return None
-    (flow,) = inputs
-    space, known = channels.find(flow.space), (steps, channels.find(flow.space))
-    if node.target in _POINTWISE_FUNCTIONS or node.target in _POINTWISE_METHODS:
-        return Step("same", steps, apply=partial(_call, node)), space, flow.kind
-    if node.target in _POOL_FUNCTIONS and flow.kind == "map":
-        return Step("same", steps), known[1], "map"
-    if node.target is F.dropout:
-        return Step("drop", steps), space, flow.kind
-    if node.target in (torch.flatten, "flatten") and flow.kind in ("map", "flat"):
-        start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-        return (Step("same", steps), space, "flat") if start == 1 else None
-    if node.target in (torch.mean, "mean") and flow.kind == "map":
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        spatial = isinstance(dims, (list, tuple)) and sorted(dims) in ([2, 3], [-2, -1])
-        keep = node.kwargs.get("keepdim", False) or len(node.args) > 2
-        return (Step("same", steps), space, "map" if keep else "flat") if spatial else None
-    return None
+def _numbers(op: Op) -> list[float]:
+    """Scalars that a product has for a factor: they might come from a width."""
+    return [a for a in op.args if isinstance(a, float)] if op.name in ("mul", "div") else []
 
 
-def _call(node: fx.Node, x: Tensor) -> Tensor:
-    """The function of a node on another tensor."""
-    kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
-    if node.op == "call_method":
-        return getattr(x, str(node.target).rstrip("_"))(*node.args[1:], **kwargs)
-    return node.target(x, *node.args[1:], **kwargs)  # type: ignore[operator]
-
-
-def _reads_shape(node: fx.Node) -> bool:
-    """Reading a size changes nothing; nor does arithmetic on it."""
-    if node.target is getattr:
-        return bool(node.args[1] == "shape")
-    return node.target in ("size", "dim")
-
-
-def _title(node: fx.Node, module: nn.Module) -> str:
-    if node.op == "call_module":
-        target = module.get_submodule(str(node.target))
-        grouped = getattr(target, "groups", 1) > 1
-        return f"{'a grouped ' if grouped else ''}{type(target).__name__} ({node.target})"
-    return f"{getattr(node.target, '__name__', node.target)}()"
+def random_units(channels: Channels, share: float, seed: int = 0) -> torch.Tensor:
+    """That share of the units of every space that can lose some: bool per unit, True goes."""
+    generator = torch.Generator().manual_seed(seed)
+    units = torch.zeros(channels.units, dtype=torch.bool)
+    for space in channels.spaces:
+        if not space.fixed and space.size > 1:
+            n = min(space.size - 1, round(share * space.size))
+            order = torch.randperm(space.size, generator=generator)[:n]
+            units[torch.as_tensor(space.units)[order]] = True
+    return units

@@ -180,25 +180,38 @@ def test_flattened_maps():
 
 
 def test_unknown_operations_fix_their_channels():
-    class Shuffling(nn.Module):
+    class Rolling(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1)
-            self.c = nn.Conv2d(6, 4, 1, groups=2)
+            self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
 
         def forward(self, x):
-            x = self.a(x).roll(1, dims=1)
-            return self.c(self.b(x))
+            return self.b(self.a(x).roll(1, dims=1))
 
-    net = Shuffling()
-    for name in ("a", "b"):
-        mask_module(getattr(net, name))
-        empty(net, name, slice(0, 3))
+    net = Rolling()
+    mask_module(net.a)
+    empty(net, "a", slice(0, 3))
     before, report = features(net), shrink_([net])
     assert not report.removed
     assert "roll()" in report.obstacles["a"]
-    assert "grouped Conv2d (c)" in report.obstacles["b"]
     assert torch.equal(features(net), before)
+
+
+def test_grouped_convolutions_lose_the_same_positions_of_each_group():
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=2), nn.Conv2d(6, 4, 1)
+    )
+    mask_module(net[0]), mask_module(net[2]), mask_module(net[3])
+    with torch.no_grad():
+        net[0].bias[[1, 4]] = 0
+    empty(net, "0", [1, 4])
+    net[2].mask[:, 1] = False
+    net[2].apply_mask()
+    before, report = features(net), shrink_([net])
+    assert report.widths == {"0:position": (3, 2)}
+    assert net[2].weight.shape == (6, 2, 3, 3)
+    assert (net[2].in_channels, net[2].groups) == (4, 2)
+    torch.testing.assert_close(features(net), before)
 
 
 def test_a_layer_that_runs_twice_keeps_its_channels():
