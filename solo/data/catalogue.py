@@ -264,23 +264,6 @@ def formats_of(data_format: str) -> list[str]:
     return named(lambda info: data_format in info.formats)
 
 
-def input_size(args: Mapping[str, Any]) -> int:
-    """Side of the images that evaluation shows to the encoder of this run.
-
-    Raises:
-        ConfigError: the configuration does not say which data set it was.
-    """
-    data = args.get("data")
-    if not isinstance(data, Mapping) or "dataset" not in data:
-        raise ConfigError(
-            "args.json has no 'data.dataset', which says how large the images of this run were: "
-            "add it, or give the input size yourself"
-        )
-    crop = (data.get("augmentations") or {}).get("crop_size")
-    info = known(data["dataset"])
-    return info.side or crop or DEFAULT_SIDE
-
-
 def pretrain_statistics(
     dataset: str, entry: Mapping[str, Any]
 ) -> tuple[Sequence[float], Sequence[float]]:

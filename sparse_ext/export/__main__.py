@@ -89,7 +89,7 @@ def _slim(args: argparse.Namespace) -> str:
 
 def _write(args: argparse.Namespace) -> str:
     from solo.checkpoints.runs import load_run, weights_file
-    from solo.data.catalogue import input_size
+    from solo.data.shown import input_size
     from sparse_ext.export.formats import FORMATS, Request
 
     backbone, run = load_run(args.checkpoint, args.encoder)
