@@ -264,6 +264,8 @@ class PruningCallback(Callback):
         if self.pruner is not None:
             cost = {"cost": self.meter.state_dict()}
             checkpoint[STATE_KEY] = resume.take(self.pruner) | cost
+            if self.pack and checkpoint.get("optimizer_states"):
+                resume.pack_optimizer(checkpoint, trainer.optimizers[0], self.pruner.online)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -275,6 +277,8 @@ class PruningCallback(Callback):
                 "with `sparse` set. Leave out the sparse section, or start anew."
             )
         self._restored = checkpoint[STATE_KEY]
+        if "packed" in checkpoint[STATE_KEY]:
+            resume.unpack_optimizer(checkpoint, self._encoders[0])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the run never got where it should; leave the optimizer as it was.
