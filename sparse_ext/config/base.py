@@ -94,7 +94,7 @@ class SparseConfig:
     coupled: bool = False
     slim_at: float | None = None
     multiple: int = 1
-    kernel: str = "auto"
+    kernel: str = "dense"
     seed: int | None = None
     debug: bool = False
 
