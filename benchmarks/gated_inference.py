@@ -27,7 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from solo.backbones import resnet18, resnet50
 from solo.backbones.build import adapt_resnet
 from solo.checkpoints import load_run
-from solo.data.catalogue import input_size
+from solo.data.shown import input_size
 from sparse_ext.gating.config.sections import build
 from sparse_ext.gating.encoder import choose, gating_of, patch
 from sparse_ext.gating.export import export_gated

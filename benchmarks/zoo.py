@@ -41,14 +41,14 @@ RECIPES = ROOT / "scripts/pretrain/cifar"
 
 
 class RandomViews(Dataset):
-    """`n` samples of `views` random 32x32 crops, made once."""
+    """`n` samples of random crops of the given sides, made once."""
 
-    def __init__(self, n: int, views: int):
-        self.images = torch.randn(views, n, 3, 32, 32)
+    def __init__(self, n: int, sides: list[int]):
+        self.images = [torch.randn(n, 3, side, side) for side in sides]
         self.targets = [i % 10 for i in range(n)]
 
     def __len__(self) -> int:
-        return self.images.shape[1]
+        return len(self.targets)
 
     def __getitem__(self, i: int):
         return i, [view[i] for view in self.images], self.targets[i]
@@ -75,9 +75,9 @@ class StepTimes(pl.Callback):
 
 def plain_step(module, views) -> None:
     """Forward and backward of the encoder on every view; leaves no gradient behind."""
-    momentum = isinstance(module, BaseMomentumMethod)
     loss = torch.zeros(())
-    for x in views:
+    for index, x in enumerate(views):
+        momentum = isinstance(module, BaseMomentumMethod) and index < module.num_large_crops
         x = x.to(memory_format=torch.channels_last)
         out = module.backbone(x, module.mask_ratio) if hasattr(module, "mask_ratio") else None
         loss = loss + (module.backbone(x) if out is None else out[1]).sum()
@@ -106,7 +106,8 @@ def measure(method: str, batch: int, steps: int) -> tuple[float, float]:
     batch = max(batch, OmegaConf.select(cfg, "method_kwargs.whitening_size", default=0))
     cfg.optimizer.batch_size = batch
     model = METHODS[method](cfg).to(memory_format=torch.channels_last)
-    data = RandomViews(batch * (steps + 1), cfg.data.num_large_crops + cfg.data.num_small_crops)
+    sides = [view.crop_size for view in cfg.augmentations for _ in range(view.num_crops)]
+    data = RandomViews(batch * (steps + 1), sides)
     times = StepTimes()
     trainer = pl.Trainer(
         max_epochs=1,

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from solo.args.schema import TrainerArguments
+from solo.args.schema import Linear, Pretrain, TrainerArguments
 from solo.errors import ConfigError
 from solo.values import accepts, check_value, hints, limits_of, typed, unknown_key
 
@@ -77,7 +77,8 @@ def check(cfg: DictConfig, schema: type, extra: Iterable[str] = ()) -> None:
     for key in cfg:
         if key not in known and key not in extra and key not in trainer_keys():
             options = known | extra | trainer_keys()
-            unknown_key(str(key), options, map(str, cfg), strict=strict)
+            ours = str(key) in _keys_of_programs() and not strict  # no misspelling, but another's
+            unknown_key(str(key), () if ours else options, map(str, cfg), strict=strict)
     _check_values(cfg, schema, "", strict)
     _check_values(cfg, TrainerArguments, "", strict)
 
@@ -115,6 +116,11 @@ def require(cfg: DictConfig, schema: type, path: str = "") -> None:
                 found = None
             if found is None and not accepts(None, hint):
                 raise ConfigError(f"the key '{key}' is missing: add it to the YAML or as ++{key}=…")
+
+
+@cache
+def _keys_of_programs() -> set[str]:
+    return {item.name for program in (Pretrain, Linear) for item in fields(program)}
 
 
 @cache

@@ -146,6 +146,10 @@ def check_format(cfg: DictConfig) -> None:
         raise ConfigError(
             "data.augment=device is for image_folder, h5 and webdataset: dali has its own device"
         )
+    if cfg.data.format == "dali" and cfg.data.get("value_range") is not None:
+        raise ConfigError(
+            "data.value_range works with image_folder, h5, resident and webdataset, not dali"
+        )
     if cfg.data.format == "dali" and cfg.data.get("skip_unreadable"):
         raise ConfigError(
             "data.skip_unreadable works with image_folder, h5, resident and webdataset, not dali"

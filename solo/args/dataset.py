@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from solo import extensions
-from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD, info_of, single_label
+from solo.data.catalogue import info_of, single_label
 from solo.errors import ConfigError, did_you_mean
 from solo.registry import import_plugins
 
@@ -58,6 +58,13 @@ def dataset_args(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--data_fraction", type=float, default=-1.0)
     parser.add_argument(
+        "--value_range",
+        type=float,
+        nargs=2,
+        metavar=("BLACK", "WHITE"),
+        help="of int32 or float images; by default as the run of the checkpoint had it",
+    )
+    parser.add_argument(
         "--data_exif",
         choices=["ignore", "apply"],
         help="turn images as their EXIF orientation says; default: as the encoder was trained",
@@ -81,8 +88,10 @@ def linear_augmentations_args(parser: ArgumentParser) -> None:
 def custom_dataset_args(parser: ArgumentParser) -> None:
     """Add the arguments that only a dataset of the user's own needs."""
     parser.add_argument("--no_labels", action="store_true")
-    parser.add_argument("--mean", type=float, nargs="+", default=list(IMAGENET_MEAN))
-    parser.add_argument("--std", type=float, nargs="+", default=list(IMAGENET_STD))
+    trained = "by default as the run of the checkpoint had it"
+    parser.add_argument("--mean", type=float, nargs="+", help=f"of each channel; {trained}")
+    parser.add_argument("--std", type=float, nargs="+", help=f"of each channel; {trained}")
+    parser.add_argument("--image_size", type=at_least(int, 1), help=f"side in pixels; {trained}")
 
 
 def evaluation_args(parser: ArgumentParser) -> None:

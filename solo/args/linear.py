@@ -6,10 +6,12 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from solo.args import common, schema
-from solo.args.check import fill
+from solo.args.check import fill, select
 from solo.args.common import add_and_assert_lightning_cfg, add_and_assert_wandb_cfg
 from solo.data import catalogue
+from solo.data.shown import shown
 from solo.errors import ConfigError
+from solo.files.run_args import read_args
 
 __all__ = [
     "add_and_assert_dataset_cfg",
@@ -34,12 +36,6 @@ def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
     if catalogue.info_of(cfg.data.dataset).path != "none":
         common.required(cfg, "data.train_path")
         common.required(cfg, "data.val_path")
-    size = cfg.data.image_size
-    if size is not None and (size < 1 or cfg.data.format == "dali" or cfg.get("auto_augment")):
-        raise ConfigError(
-            f"data.image_size={size}: a positive side in pixels, which neither data.format=dali "
-            f"nor auto_augment takes; leave it out for the data set's own size."
-        )
     return cfg
 
 
@@ -63,12 +59,27 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
         raise ConfigError("the key 'pretrained_feature_extractor' is missing: give a checkpoint")
     keys = ["pretrain_method", "eval_encoder", "auto_augment", "label_smoothing", "mixup", "cutmix"]
     fill(cfg, "", schema.Linear, keys)
-    fill(cfg, "data.augmentations", schema.LinearAugmentations)
+    _set_images(cfg)
     common.set_num_classes(cfg)
     common.check_format(cfg)
     common.scale_lr(cfg, ["lr"])
     common.set_optimizer_kwargs(cfg)
     return cfg
+
+
+def _set_images(cfg: DictConfig) -> None:
+    """`data.image_size` and `data.augmentations` become what is shown to the encoder."""
+    fill(cfg, "data.augmentations", schema.LinearAugmentations)
+    path, asked = select(cfg, "pretrained_feature_extractor"), cfg.data.augmentations
+    images = shown(
+        cfg.data.dataset,
+        None if path is None else read_args(path),
+        size=select(cfg, "data.image_size") or asked.crop_size,
+        mean=asked.mean,
+        std=asked.std,
+    )
+    cfg.data.image_size = asked.crop_size = images.size
+    asked.mean, asked.std = list(images.mean), list(images.std)
 
 
 def _check_backbone(cfg: DictConfig) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from solo.data.views.augmentation_keys import Augmentation as Augmentation
 from solo.values import number
 
@@ -61,7 +60,10 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Data:
-    """`data` of a pretraining run; the last three keys are derived, not typed by users."""
+    """`data` of a pretraining run; the last three keys are derived, not typed by users.
+
+    `image_size` is the side of the images that evaluation shows; None = that of the views.
+    """
 
     dataset: str
     train_path: str | None = None
@@ -71,6 +73,8 @@ class Data:
     resident_size: int | None = number(None, least=1)
     skip_unreadable: bool = False
     exif: Literal["ignore", "apply"] = "ignore"
+    value_range: list | None = None
+    image_size: int | None = number(None, least=1)
     no_labels: bool = False
     fraction: float = number(-1, most=1)
     fraction_of: Literal["images", "classes"] = "images"
@@ -82,21 +86,23 @@ class Data:
 
 @dataclass(frozen=True)
 class LinearAugmentations:
-    """`data.augmentations` of an evaluation (used by DALI)."""
+    """`data.augmentations` of an evaluation: size and normalisation of its images.
 
-    crop_size: int = number(224, least=1)
-    mean: list = field(default_factory=lambda: list(IMAGENET_MEAN))
-    std: list = field(default_factory=lambda: list(IMAGENET_STD))
+    None = as the encoder was trained; the values in effect stand there after parsing.
+    """
+
+    crop_size: int | None = number(None, least=1)
+    mean: list | None = None
+    std: list | None = None
 
 
 @dataclass(frozen=True)
 class LinearData(Data):
-    """`data` of a linear evaluation or a fine-tuning; `image_size` None = the data set's own,
-    `exif` None = as the encoder was trained."""
+    """`data` of a linear evaluation or a fine-tuning; `image_size`, `exif` and
+    `value_range` None = as the encoder was trained."""
 
     format: Literal["image_folder", "dali", "h5", "webdataset"] = "image_folder"
     exif: Literal["ignore", "apply"] | None = None  # type: ignore[assignment]
-    image_size: int | None = None
     augmentations: LinearAugmentations = field(default_factory=LinearAugmentations)
 
 

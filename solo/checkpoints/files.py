@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +14,10 @@ from solo import extensions
 from solo.checkpoints import restricted_pickle
 from solo.checkpoints.sources import state_dicts
 from solo.errors import CheckpointError, did_you_mean
+from solo.files.run_args import read_args
 from solo.files.whole import whole_file
 
+__all__ = ["Encoder", "encoder_state", "existing_file", "read_args", "read_checkpoint"]
 Encoder = Literal["online", "momentum"]
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 # the second of each: releases of solo-learn before 1.0.3
@@ -136,28 +137,6 @@ def _damage(path: Path, error: Exception) -> str:
         f"{path}: the file is truncated or damaged ({size} bytes; {reason}). "
         "Copy it again, or take the checkpoint before it."
     )
-
-
-def read_args(path: str | Path) -> dict[str, Any] | None:
-    """The configuration that a run wrote beside its checkpoint (`args.json`), or None.
-
-    Args:
-        path: the checkpoint, or the folder of the run.
-
-    Raises:
-        CheckpointError: the file is there and is no JSON object.
-    """
-    path = Path(path)
-    file = (path if path.is_dir() else path.parent) / "args.json"
-    if not file.exists():
-        return None
-    try:
-        args = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{file}: damaged, no JSON ({error})") from error
-    if not isinstance(args, dict):
-        raise CheckpointError(f"{file}: expected a JSON object")
-    return args
 
 
 def encoder_state(checkpoint: Mapping[str, Any], encoder: Encoder = "online") -> dict[str, Tensor]:

@@ -264,14 +264,6 @@ def formats_of(data_format: str) -> list[str]:
     return named(lambda info: data_format in info.formats)
 
 
-def input_size(args: Mapping[str, Any]) -> int:
-    """Side of the images that evaluation shows to the encoder of this run."""
-    data = args["data"]
-    crop = (data.get("augmentations") or {}).get("crop_size")
-    info = known(data["dataset"])
-    return info.side or crop or DEFAULT_SIDE
-
-
 def pretrain_statistics(
     dataset: str, entry: Mapping[str, Any]
 ) -> tuple[Sequence[float], Sequence[float]]:

@@ -6,7 +6,7 @@ A batch is `(images, targets)` with images (N, 3, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -16,8 +16,6 @@ from torchvision.datasets import ImageFolder
 
 from solo.data.catalogue import (
     DATASETS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     TRAIN_KEY,
     VAL_KEY,
     DatasetInfo,
@@ -35,13 +33,13 @@ from solo.data.datasets.folders import (
 from solo.data.datasets.images import readers
 from solo.data.datasets.splits import Split
 from solo.data.loading import make_loader, seeded, with_seeds
+from solo.data.shown import Shown, shown
 from solo.errors import DataError
 
 
-def _pipeline(info: DatasetInfo, size: int | None) -> dict[str, T.Compose]:
+def _pipeline(info: DatasetInfo, shown: Shown) -> dict[str, T.Compose]:
     """Transforms of a data set, under T_train and T_val."""
-    side = size or info.evaluation_side
-    mean, std = info.evaluation_statistics
+    side, mean, std = shown.size, shown.mean, shown.std
     ending = [T.ToTensor(), T.Normalize(mean, std)]
     if info.side is None:
         fit: list[Callable] = [T.Resize(round(side * 256 / 224)), T.CenterCrop(side)]
@@ -57,21 +55,24 @@ def _pipeline(info: DatasetInfo, size: int | None) -> dict[str, T.Compose]:
 
 def build_custom_pipeline(size: int = 224) -> dict[str, T.Compose]:
     """Transforms of a dataset without its own: those of ImageNet, under T_train and T_val."""
-    return _pipeline(DATASETS["custom"], size)
+    return _pipeline(DATASETS["custom"], shown("custom", None, size))
 
 
-def prepare_transforms(dataset: str, size: int | None = None) -> tuple[nn.Module, nn.Module]:
+def prepare_transforms(
+    dataset: str, size: int | None = None, images: Shown | None = None
+) -> tuple[nn.Module, nn.Module]:
     """Training and validation transforms, from PIL images to tensors.
 
     Args:
         dataset: its name.
         size: side of the images; None = the data set's own. An encoder that is transferred to
             another data set may want the size that it was trained on.
+        images: size and statistics together, instead of `size`; see `solo.data.shown`.
 
     Raises:
         ConfigError: the dataset is unknown.
     """
-    pipeline = _pipeline(info_of(dataset), size)
+    pipeline = _pipeline(info_of(dataset), images or shown(dataset, None, size))
     return pipeline["T_train"], pipeline["T_val"]
 
 
@@ -86,6 +87,7 @@ def prepare_datasets(
     data_fraction: float = -1.0,
     split: Split | None = None,
     exif: str = "ignore",
+    value_range: Sequence[float] | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
 
@@ -101,13 +103,15 @@ def prepare_datasets(
         data_fraction: part of the training images to keep, between 0 and 1; -1 keeps all.
         split: that part as an earlier run has drawn it; None draws.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
+        value_range: what is black and white in images of int32 or float values, see `readers`.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
         DataError: the data is missing or unreadable, or `split` is a part of other data.
     """
-    train = _split(dataset, True, T_train, train_data_path, data_format, download, exif)
-    val = _split(dataset, False, T_val, val_data_path, data_format, download, exif)
+    reading = readers(exif, value_range=value_range)
+    train = _split(dataset, True, T_train, train_data_path, data_format, download, reading)
+    val = _split(dataset, False, T_val, val_data_path, data_format, download, reading)
     return take_fraction(train, data_fraction, split=split), val
 
 
@@ -118,12 +122,12 @@ def _split(
     path: str | Path | None,
     data_format: str | None,
     download: bool,
-    exif: str,
+    reading: tuple[Callable, Callable],
 ) -> Dataset:
     """One split of a dataset; see `prepare_datasets`."""
     info = info_of(dataset)
     path = default_data_path() if path is None else Path(path)
-    loader, decode = readers(exif)
+    loader, decode = reading
     wanted = Wanted("train" if train else "val", path, transform, loader, download=download)
     if in_folders(info, path):
         return image_folder(path, transform, wanted.key, seeded(ImageFolder), loader)
@@ -168,26 +172,30 @@ def prepare_data(
     data_fraction: float = -1.0,
     auto_augment: bool = False,
     image_size: int | None = None,
+    images: Shown | None = None,
     split: Split | None = None,
     exif: str = "ignore",
+    value_range: Sequence[float] | None = None,
 ) -> tuple[DataLoader, DataLoader]:
     """Transforms, datasets and loaders in one call.
 
     Args:
-        auto_augment: train with timm's RandAugment pipeline at 224 pixels (as MAE fine-tunes).
+        auto_augment: train with timm's RandAugment pipeline (as MAE fine-tunes).
         image_size: see `prepare_transforms`.
+        images: see `prepare_transforms`.
         others: see `prepare_datasets` and `prepare_dataloaders`.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
         DataError: the data is missing or unreadable, or the two splits have other classes.
     """
-    T_train, T_val = prepare_transforms(dataset, image_size)
+    images = images or shown(dataset, None, image_size)
+    T_train, T_val = prepare_transforms(dataset, images=images)
     if auto_augment:
-        T_train = _auto_augment()
+        T_train = _auto_augment(images)
     train, val = prepare_datasets(
         dataset, T_train, T_val, train_data_path, val_data_path, data_format, download,
-        data_fraction, split, exif,
+        data_fraction, split, exif, value_range,
     )  # fmt: skip
     _check_classes(train, val)
     return prepare_dataloaders(train, val, batch_size, num_workers)
@@ -201,22 +209,29 @@ def prepare_val_data(
     num_workers: int = 4,
     download: bool = True,
     exif: str = "ignore",
+    value_range: Sequence[float] | None = None,
+    images: Shown | None = None,
 ) -> DataLoader:
     """The validation loader alone, for runs that need no labelled training set.
+
+    Args:
+        images: see `prepare_transforms`.
+        others: see `prepare_datasets` and `prepare_dataloaders`.
 
     Raises:
         DataError: the data is missing or unreadable.
     """
-    _, T_val = prepare_transforms(dataset)
-    val = _split(dataset, False, T_val, val_data_path, data_format, download, exif)
+    _, T_val = prepare_transforms(dataset, images=images)
+    reading = readers(exif, value_range=value_range)
+    val = _split(dataset, False, T_val, val_data_path, data_format, download, reading)
     return prepare_val_dataloader(val, batch_size, num_workers)
 
 
-def _auto_augment() -> Callable:
+def _auto_augment(images: Shown) -> Callable:
     from timm.data import create_transform
 
     return create_transform(
-        input_size=224,
+        input_size=images.size,
         is_training=True,
         color_jitter=None,
         auto_augment="rand-m9-mstd0.5-inc1",
@@ -224,8 +239,8 @@ def _auto_augment() -> Callable:
         re_prob=0.25,
         re_mode="pixel",
         re_count=1,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=images.mean,
+        std=images.std,
     )
 
 

@@ -35,6 +35,7 @@ from solo.data.dali.pipelines import (
 )
 from solo.data.datasets.images import require_exif
 from solo.data.datasets.splits import Split
+from solo.data.shown import Shown
 from solo.data.temp_dali_fix import TempDALIGenericIterator
 from solo.data.views.long_images import file_sizes, warn_of_long_images
 from solo.errors import ConfigError, did_you_mean
@@ -297,6 +298,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
         dali_device: "gpu" or "cpu".
         split: the part as an earlier run has drawn it; None draws.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
+        images: size and statistics, see `solo.data.shown`; None: those of the pipeline's class.
 
     Raises:
         ConfigError: another dataset or device.
@@ -313,8 +315,10 @@ class ClassificationDALIDataModule(_DALIDataModule):
         dali_device: str = "gpu",
         split: Split | None = None,
         exif: str = "ignore",
+        images: Shown | None = None,
     ):
         super().__init__(dataset, batch_size, num_workers, dali_device, exif)
+        self.images = images
         self.train_data_path, self.val_data_path = Path(train_data_path), Path(val_data_path)
         self.data_fraction, self.split = data_fraction, split
         custom = info_of(dataset).any_images
@@ -331,7 +335,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
 
     def train_dataloader(self) -> TempDALIGenericIterator:
         """This rank's iterator; the last incomplete batch is dropped."""
-        part = {"data_fraction": self.data_fraction, "split": self.split}
+        part = {"data_fraction": self.data_fraction, "split": self.split, "images": self.images}
         builder = self.pipeline_class(self.train_data_path, **part, **self._placement())
         self.split = builder.split
         self._require_full_batch(len(builder.files))
@@ -339,7 +343,8 @@ class ClassificationDALIDataModule(_DALIDataModule):
 
     def val_dataloader(self) -> TempDALIGenericIterator:
         """This rank's iterator over its part of all validation images, in order."""
-        builder = self.pipeline_class(self.val_data_path, validation=True, **self._placement())
+        options = {"validation": True, "images": self.images, **self._placement()}
+        builder = self.pipeline_class(self.val_data_path, **options)
         return self._wrapped(builder, LastBatchPolicy.PARTIAL)
 
     def _wrapped(self, builder: PipelineBuilder, policy: LastBatchPolicy) -> Wrapper:

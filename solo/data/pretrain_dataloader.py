@@ -245,6 +245,7 @@ def prepare_datasets(
     fraction_of: str = "images",
     pixels: bool = False,
     exif: str = "ignore",
+    value_range: Sequence[float] | None = None,
 ) -> Dataset:
     """The training set of a dataset, items `(index, transform(image), target)`.
 
@@ -262,6 +263,7 @@ def prepare_datasets(
         pixels: files reach the transform as (3, H, W) uint8 tensors, which is faster, not as PIL
             images.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
+        value_range: what is black and white in images of int32 or float values, see `readers`.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
@@ -269,7 +271,7 @@ def prepare_datasets(
     """
     info = info_of(dataset)
     path = default_data_path() if train_data_path is None else Path(train_data_path)
-    loader, decode = readers(exif, pixels)
+    loader, decode = readers(exif, pixels, value_range)
     wanted = Wanted("pretrain", path, transform, loader, bool(no_labels), download)
     if in_folders(info, path):
         built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder), loader)

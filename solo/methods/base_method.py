@@ -200,7 +200,9 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
 
     def forward(self, X: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W) to `feats` (N, F), `logits` (N, C) and the outputs of the heads."""
-        feats = self.backbone(self._channels(X))
+        return self._outputs(self.backbone(self._channels(X)))
+
+    def _outputs(self, feats: Tensor) -> dict[str, Tensor]:
         return {
             "logits": self.classifier(feats.detach()),
             "feats": feats,
@@ -215,27 +217,63 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         heads = self.declared_heads if self.HEADS_ON_SMALL_CROPS else {}
         return {"feats": feats, **apply_heads(feats, heads, self.get_submodule)}
 
-    def _encode_small_crops(self, X: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """What `multicrop_forward` returns for every small crop.
+    def _as_one_batch(self, encoder: nn.Module, *methods: str) -> bool:
+        """Whether crops of one size may go through `encoder` together in a multi-crop step.
 
-        Crops of one size go through the encoder as one batch wherever that is the same: the
-        encoder has no batch statistics, no extension tells views apart, and `multicrop_forward` is
-        not overridden. The heads, which may have batch norms, still see one crop at a time.
+        Only where that is the same: it has no batch statistics, no extension tells views apart,
+        and the passes of this class that it stands for are not overridden.
+
+        Args:
+            encoder: online or momentum.
+            methods: names of those passes.
         """
-        own = type(self).multicrop_forward is not BaseMethod.multicrop_forward
-        if own or has_batch_norm(self.backbone) or extensions.tells_views_apart(self.backbone):
-            groups = [[x] for x in X]
-        else:
+        own = [name for name in methods if not inherited(type(self), BaseMethod, name)]
+        return (
+            self.multicrop
+            and not own
+            and not has_batch_norm(encoder)
+            and not extensions.tells_views_apart(encoder)
+        )
+
+    def _encode_large_crops(self, X: Sequence[Tensor], targets: Tensor) -> list[dict[str, Tensor]]:
+        """What `base_training_step` returns for every large crop."""
+        passes = ("forward", "_base_shared_step", "base_training_step")
+        feats: Sequence[Tensor] = ()
+        if self._as_one_batch(self.backbone, *passes):
+            with encoding(0, "online"):
+                feats = self.backbone(self._channels(torch.cat(list(X)))).chunk(len(X))
+        views = []
+        for index, x in enumerate(X):
+            with encoding(index, "online"):
+                if feats:
+                    out = self._outputs(feats[index])
+                    views.append({**out, **class_metrics(out["logits"], targets)})
+                else:
+                    views.append(self.base_training_step(x, targets))
+        return views
+
+    def _encode_small_crops(self, X: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """What `multicrop_forward` returns for every small crop."""
+        groups = [[x] for x in X]
+        if self._as_one_batch(self.backbone, "multicrop_forward"):
             groups = [list(same) for _, same in groupby(X, key=lambda x: x.shape)]
         views: list[dict[str, Tensor]] = []
         for crops in groups:
             with encoding(self.num_large_crops + len(views), "online"):
                 if len(crops) == 1:
                     views.append(self.multicrop_forward(crops[0]))
-                else:
-                    feats = self.backbone(self._channels(torch.cat(crops)))
-                    views += [self._small_outputs(part) for part in feats.chunk(len(crops))]
+                    continue
+                feats = self.backbone(self._channels(torch.cat(crops)))
+                views += self._small_outputs_of(feats, len(crops))
         return views
+
+    def _small_outputs_of(self, feats: Tensor, crops: int) -> list[dict[str, Tensor]]:
+        """The outputs of several crops' features; heads with batch norm see one crop at a time."""
+        heads = [getattr(self, name) for name, h in self.declared_heads.items() if h.output]
+        if any(has_batch_norm(head) for head in heads):
+            return [self._small_outputs(part) for part in feats.chunk(crops)]
+        joint = {key: value.chunk(crops) for key, value in self._small_outputs(feats).items()}
+        return [{key: parts[i] for key, parts in joint.items()} for i in range(crops)]
 
     # ---- training ----
 
@@ -268,11 +306,8 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
                 f"the batch has {len(X)} views, but data.num_large_crops + data.num_small_crops "
                 f"is {self.num_crops}: make the augmentations' num_crops agree"
             )
-        views = []
-        for index, x in enumerate(X[: self.num_large_crops]):
-            with encoding(index, "online"):
-                views.append(self.base_training_step(x, targets))
-        outs = by_key([*views, *self._encode_small_crops(X[self.num_large_crops :])])
+        large, small = X[: self.num_large_crops], X[self.num_large_crops :]
+        outs = by_key([*self._encode_large_crops(large, targets), *self._encode_small_crops(small)])
         average(outs, ("loss", "acc1", "acc5"))
         if self._has_labels(targets):
             self._log_train(
@@ -360,3 +395,8 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
     def _epoch_means(self, *keys: str) -> dict[str, Any]:
         outputs = self.validation_step_outputs
         return {key: weighted_mean(outputs, key, "batch_size") for key in keys}
+
+
+def inherited(method: type, base: type, name: str) -> bool:
+    """Whether the class `method` has its attribute `name` from `base`, or from above it."""
+    return getattr(method, name) is getattr(base, name)

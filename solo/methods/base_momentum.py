@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from solo.args import schema
 from solo.args.check import defaults_of
 from solo.backbones import build_encoder
-from solo.methods.base_method import BaseMethod
+from solo.methods.base_method import BaseMethod, inherited
 from solo.methods.heads import apply_heads
 from solo.methods.step import average, by_key, class_metrics, val_metrics
 from solo.utils.misc import omegaconf_select, set_default
@@ -67,7 +67,9 @@ class BaseMomentumMethod(BaseMethod):
     @torch.no_grad()
     def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
         """Images to the momentum encoder's `feats` (N, F) and its heads' outputs."""
-        feats = self.momentum_backbone(self._channels(X))
+        return self._momentum_outputs(self.momentum_backbone(self._channels(X)))
+
+    def _momentum_outputs(self, feats: Tensor) -> dict[str, Tensor]:
         heads = {
             f"momentum_{name}": head.momentum()
             for name, head in self.declared_heads.items()
@@ -76,7 +78,30 @@ class BaseMomentumMethod(BaseMethod):
         return {"feats": feats, **apply_heads(feats, heads, self.get_submodule)}
 
     def _shared_step_momentum(self, X: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        out = self.momentum_forward(X)
+        return self._with_momentum_classifier(self.momentum_forward(X), targets)
+
+    def _encode_momentum(self, X: Sequence[Tensor], targets: Tensor) -> list[dict[str, Tensor]]:
+        """What `_shared_step_momentum` returns for every large crop."""
+        passes = ("momentum_forward", "_shared_step_momentum")
+        own = [name for name in passes if not inherited(type(self), BaseMomentumMethod, name)]
+        feats: Sequence[Tensor] = ()
+        if not own and self._as_one_batch(self.momentum_backbone):
+            with encoding(0, "momentum"), torch.no_grad():
+                feats = self.momentum_backbone(self._channels(torch.cat(list(X)))).chunk(len(X))
+        views = []
+        for index, x in enumerate(X):
+            with encoding(index, "momentum"):
+                if feats:
+                    with torch.no_grad():
+                        out = self._momentum_outputs(feats[index])
+                    views.append(self._with_momentum_classifier(out, targets))
+                else:
+                    views.append(self._shared_step_momentum(x, targets))
+        return views
+
+    def _with_momentum_classifier(
+        self, out: dict[str, Tensor], targets: Tensor
+    ) -> dict[str, Tensor]:
         if self.momentum_classifier is None:
             return out
         logits = self.momentum_classifier(out["feats"])
@@ -87,10 +112,7 @@ class BaseMomentumMethod(BaseMethod):
         outs = super().training_step(batch, batch_idx)
         _, X, targets = batch
         X = [X] if isinstance(X, Tensor) else X
-        views = []
-        for index, x in enumerate(X[: self.num_large_crops]):
-            with encoding(index, "momentum"):
-                views.append(self._shared_step_momentum(x, targets))
+        views = self._encode_momentum(X[: self.num_large_crops], targets)
         momentum = {f"momentum_{key}": values for key, values in by_key(views).items()}
         if self.momentum_classifier is not None:
             average(momentum, ("momentum_loss", "momentum_acc1", "momentum_acc5"))

@@ -6,12 +6,15 @@ Free of torch: a mistake in the command line is reported at once.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import inspect
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -29,6 +32,7 @@ if not TRACEBACK_WANTED:  # otherwise Hydra prints and exits by itself
     os.environ |= {"HYDRA_FULL_ERROR": "1", _OURS: "1"}
 # a folder without permission, a full or read-only disk
 _MACHINE_REFUSES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 _COMPOSE = ("hydra.errors", "hydra.core", "omegaconf.errors", "yaml.")
 
 
@@ -79,6 +83,7 @@ def hydra_program(task: Callable[[], Any], schema: type) -> None:
         return
 
     def program() -> None:
+        _quote_values(sys.argv)
         trusted = code_in_yaml.allowed(sys.argv)
         config = _prepare_arguments(sys.argv, Path(file).parent)
         if config is not None and not trusted:
@@ -137,14 +142,41 @@ def _prepare_arguments(argv: list[str], program_dir: Path) -> Path | None:
     folders = [p for p in (program_dir / value, Path.cwd() / value) if p.is_dir()]
     if not folders:
         raise ConfigError(f"--config-path: there is no folder '{value}'{_nearest(Path(value))}")
-    file = name[1].removesuffix(".yaml") + ".yaml"
-    found = next((folder for folder in folders if (folder / file).is_file()), None)
+    stem = name[1].removesuffix(".yaml").removesuffix(".yml")
+    files = [folder / f"{stem}{suffix}" for suffix in (".yaml", ".yml") for folder in folders]
+    found = next((file for file in files if file.is_file()), None)
     if found is None:
-        names = {path.stem for folder in folders for path in folder.glob("*.yaml")}
-        hint = did_you_mean(file.removesuffix(".yaml"), names)
-        raise ConfigError(f"--config-name: there is no '{file}' in {value}. {hint}")
-    argv[index] = argv[index].replace(value, str(found.resolve()))
-    return found / file
+        names = {path.stem for folder in folders for path in folder.glob("*.y*ml")}
+        hint = did_you_mean(stem, names)
+        raise ConfigError(f"--config-name: there is no '{stem}.yaml' in {value}. {hint}")
+    seen = found.parent if found.suffix == ".yaml" else _as_yaml(found)
+    argv[index] = argv[index].replace(value, str(seen.resolve()))
+    at, written = name
+    argv[at] = argv[at].replace(written, stem)
+    return seen / f"{stem}.yaml"
+
+
+def _as_yaml(file: Path) -> Path:
+    """A folder that shows all of `file`'s, and `file` itself as `.yaml`, which Hydra insists on."""
+    folder = Path(tempfile.mkdtemp(prefix="solo-config-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for entry in file.parent.iterdir():
+        (folder / entry.name).symlink_to(entry.resolve())
+    (folder / f"{file.stem}.yaml").symlink_to(file.resolve())
+    return folder
+
+
+def _quote_values(argv: list[str]) -> None:
+    """Quote values with a `=` in them, such as our checkpoints' names, as Hydra wants it, in place.
+
+    `key=run/name-ep=3.ckpt` is no valid argument of Hydra's; `key='run/name-ep=3.ckpt'` is.
+    """
+    for index, arg in enumerate(argv[1:], 1):
+        key, equals, value = arg.partition("=")
+        if not equals or arg.startswith("-") or "=" not in value or value[0] in "'\"[{$":
+            continue
+        value = value.replace("'", "\\'")
+        argv[index] = f"{key}='{value}'"
 
 
 def _import_plugins(argv: list[str], config: Path | None) -> None:
@@ -201,8 +233,13 @@ def explain(error: BaseException, schema: type | None = None) -> str | None:
     kind = f"{type(error).__module__}.{type(error).__name__}"
     if kind.endswith("MisconfigurationException"):
         return _machine(str(error))
-    if isinstance(error, OSError) and error.errno in _MACHINE_REFUSES:
+    if isinstance(error, OSError) and (error.errno in _MACHINE_REFUSES or error.filename):
         return f"{error.strerror}: '{error.filename or 'no file named'}'"
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in kind or _NO_MEMORY in str(error):
+        return (
+            f"There is not enough memory ({str(error).splitlines()[0] if str(error) else kind}). "
+            "Lower optimizer.batch_size or data.num_workers, or take another data.format."
+        )
     if not kind.startswith(_COMPOSE):
         return None
     text = str(error).strip()

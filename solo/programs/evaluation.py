@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from solo import extensions
 from solo.checkpoints.files import read_args
 from solo.checkpoints.runs import open_run
-from solo.data.catalogue import info_of
+from solo.data.shown import shown
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
 
@@ -111,9 +112,25 @@ class Features(nn.Module):
         return self.model(X)
 
 
-def trained_exif(path: str | Path) -> str:
-    """Whether the run of a checkpoint has turned its images: its `data.exif`, or `ignore`."""
-    return ((read_args(path) or {}).get("data") or {}).get("exif") or "ignore"
+def trained_reading(path: str | Path | None) -> dict[str, Any]:
+    """How the run of a checkpoint has read its images: its `data.exif` and `data.value_range`."""
+    data = ((None if path is None else read_args(path)) or {}).get("data") or {}
+    return {"exif": data.get("exif") or "ignore", "value_range": data.get("value_range")}
+
+
+@contextmanager
+def sizes_explained() -> Iterator[None]:
+    """Name the way out where an encoder takes no images of this size."""
+    try:
+        yield
+    except AssertionError as error:
+        if isinstance(error, ConfigError) or "doesn't match model" not in str(error):
+            raise
+        raise ConfigError(
+            f"{error} Set data.image_size (--image_size in main_knn.py and main_umap.py) to the "
+            "size that the encoder was trained on; in pretraining, make backbone.kwargs.img_size "
+            "and the crops agree."
+        ) from error
 
 
 @torch.no_grad()
@@ -131,7 +148,8 @@ def extract_features(loader: DataLoader, model: nn.Module) -> tuple[Tensor, Tens
     device = next(model.parameters()).device
     feats, projections, labels = [], [], []
     for images, targets in loader:
-        out = model(images.to(device, non_blocking=True))
+        with sizes_explained():
+            out = model(images.to(device, non_blocking=True))
         feats.append(out["feats"].float().cpu())
         if out.get("z") is not None:
             projections.append(out["z"].float().cpu())
@@ -153,16 +171,19 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
     )
     from solo.data.datasets.images import readers
 
-    _, transform = prepare_transforms(args.dataset)
-    if info_of(args.dataset).mean is None:
-        _set_statistics(transform, args.mean, args.std)
-    exif = getattr(args, "data_exif", None) or trained_exif(args.pretrained_checkpoint_dir)
+    trained = read_args(args.pretrained_checkpoint_dir)
+    asked = {name: getattr(args, name, None) for name in ("mean", "std")}
+    images = shown(args.dataset, trained, size=getattr(args, "image_size", None), **asked)
+    _, transform = prepare_transforms(args.dataset, images=images)
+    reading = trained_reading(args.pretrained_checkpoint_dir)
+    for name, key in (("exif", "data_exif"), ("value_range", "value_range")):
+        reading[name] = getattr(args, key, None) or reading[name]
     sizes: dict[str, Any] = {"batch_size": args.batch_size, "num_workers": args.num_workers}
     if args.no_labels:
         from solo.data.pretrain_dataloader import CustomDatasetWithoutLabels
 
         paths = [args.train_data_path, args.val_data_path]
-        loader, _ = readers(exif)
+        loader, _ = readers(**reading)
         sets = [
             None if p is None else CustomDatasetWithoutLabels(p, transform, loader) for p in paths
         ]
@@ -175,14 +196,6 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
             val_data_path=args.val_data_path,
             data_format="image_folder" if args.data_format == "dali" else args.data_format,
             data_fraction=args.data_fraction,
-            exif=exif,
+            **reading,
         )
     return tuple(None if s is None else prepare_val_dataloader(s, **sizes) for s in sets)
-
-
-def _set_statistics(transform: Any, mean: list[float], std: list[float]) -> None:
-    from torchvision.transforms import Normalize
-
-    for step in transform.transforms:
-        if isinstance(step, Normalize):
-            step.mean, step.std = mean, std

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo.args import schema
 from solo.args.check import require, select
 from solo.args.linear import parse_cfg
+from solo.data.shown import Shown
 from solo.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def build_model(cfg: DictConfig, backbone: Any) -> LinearModel:
 def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
     """Labelled training and validation images; `split` is what an earlier run trained on."""
     data = cfg.data
+    look = data.augmentations
+    images = Shown(look.crop_size, tuple(look.mean), tuple(look.std))
     if data.format == "dali":
         if cfg.auto_augment:
             raise ConfigError("auto_augment does not work with data.format=dali")
@@ -143,8 +146,9 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
             batch_size=cfg.optimizer.batch_size,
             data_fraction=data.fraction,
             dali_device=cfg.dali.device,
-            exif=_exif(cfg),
+            exif=_reading(cfg)["exif"],
             split=split,
+            images=images,
         )
     from solo.data.classification_dataloader import prepare_data
     from solo.data.pretrain_dataloader import require_full_batch
@@ -158,9 +162,9 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
         num_workers=data.num_workers,
         data_fraction=data.fraction,
         auto_augment=cfg.auto_augment,
-        image_size=data.get("image_size"),
+        images=images,
         split=split,
-        exif=_exif(cfg),
+        **_reading(cfg),
     )
     classes = getattr(train.dataset, "classes", None)
     if classes is not None and len(classes) < 2:
@@ -171,14 +175,12 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
     return train, val
 
 
-def _exif(cfg: DictConfig) -> str:
-    """`data.exif` as it is asked for, else as the encoder was trained."""
-    from solo.programs.evaluation import trained_exif
+def _reading(cfg: DictConfig) -> dict[str, Any]:
+    """`data.exif` and `data.value_range` as they are asked for, else as the encoder was trained."""
+    from solo.programs.evaluation import trained_reading
 
-    asked, path = cfg.data.get("exif"), select(cfg, "pretrained_feature_extractor")
-    if asked is None and path is not None:
-        return trained_exif(path)
-    return asked or "ignore"
+    reading = trained_reading(select(cfg, "pretrained_feature_extractor"))
+    return {name: select(cfg, f"data.{name}") or value for name, value in reading.items()}
 
 
 def _print_result(trainer: Trainer, model: LinearModel, cfg: DictConfig) -> None:

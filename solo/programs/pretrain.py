@@ -161,6 +161,7 @@ def _which_images(cfg: DictConfig) -> dict[str, Any]:
         "data_fraction": cfg.data.fraction,
         "fraction_of": cfg.data.get("fraction_of", "images"),
         "exif": cfg.data.get("exif", "ignore"),
+        "value_range": cfg.data.get("value_range"),
     }
 
 
@@ -195,6 +196,7 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         return None
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format
+    from solo.data.shown import shown
 
     return prepare_val_data(
         data.dataset,
@@ -203,6 +205,8 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
         exif=data.get("exif", "ignore"),
+        value_range=data.get("value_range"),
+        images=shown(data.dataset, cfg, size=data.get("image_size")),
     )
 
 

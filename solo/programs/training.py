@@ -178,6 +178,12 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     names = set(inspect.signature(Trainer.__init__).parameters)
     names -= {"self", "logger", "callbacks", "enable_checkpointing"}
     kwargs = {name: _plain(cfg[name]) for name in names if name in cfg}
+    if str(kwargs.get("precision")) in ("bf16-true", "16-true"):
+        warnings.warn(
+            f"precision={kwargs['precision']} keeps batch norm's running statistics and momentum "
+            "networks in half precision, where small updates round to nothing: at a momentum of "
+            "0.996 a third of the distance is never made. Use precision=bf16-mixed."
+        )
     count = count_devices(cfg)
     if _on_cpu(cfg):
         kwargs["devices"] = count

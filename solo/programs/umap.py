@@ -8,7 +8,13 @@ from pathlib import Path
 
 from solo import extensions
 from solo.data.catalogue import info_of
-from solo.programs.evaluation import Features, device_of, evaluation_loaders, load_method
+from solo.programs.evaluation import (
+    Features,
+    device_of,
+    evaluation_loaders,
+    load_method,
+    sizes_explained,
+)
 from solo.utils.auto_umap import OfflineUMAP
 
 
@@ -28,7 +34,8 @@ def umap(args: Namespace) -> list[Path]:
     for split, loader in zip(("train", "val"), evaluation_loaders(args), strict=True):
         if loader is not None:
             path = Path(f"{info.short or info.name}_{split}_umap.pdf")
-            OfflineUMAP().plot(device, encoder, loader, path)
+            with sizes_explained():
+                OfflineUMAP().plot(device, encoder, loader, path)
             print(f"Wrote {path}")
             written.append(path)
     return written

@@ -27,7 +27,9 @@ def param_groups_layer_decay(
 ) -> list[dict[str, Any]]:
     """Parameter groups with a learning rate that falls by `layer_decay` per layer below the top.
 
-    Source: BEiT / MAE fine-tuning. 1-d parameters and the named ones get no weight decay.
+    Source: BEiT / MAE fine-tuning, but for the top: here, as in solo-learn, it is the encoder's
+    last block, there the classifier, so that their rates are `layer_decay` times these. 1-d
+    parameters and the named ones get no weight decay.
 
     Returns:
         groups `{"lr_scale", "weight_decay", "params"}`; whoever builds the optimizer multiplies

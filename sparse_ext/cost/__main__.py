@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(args: argparse.Namespace) -> str:
     from solo.checkpoints import load_run
-    from solo.data.catalogue import input_size
+    from solo.data.shown import input_size
     from sparse_ext.cost.memory import memory
     from sparse_ext.cost.of_checkpoint import granularity, training_cost
     from sparse_ext.cost.per_layer import count

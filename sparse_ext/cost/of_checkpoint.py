@@ -9,7 +9,7 @@ from typing import Any
 
 from solo.checkpoints.files import read_checkpoint
 from solo.checkpoints.runs import load_run, weights_file
-from solo.data.catalogue import input_size
+from solo.data.shown import input_size
 from sparse_ext.cost.conventions import training_ratios
 from sparse_ext.cost.per_layer import CostTable, count
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`python3 -m sparse_ext.export {slim,dense,packed,csr,onnx,nm} CHECKPOINT`."""
+"""`python3 -m sparse_ext.export FORMAT CHECKPOINT`."""
 
 from __future__ import annotations
 
@@ -89,19 +89,21 @@ def _slim(args: argparse.Namespace) -> str:
 
 def _write(args: argparse.Namespace) -> str:
     from solo.checkpoints.runs import load_run, weights_file
-    from solo.data.catalogue import input_size
+    from solo.data.shown import input_size
     from sparse_ext.export.formats import FORMATS, Request
 
     backbone, run = load_run(args.checkpoint, args.encoder)
     source, chosen = weights_file(args.checkpoint), FORMATS[args.format]
-    path = Path(args.out or source.with_name(f"{source.stem}-{args.format}.{chosen.suffix}"))
+    suffix = f".{chosen.suffix}" if chosen.suffix else ""
+    path = Path(args.out or source.with_name(f"{source.stem}-{args.format}{suffix}"))
     size = args.input_size or input_size(run)
     lines = chosen(Request(source, backbone, path, size, args.half, args.pattern))
     return "\n".join([*lines, _wrote(path)])
 
 
 def _wrote(path: Path) -> str:
-    return f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)"
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return f"wrote {path} ({sum(file.stat().st_size for file in files) / 1e6:.2f} MB)"
 
 
 if __name__ == "__main__":

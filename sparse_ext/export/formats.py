@@ -39,7 +39,7 @@ class Format(NamedTuple):
         what: a line of help.
         write: `write(request)` writes `request.path` and returns lines to print (or None); or
             where that function is: `module:function`.
-        suffix: of the file's name.
+        suffix: of the file's name; empty for a folder.
     """
 
     what: str
@@ -116,6 +116,11 @@ FORMATS: Registry[Format] = Registry(
     {
         "dense": Format("torchvision's or timm's layout, pruned weights as zeros", write_dense),
         "packed": Format("kept values and one bit per weight: the smallest file", write_packed),
+        "hub": Format(
+            "a folder that timm loads (local-dir:) and a hub takes, with a card",
+            "sparse_ext.export.hub:write_hub",
+            "",
+        ),
         "csr": Format("pruned weights as compressed sparse rows", write_csr),
         "onnx": Format("ONNX, checked in ONNX Runtime", write_onnx, "onnx"),
         "nm": Format("ONNX for 2:4 hardware; refused unless every group fits", write_nm, "onnx"),

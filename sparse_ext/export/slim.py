@@ -61,7 +61,7 @@ def slim(
             channel that could go.
     """
     from solo.checkpoints.runs import load_run, weights_file
-    from solo.data.catalogue import input_size
+    from solo.data.shown import input_size
     from sparse_ext.cost.per_layer import count
 
     if multiple < 1:

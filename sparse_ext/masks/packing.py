@@ -8,6 +8,7 @@ together. Nothing is rounded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +48,43 @@ def unpack_(state: dict[str, Any], prefix: str, dtype: torch.dtype) -> None:
             full = torch.zeros(mask.shape, dtype=dtype)
             full[~mask.cpu()] = values
             state[prefix + name] = full
+
+
+def pack_states_(states: dict[Any, Any], masks: Mapping[Any, Tensor]) -> dict[Any, list[str]]:
+    """Keep of an optimizer's state only the entries of kept weights, in place; others are zero.
+
+    Args:
+        states: of the optimizer, by the index of a parameter.
+        masks: of those parameters that have one.
+
+    Returns:
+        names of the tensors that were packed, by the same index.
+    """
+    packed: dict[Any, list[str]] = {}
+    for index, mask in masks.items():
+        own = states.get(index, {})
+        wide = {n: v for n, v in own.items() if isinstance(v, Tensor) and v.shape == mask.shape}
+        names = [name for name, value in wide.items() if value.dtype in _FLOATS.values()]
+        states[index] = {**own, **{n: _planes(own[n].cpu()[mask.cpu()]) for n in names}}
+        packed[index] = names
+    return packed
+
+
+def unpack_states_(
+    states: dict[Any, Any], masks: Mapping[Any, Tensor], packed: Mapping[Any, list[str]]
+) -> None:
+    """Inverse of `pack_states_`, given what it returned."""
+    for index, names in packed.items():
+        mask = masks[index].cpu()
+        for name in names:
+            planes = states[index][name].cpu()
+            size = planes.numel() // max(1, int(mask.count_nonzero()))
+            full = torch.zeros_like(mask, dtype=_FLOATS.get(size, torch.float32))
+            full[mask] = _joined(planes, full.dtype)
+            states[index][name] = full
+
+
+_FLOATS = {4: torch.float32, 8: torch.float64}  # of optimizer states; others are left as they are
 
 
 def _planes(values: Tensor) -> Tensor:

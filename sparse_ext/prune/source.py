@@ -12,7 +12,7 @@ from solo.backbones import build_encoder
 from solo.checkpoints.files import read_args
 from solo.checkpoints.init_from import TIMM, init_encoder
 from solo.checkpoints.runs import load_run, weights_file
-from solo.data.catalogue import input_size
+from solo.data.shown import input_size
 from solo.errors import CheckpointError
 from sparse_ext.masks.masked_layers import masked_layers
 

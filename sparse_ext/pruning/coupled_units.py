@@ -92,9 +92,12 @@ class CoupledUnits(Units):
         found = [s for s in channels.spaces if not self._obstacle(s)]
         self.spaces = {s.name: s for s in found}
         if not self.spaces:
+            reasons = [f"{space.name}: {self._obstacle(space)}" for space in channels.spaces[:4]]
+            untraced = list(channels.untraced.items())[:2]
+            reasons += [f"{name} cannot be traced ({why})" for name, why in untraced]
             raise ConfigError(
                 f"sparse.coupled: no channel of this {type(net).__name__} can be removed. "
-                f"{'. '.join(_reasons(channels, self._obstacle))}"
+                f"{'. '.join(reasons)}"
             )
         self.sizes = {name: space.size // self.step for name, space in self.spaces.items()}
         self.shapes = {name: self._shape(space) for name, space in self.spaces.items()}
@@ -289,9 +292,3 @@ class CoupledUnits(Units):
             allowed = value if eligible is None else value.where(eligible[name], -torch.inf)
             value[allowed.argmax()] = top
         return budgets.global_topk(relative, self.budget(sparsity), eligible)
-
-
-def _reasons(channels: Channels, obstacle) -> list[str]:
-    reasons = [f"{space.name}: {obstacle(space)}" for space in channels.spaces[:4]]
-    untraced = [f"{name} cannot be traced ({why})" for name, why in channels.untraced.items()]
-    return reasons + untraced[:2]

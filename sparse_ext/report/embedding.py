@@ -76,6 +76,7 @@ def _encoder(log: RunLog) -> Any:
 def _images(log: RunLog) -> Any:
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format
+    from solo.data.shown import shown
 
     data = log.args["data"]
     path = data.get("val_path")
@@ -86,5 +87,7 @@ def _images(log: RunLog) -> Any:
         num_workers=0,
         download=False,
         exif=data.get("exif") or "ignore",
+        value_range=data.get("value_range"),
+        images=shown(data["dataset"], log.args, size=data.get("image_size")),
     )
     return loader.dataset

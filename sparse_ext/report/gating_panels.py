@@ -142,7 +142,7 @@ def feature_maps(page: Page, log: RunLog, chosen: Chosen) -> None:
         SoloError: no checkpoint, an encoder without such paths, or a file that is no image.
     """
     from solo.checkpoints import load_run
-    from solo.data.catalogue import input_size
+    from solo.data.shown import input_size
     from sparse_ext.gating.methods.spatial.maps import SECOND, closed, load_images
     from sparse_ext.gating.methods.spatial.maps import feature_maps as maps_of
 

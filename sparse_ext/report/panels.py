@@ -31,6 +31,12 @@ SPARSITIES = {
     "sparse/momentum_sparsity": "momentum encoder",
     "sparse/gap": "gap",
 }
+_RANKS = {
+    "quality/backbone_rankme": "online encoder",
+    "quality/momentum_backbone_rankme": "momentum encoder",
+    "quality/projector_rankme": "online projector",
+    "quality/momentum_projector_rankme": "momentum projector",
+}
 _MOVEMENT = {
     "sparse/mask_flips": "mask positions changed (measured)",
     "sparse/drop_fraction": "swaps per update, of kept weights (planned)",
@@ -96,6 +102,20 @@ def sparsity(page: Page, log: RunLog) -> None:
     page.figure(
         "Sparsity", figure, text + " and layers that are dense by rule are not part of it)."
     )
+
+
+def quality(page: Page, log: RunLog) -> None:
+    """Panel of the effective rank of features, to be read beside the sparsity."""
+    found = _found(log, _RANKS)
+    if not found:
+        return
+    samples = log.get("quality/samples")
+    rows = f", over {samples.values[-1]:,.0f} rows" if samples is not None else ""
+    text = f"RankMe at the end of each epoch{rows}: augmented training views of its last images."
+    if "sparse/online_sparsity" in log:
+        text += " How it answers to the ramp is how much of the features sparsity costs."
+    figure = plots.lines(found, "effective rank (RankMe)", marks=_trigger(log))
+    page.figure("Effective rank", figure, text)
 
 
 def inconsistency(page: Page, log: RunLog) -> None:
@@ -192,7 +212,17 @@ def is_pretraining(log: RunLog) -> bool:
 
 
 PANELS = (
-    *(losses, accuracy, sparsity, inconsistency, movement, oscillation, dead_filters, macs),
+    *(
+        losses,
+        accuracy,
+        sparsity,
+        quality,
+        inconsistency,
+        movement,
+        oscillation,
+        dead_filters,
+        macs,
+    ),
     *(momentum, layers),
 )
 

@@ -153,6 +153,9 @@ class PruningCallback(Callback):
 
     def on_before_backward(self, *_: Any) -> None:
         """The training step may have averaged the momentum encoder."""
+        self._follow()
+
+    def _follow(self) -> None:
         if self._follower is not None:
             self._follower.follow()
 
@@ -160,6 +163,7 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Score from the dense, unscaled, unclipped gradient; then mask that gradient."""
+        self._follow()
         grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         self._graded = bool(grads)
         if not grads:
@@ -226,6 +230,7 @@ class PruningCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the method look at the epoch (CSI), and log."""
+        self._follow()
         figures = self.running.close_epoch(trainer.current_epoch + 1) | self._figures()
         prefix = "layer_oscillation/"
         swaps = {k[len(prefix) :]: v for k, v in figures.items() if k.startswith(prefix)}
@@ -264,6 +269,8 @@ class PruningCallback(Callback):
         if self.pruner is not None:
             cost = {"cost": self.meter.state_dict()}
             checkpoint[STATE_KEY] = resume.take(self.pruner) | cost
+            if self.pack and checkpoint.get("optimizer_states"):
+                resume.pack_optimizer(checkpoint, trainer.optimizers[0], self.pruner.online)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -275,6 +282,8 @@ class PruningCallback(Callback):
                 "with `sparse` set. Leave out the sparse section, or start anew."
             )
         self._restored = checkpoint[STATE_KEY]
+        if "packed" in checkpoint[STATE_KEY]:
+            resume.unpack_optimizer(checkpoint, self._encoders[0])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the run never got where it should; leave the optimizer as it was.
@@ -287,6 +296,7 @@ class PruningCallback(Callback):
         self._detach()
         if self.pruner is None:
             return
+        self._follow()
         self.pruner.report_end()
         check_stored(self._encoders)
         step, logged = self._logged

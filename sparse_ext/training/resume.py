@@ -10,8 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch.optim import Optimizer
+
 from solo.errors import CheckpointError
+from sparse_ext.masks import packing
+from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.granularity import parse
+from sparse_ext.masks.living_weights import LatentEncoder
 from sparse_ext.pruning.pruner import Pruner, Slimmed
 from sparse_ext.schedules import Ramp
 
@@ -54,6 +59,32 @@ def restore(pruner: Pruner, state: Mapping[str, Any]) -> None:
     pruner.aims = list(state["aims"])
     pruner.flips = state["flips"]
     pruner.load_extra_state(state["extra"])
+
+
+def pack_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, encoder: Encoder) -> None:
+    """Keep of the optimizer's state only what belongs to kept weights, in place.
+
+    Args:
+        checkpoint: what is about to be saved; its sparse state remembers what was packed.
+        optimizer: of the run.
+        encoder: the online one; living weights have a state everywhere, and nothing is packed.
+    """
+    if isinstance(encoder, LatentEncoder):
+        return
+    named = {id(layer.weight): name for name, layer in encoder.layers.items()}
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    whose = {index: named[id(p)] for index, p in enumerate(parameters) if id(p) in named}
+    masks = {index: encoder.masks[name] for index, name in whose.items()}
+    packed = packing.pack_states_(checkpoint["optimizer_states"][0]["state"], masks)
+    checkpoint["sparse_state"]["packed"] = {i: [whose[i], *names] for i, names in packed.items()}
+
+
+def unpack_optimizer(checkpoint: dict[str, Any], encoder: Encoder) -> None:
+    """Inverse of `pack_optimizer`, when the encoder has its masks back."""
+    found = checkpoint["sparse_state"]["packed"]
+    masks = {index: encoder.masks[name] for index, (name, *_) in found.items()}
+    names = {index: rest for index, (_, *rest) in found.items()}
+    packing.unpack_states_(checkpoint["optimizer_states"][0]["state"], masks, names)
 
 
 def slimmed(state: Mapping[str, Any] | None) -> Slimmed | None:

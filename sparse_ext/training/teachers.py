@@ -39,8 +39,10 @@ def find_teacher(module: nn.Module, online: str) -> str | None:
             f"{type(module).__name__} has several networks like '{online}': {', '.join(named)}. "
             f"Name the momentum encoder: sparsify(module, config, momentum='{named[0]}')."
         )
-    frozen = [n for n in equal if not any(p.requires_grad for p in _parameters(module, n))]
-    for name in (name for name in frozen if name not in named):
+    unsaid = [name for name in equal if name not in named]
+    for name in unsaid:
+        if any(parameter.requires_grad for parameter in module.get_submodule(name).parameters()):
+            continue  # it trains: no average
         listen()
         log.warning(
             "'%s' is a frozen network like '%s' and gets no masks. If it is the momentum encoder, "
@@ -52,10 +54,6 @@ def find_teacher(module: nn.Module, online: str) -> str | None:
 
 def _architecture(net: nn.Module) -> list[tuple[str, torch.Size]]:
     return [(name, parameter.shape) for name, parameter in net.named_parameters()]
-
-
-def _parameters(module: nn.Module, name: str) -> list[nn.Parameter]:
-    return list(module.get_submodule(name).parameters())
 
 
 class Follower:

@@ -176,7 +176,9 @@ def test_dali_works_with_folders_of_images(tmp_path):
 
 def test_linear_defaults():
     cfg = parsed(LINEAR, data__val_path="None")
-    assert cfg.data.augmentations == {
+    assert cfg.data.augmentations.crop_size == cfg.data.image_size == 32  # the digits' own
+    paths = {"data__train_path": ".", "data__val_path": ".", "data__dataset": "imagenet100"}
+    assert parsed(LINEAR, **paths).data.augmentations == {
         "crop_size": 224,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],

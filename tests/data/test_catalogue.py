@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from solo.args.knn import parse_args_knn
-from solo.data.catalogue import DATASETS, DatasetInfo, info_of, input_size, register_dataset
+from solo.data.catalogue import DATASETS, DatasetInfo, info_of, register_dataset
 from solo.data.classification_dataloader import prepare_transforms
+from solo.data.shown import input_size
 from solo.errors import ConfigError
 from solo.programs.knn import knn
 from solo.programs.linear import linear

@@ -301,11 +301,12 @@ def test_small_crops_of_one_size_are_encoded_as_one_batch_with_the_same_loss():
         kwargs = {"local_crops": True} if name == "dino" else {"num_directions": 8}
         model = build(name, small=3, kwargs=kwargs) if name == "dino" else _lejepa()
         apart = copy.deepcopy(model)
-        apart._encode_small_crops = lambda X, model=apart: [model.multicrop_forward(x) for x in X]
-        batch, passes = batch_of(small=3), Passes(model.backbone)
+        apart._as_one_batch = lambda encoder, *methods: False
+        batch, passes, alone = batch_of(small=3), Passes(model.backbone), Passes(apart.backbone)
         joint = model.training_step(batch, 0)
-        assert passes == [(4, 3, 16, 16)] * 2 + [(12, 3, 8, 8)]
+        assert passes == [(8, 3, 16, 16), (12, 3, 8, 8)]
         one_by_one = apart.training_step(batch, 0)
+        assert alone == [(4, 3, 16, 16)] * 2 + [(4, 3, 8, 8)] * 3
         torch.testing.assert_close(joint, one_by_one)
         joint.backward()
         one_by_one.backward()
@@ -330,13 +331,32 @@ def test_batch_norm_keeps_the_views_apart():
     assert passes == [(4, 3, 8, 8)] * 2 + [(4, 3, 4, 4)] * 2
 
 
+def test_the_momentum_encoder_sees_the_large_crops_as_one_batch_too():
+    model = build("dino", small=2, kwargs={"local_crops": True})
+    passes = Passes(model.momentum_backbone)
+    model.training_step(batch_of(small=2), 0)
+    assert passes == [(8, 3, 16, 16)]
+    model = build("ibot", small=2)  # its passes look at which view it is
+    passes = Passes(model.momentum_backbone), Passes(model.backbone)
+    model.training_step(batch_of(small=2), 0)
+    assert passes[0] == [(4, 3, 16, 16)] * 2
+    assert passes[1] == [(4, 3, 16, 16)] * 2 + [(8, 3, 8, 8)]
+
+
+def test_without_small_crops_every_view_is_encoded_by_itself():
+    model = build("dino")
+    passes = Passes(model.backbone)
+    model.training_step(batch_of(), 0)
+    assert passes == [(4, 3, 16, 16)] * 2
+
+
 def test_small_crops_of_two_sizes_are_two_batches():
     model = build("dino", small=4, kwargs={"local_crops": True})
     batch = batch_of(small=4)
     batch[1][4:] = [torch.randn(4, 3, 12, 12) for _ in range(2)]
     passes = Passes(model.backbone)
     assert model.training_step(batch, 0).isfinite()
-    assert passes[2:] == [(8, 3, 8, 8), (8, 3, 12, 12)]
+    assert passes[1:] == [(8, 3, 8, 8), (8, 3, 12, 12)]
 
 
 def test_an_extension_that_tells_views_apart_gets_them_one_by_one(monkeypatch):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
@@ -104,9 +105,13 @@ def test_mistakes(configs, monkeypatch, capsys, args, message):
 
 
 def test_linear_mistakes(configs, monkeypatch, capsys):
-    code, err = call(monkeypatch, capsys, *HERE, main=main_linear.main)
+    with pytest.warns(UserWarning, match="unknown key 'method': it has no effect"):
+        code, err = call(monkeypatch, capsys, *HERE, main=main_linear.main)
     assert code == 2
-    assert "error: unknown key 'method'." in err
+    assert "error: the key 'pretrained_feature_extractor' is missing" in err
+    code, err = call(monkeypatch, capsys, *HERE, "++strict=True", main=main_linear.main)
+    assert code == 2
+    assert "error: unknown key" in err
 
 
 def test_lists_in_group_files_compose_and_a_run_goes_through(configs, monkeypatch, capsys):
@@ -124,6 +129,27 @@ def test_recipes_of_solo_learn_find_their_wandb_group():
         for name in ("private", "mhug"):
             group = OmegaConf.load(ROOT / "scripts" / folder / "wandb" / f"{name}.yaml")
             assert group.enabled is True
+
+
+def test_values_with_an_equals_sign_are_accepted_as_typed():
+    argv = ["main_linear.py", "--config-name=x", "pretrained_feature_extractor=a b/n-ep=16.ckpt"]
+    argv += ["resume_from_checkpoint='x=1'", "++a.b={c: 1}", "plain=3", "+it=it's=so"]
+    app._quote_values(argv)
+    parser = OverridesParser.create()
+    values = [parser.parse_override(arg).value() for arg in argv[2:]]
+    assert values[0] == "a b/n-ep=16.ckpt"
+    assert values[1].text == "x=1" if hasattr(values[1], "text") else values[1] == "x=1"
+    assert argv[4:6] == ["++a.b={c: 1}", "plain=3"]
+    assert argv[1] == "--config-name=x"
+    assert str(parser.parse_override(argv[6]).value()) == "it's=so"
+
+
+def test_a_configuration_may_end_in_yml(configs, monkeypatch, capsys):
+    (configs / "cfg" / "byol.yaml").rename(configs / "cfg" / "other.yml")
+    args = ("++limit_val_batches=0", "++limit_train_batches=1", "--config-path", "cfg")
+    for name in ("other.yml", "other"):
+        code, err = call(monkeypatch, capsys, *args, "--config-name", name)
+        assert code == 0, err
 
 
 def test_a_full_disk_is_no_bug():

@@ -77,7 +77,7 @@ def test_features_are_those_of_the_checkpoint(pretrained, images):
     assert labels.tolist() == [0] * 6 + [1] * 6
     assert z.shape == (12, 8)
     assert not z.requires_grad
-    grey = (torch.full((1, 3, 224, 224), 222 / 255) - 0.5) / 0.5  # the third light image
+    grey = (torch.full((1, 3, 32, 32), 222 / 255) - 0.5) / 0.5  # the third light image
     with torch.no_grad():
         torch.testing.assert_close(feats[8:9], model.backbone(grey), rtol=1e-4, atol=1e-5)
     saved = torch.load(pretrained[1])["state_dict"]

@@ -38,6 +38,18 @@ def test_strategy():
     assert arguments(strategy="ddp_spawn", devices=2)["strategy"] == "ddp_spawn"
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_half_precision_throughout_is_warned_of(precision):
+    with pytest.warns(UserWarning, match=f"{precision} keeps .* Use precision=bf16-mixed"):
+        assert arguments(precision=precision)["precision"] == precision
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true", 32])
+def test_other_precisions_are_not(precision, recwarn):
+    arguments(precision=precision)
+    assert not [w for w in recwarn if "precision" in str(w.message)]
+
+
 def test_synchronised_batch_norm_needs_a_gpu():
     assert "sync_batchnorm" not in arguments(sync_batchnorm=True)
     with pytest.warns(UserWarning, match="sync_batchnorm needs a GPU"):

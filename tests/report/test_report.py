@@ -67,6 +67,22 @@ def figures(html):
     return {title: base64.b64decode(data).decode() for title, data in found}
 
 
+def test_the_effective_rank_stands_beside_the_sparsity(tmp_path):
+    folder = sparse_run(tmp_path / "run")
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    ends = [row for row in rows if row["sparse/online_sparsity"]]
+    for rank, row in zip((20.0, 18.0, 12.0, 9.5), ends, strict=True):
+        row |= {"quality/backbone_rankme": rank, "quality/samples": 4096.0}
+    write_metrics(folder, rows)
+    page = write_report(folder).read_text()
+    titles = list(figures(page))
+    assert titles.index("Effective rank") == titles.index("Sparsity") + 1
+    assert "over 4,096 rows" in page
+    assert "ramp starts" in figures(page)["Effective rank"]
+    assert "Effective rank" not in figures(write_report(sparse_run(tmp_path / "b")).read_text())
+
+
 def test_series_prefer_epoch_means_and_know_their_time(tmp_path):
     log = RunLog(sparse_run(tmp_path))
     assert log.steps_per_epoch == 10

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from solo.files.packed import pack
 from sparse_ext import sparsify
 from tests.pruning.toys import data, toy, trainer
-from tests.training.runs import FAST
+from tests.training.runs import FAST, OPTIMIZERS
 
 pytestmark = pytest.mark.unit
 SPARSE = {**FAST, "final": 0.8}
@@ -30,19 +30,30 @@ class Saving(Callback):
         assert pack(path)
 
 
-def run(folder=None, ckpt=None, pack_it=True, seed=0, **kwargs):
-    model = toy(seed, width=32)
-    callback = sparsify(model, SPARSE)
-    callback.pack = pack_it
+def run(folder=None, ckpt=None, seed=0, optimizer="sgd", momentum=True, section=SPARSE, **kwargs):
+    model = toy(seed, width=32, optimizer=OPTIMIZERS[optimizer], momentum=momentum)
+    callback = sparsify(model, section)
+    callback.pack = True
     callbacks = [] if folder is None else [Saving(folder)]
     loader = data(width=32)
     trainer(epochs=4, callbacks=callbacks, **kwargs).fit(model, loader, ckpt_path=ckpt)
     return model
 
 
-def test_resumed_from_a_packed_checkpoint_equals_straight(tmp_path):
-    straight = run(tmp_path)
-    resumed = run(ckpt=tmp_path / "1.ckpt", seed=7)
+@pytest.mark.parametrize(
+    ("optimizer", "momentum", "section"),
+    [
+        ("sgd", True, SPARSE),
+        ("adam", True, SPARSE),
+        ("lars", False, SPARSE),
+        ("adamw", True, {"name": "granet_ssl", "update_period": 2}),
+        ("sgd", False, {"name": "sr_ste", "granularity": "2:4"}),
+    ],
+)
+def test_resumed_from_a_packed_checkpoint_equals_straight(tmp_path, optimizer, momentum, section):
+    settings = {"optimizer": optimizer, "momentum": momentum, "section": section}
+    straight = run(tmp_path, **settings)
+    resumed = run(ckpt=tmp_path / "1.ckpt", seed=7, **settings)
     state = resumed.state_dict()
     for key, value in straight.state_dict().items():
         assert torch.equal(value, state[key]), key
@@ -74,3 +85,21 @@ def test_packing_twice_and_packing_what_is_no_archive(tmp_path):
     assert not pack(tmp_path / "b.ckpt")
     assert (tmp_path / "b.ckpt").read_text() == "no archive"
     assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "b.ckpt"]
+
+
+@pytest.mark.parametrize(("final", "most"), [(0.8, 1.05), (0.31, 1.15)])
+def test_a_packed_sparse_checkpoint_is_no_larger_than_a_dense_one(tmp_path, final, most):
+    """Of an encoder pair with SGD, whose state has the fewest other tensors."""
+    sizes = {}
+    for name, section in {"dense": None, "sparse": {**SPARSE, "final": final}}.items():
+        model = toy(width=96)
+        if section is not None:
+            sparsify(model, section).pack = True
+        fit = trainer(epochs=3)
+        fit.fit(model, data(width=96))
+        path = tmp_path / f"{name}.ckpt"
+        fit.save_checkpoint(path)
+        if section is not None:
+            assert pack(path)
+        sizes[name] = path.stat().st_size
+    assert sizes["sparse"] / sizes["dense"] < most

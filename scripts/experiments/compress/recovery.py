@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from solo.data.catalogue import input_size
+from solo.data.shown import input_size
 from sparse_ext.prune.images import is_embedded
 
 

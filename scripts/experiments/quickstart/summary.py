@@ -171,7 +171,7 @@ def _measured(settings: plan.Settings, name: str, path: Path) -> dict[str, Any]:
     """Sparsity and cost of a checkpoint, and the size of its encoder as a file of its own."""
     from solo.checkpoints import load_run
     from solo.checkpoints.exporting import export_encoder
-    from solo.data.catalogue import input_size
+    from solo.data.shown import input_size
     from sparse_ext.cost import count
     from sparse_ext.export import save_packed
 

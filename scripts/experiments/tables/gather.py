@@ -167,7 +167,7 @@ def _knn(row: Row, options: Options, evaluation: Evaluation) -> dict[str, float]
 def _macs_dense(path: Path) -> int:
     """Of the encoder without its gates, for an image of the size that evaluation shows to it."""
     from solo.checkpoints import load_run
-    from solo.data.catalogue import input_size
+    from solo.data.shown import input_size
     from sparse_ext.gating.encoder import gating_of, trace
 
     backbone, args = load_run(path)
@@ -181,7 +181,7 @@ def _macs_dense(path: Path) -> int:
 def _costs(path: Path, log: RunLog) -> dict[str, Any]:
     """Sparsities, MACs and memory of the encoders in a checkpoint."""
     from solo.checkpoints import load_run
-    from solo.data.catalogue import input_size
+    from solo.data.shown import input_size
     from sparse_ext.cost import count, memory
     from sparse_ext.cost.of_checkpoint import granularity
 

@@ -14,12 +14,13 @@ from typing import Any
 
 from nvidia.dali import fn, pipeline_def, types
 
-from solo.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
+from solo.data.catalogue import DEFAULT_SIDE, IMAGENET_MEAN, IMAGENET_STD
 from solo.data.dali import geometry
 from solo.data.datasets.folders import image_files, require_folder, require_fraction
 from solo.data.datasets.images import require_exif
 from solo.data.datasets.splits import Split, draw
 from solo.data.pretrain_dataloader import FullTransformPipeline
+from solo.data.shown import Shown
 from solo.errors import ConfigError, DataError, did_you_mean
 from solo.seeding import mix
 
@@ -161,7 +162,7 @@ class NormalPipelineBuilder(PipelineBuilder):
         ConfigError: a fraction out of range or an unknown device.
     """
 
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    size, mean, std = DEFAULT_SIDE, IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(
         self,
@@ -177,7 +178,10 @@ class NormalPipelineBuilder(PipelineBuilder):
         data_fraction: float = -1.0,
         split: Split | None = None,
         exif: str = "ignore",
+        images: Shown | None = None,
     ):
+        if images is not None:
+            self.size, self.mean, self.std = images.size, images.mean, images.std
         files, labels = labelled_files(
             data_path, "data.val_path" if validation else "data.train_path"
         )
@@ -189,13 +193,15 @@ class NormalPipelineBuilder(PipelineBuilder):
     def _graph(self):
         images, labels = self._read(self.labels, shuffle=not self.validation)
         if self.validation:
-            images = geometry.shorter_side_resized(images, 256, types.INTERP_LINEAR)
-            images = geometry.center_crop(images, 224)
+            images = geometry.shorter_side_resized(
+                images, round(self.size * 256 / 224), types.INTERP_LINEAR
+            )
+            images = geometry.center_crop(images, self.size)
             mirror = 0
         else:
             u = geometry.drawn_box()
             images = geometry.resized_crop(
-                images, u, 224, (0.08, 1.0), "center", interpolation=types.INTERP_LINEAR
+                images, u, self.size, (0.08, 1.0), "center", interpolation=types.INTERP_LINEAR
             )
             mirror = fn.random.coin_flip(probability=0.5)
         images = fn.crop_mirror_normalize(

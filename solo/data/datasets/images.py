@@ -9,10 +9,11 @@ and take it as it is stored where it is `ignore`, as Pillow and torchvision do b
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +21,13 @@ from torchvision.io import decode_jpeg
 from torchvision.transforms.functional import pil_to_tensor
 
 from solo.errors import ConfigError, DataError, did_you_mean
+
+Range = tuple[float, float] | None
+
+
+class _UnknownRange(ValueError):
+    """An image's values have no known white."""
+
 
 # What Pillow raises on broken input: not an image, truncated, corrupt chunks, absurd sizes.
 _BROKEN = (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError)
@@ -62,25 +70,71 @@ def require_exif(exif: str) -> str:
     return exif
 
 
-def readers(exif: str = "ignore", pixels: bool = False) -> tuple[Callable, Callable]:
+def require_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
+    """`data.value_range` as (lowest, highest), None where there is none.
+
+    Raises:
+        ConfigError: it is no pair of growing numbers.
+    """
+    if value_range is None:
+        return None
+    low, high = [*value_range, 0, 0][:2]
+    if len(value_range) != 2 or not low < high:
+        raise ConfigError(
+            f"data.value_range={list(value_range)}: give the values that are black and white, such "
+            "as [0,1]."
+        )
+    return float(low), float(high)
+
+
+def readers(
+    exif: str = "ignore", pixels: bool = False, value_range: Sequence[float] | None = None
+) -> tuple[Callable, Callable]:
     """How files, and how encoded bytes with a name, become images.
 
     Args:
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
         pixels: make (3, H, W) uint8 tensors, not PIL images.
+        value_range: what is black and what is white in images of int32 or float values.
 
     Raises:
-        ConfigError: `exif` is unknown.
+        ConfigError: `exif` is unknown, or the range is none.
     """
     pair = (read_pixels, decode_pixels) if pixels else (read_image, decode_image)
-    return tuple(partial(function, exif=require_exif(exif)) for function in pair)  # type: ignore
+    options = {"exif": require_exif(exif), "value_range": require_range(value_range)}
+    return tuple(partial(function, **options) for function in pair)  # type: ignore[return-value]
 
 
-def _as_rgb(image: Image.Image, exif: str) -> Image.Image:
+def _as_rgb(image: Image.Image, exif: str, value_range: Range) -> Image.Image:
     image.load()  # some formats keep their EXIF behind the pixels
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image, value_range)
     turn = _TURNS.get(_orientation(image)) if exif == "apply" else None
     image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
+
+
+def _eight_bits(image: Image.Image, value_range: Range) -> Image.Image:
+    """Grey images of 16 bits, int32 and floats as one byte per pixel; Pillow cuts them at 255.
+
+    Raises:
+        ReadError: what is white in it is not known.
+    """
+    values = np.asarray(image).astype(np.float64)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        low, high = 0.0, 65535.0
+    elif value_range is not None:
+        low, high = value_range
+    else:
+        kind = "float" if image.mode == "F" else "int32"
+        raise _UnknownRange(
+            f"its {kind} values, here from {values.min():g} to {values.max():g}, have no known "
+            "white: set data.value_range=[black,white], such as [0,1]"
+        )
+    levels = ((values - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
+    found = Image.fromarray(levels)
+    found.info = image.info
+    return found
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -93,20 +147,22 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
-def read_image(path: str | Path, exif: str = "ignore") -> Image.Image:
-    """The image at `path` as RGB; for `exif` see `readers`.
+def read_image(path: str | Path, exif: str = "ignore", value_range: Range = None) -> Image.Image:
+    """The image at `path` as RGB; for the options see `readers`.
 
     Raises:
         ReadError: the file is missing, truncated or not an image.
     """
     try:
         with open(path, "rb") as file, Image.open(file) as image:
-            return _as_rgb(image, exif)
+            return _as_rgb(image, exif, value_range)
     except _BROKEN as error:
         raise ReadError(_explain(str(path), error)) from error
 
 
-def decode_image(encoded: bytes, name: str, exif: str = "ignore") -> Image.Image:
+def decode_image(
+    encoded: bytes, name: str, exif: str = "ignore", value_range: Range = None
+) -> Image.Image:
     """The encoded image (JPEG, PNG, ... bytes) as RGB; `name` says where it came from.
 
     Raises:
@@ -114,12 +170,12 @@ def decode_image(encoded: bytes, name: str, exif: str = "ignore") -> Image.Image
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return _as_rgb(image, exif)
+            return _as_rgb(image, exif, value_range)
     except _BROKEN as error:
         raise ReadError(_explain(name, error)) from error
 
 
-def read_pixels(path: str | Path, exif: str = "ignore") -> Tensor:
+def read_pixels(path: str | Path, exif: str = "ignore", value_range: Range = None) -> Tensor:
     """The image at `path` as RGB levels (3, H, W) uint8.
 
     Raises:
@@ -129,10 +185,12 @@ def read_pixels(path: str | Path, exif: str = "ignore") -> Tensor:
         encoded = Path(path).read_bytes()
     except OSError as error:
         raise ReadError(_explain(str(path), error)) from error
-    return decode_pixels(encoded, str(path), exif)
+    return decode_pixels(encoded, str(path), exif, value_range)
 
 
-def decode_pixels(encoded: bytes, name: str, exif: str = "ignore") -> Tensor:
+def decode_pixels(
+    encoded: bytes, name: str, exif: str = "ignore", value_range: Range = None
+) -> Tensor:
     """The encoded image as RGB levels (3, H, W) uint8; `name` says where it came from.
 
     Raises:
@@ -146,11 +204,13 @@ def decode_pixels(encoded: bytes, name: str, exif: str = "ignore") -> Tensor:
                 return pixels.expand(3, -1, -1)
         except RuntimeError:
             pass  # Pillow says what is wrong
-    return pil_to_tensor(decode_image(encoded, name, exif))
+    return pil_to_tensor(decode_image(encoded, name, exif, value_range))
 
 
 def _explain(name: str, error: BaseException) -> str:
     reason = str(error)
     if isinstance(error, Image.UnidentifiedImageError):
         reason = "not an image"
+    if isinstance(error, _UnknownRange):
+        return f"Cannot read image '{name}': {reason}."
     return f"Cannot read image '{name}': {reason}. Replace or remove the file."

@@ -153,7 +153,7 @@ def prepare_resident(
         skip_unreadable: leave broken files out instead of stopping.
         threads: that decode files.
         processes: of this machine, each of which needs the memory.
-        source: `no_labels`, `data_fraction`, `fraction_of`, `download`, `exif` of
+        source: `no_labels`, `data_fraction`, `fraction_of`, `download`, `exif`, `value_range` of
             `prepare_datasets`.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from solo.checkpoints.runs import open_run
-from solo.data.catalogue import input_size
+from solo.data.shown import input_size
 from solo.errors import CheckpointError
 from sparse_ext.cost.accelerator import cycle_model
 from sparse_ext.masks.granularity import Block

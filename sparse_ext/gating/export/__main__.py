@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(run: Path, output: Path, which: str) -> None:
     from solo.checkpoints.runs import load_run, weights_file
-    from solo.data.catalogue import input_size
+    from solo.data.shown import input_size
     from solo.errors import CheckpointError
     from sparse_ext.gating.export import export_gated, save_gated
 

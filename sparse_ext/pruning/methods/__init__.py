@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Pruning methods, a page each; module `<name>` exports its class as `PRUNER`."""
+"""Pruning methods, a page each; `sparse_ext.config.sections.PRUNERS` names them."""

@@ -28,6 +28,7 @@ from sparse_ext.pruning.constant_sparsity import Constant
 from sparse_ext.pruning.dense_start import load_dense
 from sparse_ext.pruning.log import log
 from sparse_ext.pruning.pruner import Needs
+from sparse_ext.pruning.scores.scorers import magnitude
 from sparse_ext.pruning.units import Kept
 
 DENSE = Branches(first=False, others=False, evaluation=False)
@@ -80,7 +81,8 @@ class MCP(Constant):
 
     def proj(self, values: Mapping[str, Tensor]) -> Kept:
         """Filters of largest L2 norm, the same share in every layer."""
-        energy = self.units.pool({name: value.square() for name, value in values.items()})
+        squares = {name: magnitude(value).square() for name, value in values.items()}
+        energy = self.units.pool(squares)
         return self.units.largest_per_layer(energy, self.config.final, "uniform")
 
     @torch.no_grad()

@@ -119,7 +119,7 @@ def load_images(files: Sequence[Path], dataset: str, size: int) -> tuple[list[np
     from solo.data.catalogue import known
     from solo.data.classification_dataloader import prepare_transforms
 
-    transform = prepare_transforms(dataset)[1]
+    transform = prepare_transforms(dataset, size)[1]
     pictures, tensors = [], []
     for file in files:
         try:
