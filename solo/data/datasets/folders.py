@@ -108,7 +108,7 @@ def class_files(folder: Path, name: str) -> list[str]:
             str(folder / "images" / file) for file, label in _annotations(folder) if label == name
         ]
     found: list[str] = []
-    for root, inside, _ in sorted(os.walk(folder / name, followlinks=True)):
+    for root, _, _ in sorted(os.walk(folder / name, followlinks=True)):
         if all(map(_shown, Path(root).relative_to(folder).parts)):
             found += [os.path.join(root, file) for file in image_files(Path(root))]
     return found
