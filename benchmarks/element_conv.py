@@ -49,10 +49,10 @@ def backbone(name: str, size: int) -> nn.Module:
     """A fresh encoder, with the stem for small images up to 64 pixels."""
     if size <= 64:
         return network(name, 64)
-    from solo.backbones import get_backbone
+    from solo.backbones import get_builder
 
     torch.manual_seed(0)
-    net = get_backbone(name)(None)
+    net = get_builder(name)(None)
     net.fc = nn.Identity()
     return net
 
