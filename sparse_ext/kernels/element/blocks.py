@@ -90,7 +90,7 @@ def unfuse(net: nn.Module) -> None:
         if type(module) in plain:
             module.__class__ = plain[type(module)]
         elif type(module) is LaneReLU:
-            module.__class__ = nn.ReLU
+            module.__class__ = nn.ReLU  # type: ignore[assignment]
         elif type(module) is LaneBatchNorm2d:
             module.__dict__.pop("rectifies", None)
 

@@ -59,7 +59,7 @@ def to_lanes(x: Tensor) -> Tensor:
         steps = _steps(x)
     out = empty_lanes(tuple(x.shape), x.dtype)
     half, threads = int(x.dtype == torch.bfloat16), torch.get_num_threads()
-    arguments = ctypes.addressof(steps), x.data_ptr(), out.data_ptr(), threads
+    arguments = ctypes.addressof(steps), x.data_ptr(), out.data_ptr(), threads  # type: ignore[arg-type]
     library().element_to_lanes(half, *arguments)
     return out
 
@@ -69,7 +69,7 @@ def from_lanes(x: Tensor, memory_format: torch.memory_format = torch.channels_la
     out = torch.empty_like(x, memory_format=memory_format)
     steps = _steps(out)
     half, threads = int(x.dtype == torch.bfloat16), torch.get_num_threads()
-    arguments = ctypes.addressof(steps), x.data_ptr(), out.data_ptr(), threads
+    arguments = ctypes.addressof(steps), x.data_ptr(), out.data_ptr(), threads  # type: ignore[arg-type]
     library().element_from_lanes(half, *arguments)
     return out
 

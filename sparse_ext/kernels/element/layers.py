@@ -87,8 +87,8 @@ class ElementLayer(nn.Module):
         training = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)  # type: ignore[union-attr]
         case = choice.Case(
             plan.shape, plan.window, tuple(x.shape), _computed_in(x),
-            torch.get_num_threads(), training, self.dense_share if training else 0.0,
-            training and x.requires_grad, isinstance(self, LaneConv2d),
+            torch.get_num_threads(), training, self.dense_share if training else 0.0,  # type: ignore[arg-type]
+            training and x.requires_grad, isinstance(self, LaneConv2d),  # type: ignore[arg-type]
         )  # fmt: skip
         return plan if choice.pays(case, plan.density) else None
 
@@ -143,7 +143,7 @@ class _Convolution(ElementLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.frozen and torch.compiler.is_compiling() and hasattr(self, "mask"):
-            rest = (list(p) for p in (self.stride, self.padding, self.dilation))
+            rest = (list(p) for p in (self.stride, self.padding, self.dilation))  # type: ignore[arg-type]
             return torch.ops.sparse_ext.element_conv2d(
                 input, self.weight, self.mask, self.bias, *rest
             )

@@ -38,7 +38,7 @@ class Geometry(ctypes.Structure):
 class _Kernel(ctypes.Structure):
     """The struct `Kernel` of lists.h."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("outputs", "inputs", "rows", "cols")] + [
+    _fields_ = [(name, ctypes.c_int64) for name in ("outputs", "inputs", "rows", "cols")] + [  # type: ignore[assignment]
         ("steps", ctypes.c_int64 * 4),
         ("stride", ctypes.c_int64 * 2),
         ("padding", ctypes.c_int64 * 2),
@@ -121,7 +121,7 @@ class Plan:
 
     def _sides(self, size: tuple[int, int], kind: str) -> tuple[int, int]:
         """Rows and columns of the target."""
-        return size if kind == INPUT_GRADIENT else self.window.output_size(size, self.shape[2:])
+        return size if kind == INPUT_GRADIENT else self.window.output_size(size, self.shape[2:])  # type: ignore[arg-type]
 
     def _reshaped(self, images: int, size: tuple[int, int], width: int) -> tuple[int, Any]:
         """Without neighbours, pixels are images: as many of them as a vector holds."""
@@ -269,7 +269,7 @@ def _geometry(
     density = math.ceil(plan.density * 64) / 64 if plan.density > 1 / 8 else plan.density
     taps = kernel[0] * kernel[1] / (there[3] * there[4])
     halo = (ends[0][1] - ends[0][0], ends[1][1] - ends[1][0])
-    extent = Extent(here[0], len(used), halo, planes, rows, cols, _coarse(density), taps, dots)
+    extent = Extent(here[0], len(used), halo, planes, rows, cols, _coarse(density), taps, dots)  # type: ignore[arg-type]
     c = _overruled(cut(extent, batch[2], box), kind)
     values = (
         *batch, *here, *there, *ends[0], *ends[1], len(used), -(-rows // c.strips),
