@@ -8,7 +8,7 @@ processes they are gathered here, so that callers pass what their own process co
 from solo.losses.barlow import barlow_loss_func
 from solo.losses.byol import byol_loss_func
 from solo.losses.deepclusterv2 import deepclusterv2_loss_func
-from solo.losses.dino import DINOLoss
+from solo.losses.dino import DINOLoss, dino_loss_func
 from solo.losses.dinov2 import koleo_loss_func
 from solo.losses.distill import distill_loss_func
 from solo.losses.exemplar import exemplar_loss_func
@@ -33,6 +33,7 @@ __all__ = [
     "barlow_loss_func",
     "byol_loss_func",
     "deepclusterv2_loss_func",
+    "dino_loss_func",
     "distill_loss_func",
     "exemplar_loss_func",
     "ibot_patch_loss_func",
