@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Probes: what they see, that the run does not notice them, against main_knn's own function."""
 
+from types import SimpleNamespace
+
 import pytest
+import timm
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -112,3 +116,32 @@ def test_defaults():
 def test_a_momentum_probe_needs_a_momentum_encoder():
     with pytest.raises(ConfigError, match=r"probes.a.encoder=momentum"):
         fit(build("simclr"), [Probes({"a": probe(encoder="momentum")})])
+
+
+def start(cfg, backbone, **section):
+    """The probe's first training image."""
+    probes = Probes({"a": probe(**section)})
+    module = SimpleNamespace(cfg=OmegaConf.create(cfg), backbone=backbone)
+    probes.on_fit_start(SimpleNamespace(global_rank=0, world_size=1), module)
+    return next(iter(probes._loaders["a"][0]))[0][0]
+
+
+def test_images_are_shown_as_the_encoder_was_trained(tmp_path):
+    (tmp_path / "dark").mkdir()
+    Image.new("RGB", (40, 40), (51, 51, 51)).save(tmp_path / "dark" / "0.png")
+    view = {"crop_size": 24, "mean": [0.1, 0.1, 0.1], "std": [0.5, 0.5, 0.5]}
+    cfg = {"data": {"dataset": "custom"}, "augmentations": [view]}
+    paths = {"dataset": "custom", "train_path": str(tmp_path), "val_path": str(tmp_path)}
+    image = start(cfg, torch.nn.Conv2d(3, 1, 1), **paths)
+    assert image.shape == (3, 24, 24)
+    assert torch.allclose(image, torch.full_like(image, 0.2), atol=1e-6)
+
+
+def test_an_encoder_of_another_size_is_named_before_the_first_step():
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 1}
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
+    cfg = {"data": {"dataset": "custom"}, "augmentations": [{"crop_size": 32}]}
+    with pytest.raises(ConfigError, match=r"probes\.a: .*Set probes\.a\.image_size"):
+        start(cfg, vit)
+    assert start(cfg, vit, image_size=32).shape == (3, 32, 32)
+    assert all(module.training for module in vit.modules())
