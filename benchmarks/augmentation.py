@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import PIL
 import torch
 import yaml
 from torchvision.transforms.functional import to_pil_image
@@ -105,6 +106,18 @@ def _kornia_pipeline(K, entry: dict) -> torch.nn.Module:
     return torch.nn.Sequential(*steps, K.Normalize(mean, std))
 
 
+def _processor() -> str:
+    """Name, family and model of the processor, which the ratios depend on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    known = {key.strip(): value.strip() for key, value in pairs}
+    wanted = ("model name", "cpu family", "model")
+    return ", ".join(f"{key} {known[key]}" for key in wanted if key in known) or platform.machine()
+
+
 def main() -> None:
     """Measure in turn and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -141,7 +154,8 @@ def main() -> None:
         for name, make in makers.items():
             best[name] = max(best[name], views_per_second(make, args.seconds, clock))
     print(f"{args.recipe}, batch {args.batch} at {side}x{side}, one thread, {args.device}")
-    print(f"{platform.machine()}, torch {torch.__version__}; views/s, best of {ROUNDS} rounds")
+    versions = f"torch {torch.__version__}, Pillow {PIL.__version__}"
+    print(f"{_processor()}, {versions}; views/s, best of {ROUNDS} rounds")
     for name, rate in best.items():
         ratio = rate / best["Pillow per sample"]
         print(f"{name:20}{rate:10,.0f}{ratio:8.1f}x   first call {start[name]:6.1f} s")

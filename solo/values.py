@@ -22,6 +22,8 @@ from solo.errors import ConfigError, did_you_mean
 #: types of the fields of a schema by name
 hints = cache(get_type_hints)
 
+#: of float32, in which most of what a configuration says ends up
+LARGEST = 3.4028e38
 _LIMITS = {
     "least": (lambda value, limit: value >= limit, "at least"),
     "most": (lambda value, limit: value <= limit, "at most"),
@@ -89,8 +91,13 @@ def check_value(value: Any, hint: Any, name: str, limits: Mapping[str, Any] | No
 
 def check_number(value: float, said: str, limits: Mapping[str, Any]) -> None:
     """Check that `value` is finite and within `limits`; messages begin with `said`."""
-    if math.isnan(value) or (math.isinf(value) and not limits.get("infinite")):
-        raise ConfigError(f"{said} is out of range: it must be a finite number")
+    fits = abs(value) <= (LARGEST if isinstance(value, float) else 2**63 - 1) or (
+        value == math.inf and limits.get("infinite")
+    )
+    if not fits:  # NaN does not compare either
+        raise ConfigError(
+            f"{said} is out of range: it must be a finite number that the machine can hold"
+        )
     known = [key for key in _LIMITS if key in limits]
     if any(not _LIMITS[key][0](value, limits[key]) for key in known):
         texts = [f"{_LIMITS[key][1]} {limits[key]:g}" for key in known]

@@ -103,6 +103,7 @@ def load_encoder(
     found = extensions.evaluated(state)
     state = {key: value for key, value in found.items() if key not in left_out}
     _check_fit(state, own, optional, source, args)
+    _check_finite(state, source)
     backbone.load_state_dict(state, strict=False)  # strictness: _check_fit
     return LoadReport(
         backbone=backbone,
@@ -150,6 +151,15 @@ def _heads(state: Mapping[str, Tensor], own: Mapping[str, Tensor], foreign: bool
     """Heads and decoders in a file that no run wrote; a run's encoder has none."""
     more = set(state) - set(own)
     return more - set(strangers(state, own)) if foreign else set()
+
+
+def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise CheckpointError(
+                f"{source}: '{key}' holds values that are NaN or infinite, so nothing can be "
+                "computed from these weights. Take a checkpoint from before the run went wrong."
+            )
 
 
 def _check_fit(

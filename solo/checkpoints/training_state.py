@@ -14,6 +14,7 @@ import torch
 
 from solo.checkpoints.files import read_checkpoint
 from solo.errors import CheckpointError
+from solo.files.whole import whole_file
 
 # beside the weights: what Lightning needs to go on, with the type of each
 _STATE: dict[str, type] = {
@@ -87,9 +88,10 @@ def resumable(path: str | Path) -> Path:
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
-        with tempfile.NamedTemporaryFile(suffix=".ckpt", delete=False) as copy:
+        folder = Path(tempfile.mkdtemp())
+        with whole_file(folder / path.name) as copy:
             torch.save(content, copy)
-        return Path(copy.name)
+        return folder / path.name
     return path
 
 

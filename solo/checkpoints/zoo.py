@@ -20,9 +20,22 @@ def manifest_path() -> Path:
 
 
 def read_manifest() -> dict[str, Any]:
-    """The manifest, or one without models where the package was installed without `zoo/`."""
+    """The manifest, or one without models where the package was installed without `zoo/`.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     path = manifest_path()
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"models": []}
+    if not path.exists():
+        return {"models": []}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(model["name"], str) for model in manifest["models"]):
+            return manifest
+        reason = "a model has no name"
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise CheckpointError(f"{path}: the zoo's manifest is damaged ({reason}); check it out again.")
 
 
 def sha256(path: Path) -> str:

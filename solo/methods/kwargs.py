@@ -38,8 +38,15 @@ def check_kwargs(cfg: DictConfig, kwargs: Mapping[str, Any], ignored: Iterable[s
             raise ConfigError(f"{key} {problem}: {cfg.method} needs a value {wanted}")
         if required and kind is int and value < 1:  # all of them are widths or counts
             raise ConfigError(f"{key} is {value}: {cfg.method} needs at least 1")
-        if isinstance(value, float):
-            check_number(value, f"'{key}={value}'", {})
+        if accepts(value, float):
+            check_number(value, f"'{key}={value}'", _limits(name))
+
+
+def _limits(name: str) -> dict[str, float]:
+    """What the name of a key says about its number."""
+    if "temperature" in name and "epochs" not in name:
+        return {"above": 0}
+    return {"least": 1} if name.startswith("num_") or name.endswith(("_size", "_dim")) else {}
 
 
 def _kwargs_of_all_methods() -> set[str]:

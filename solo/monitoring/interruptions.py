@@ -99,6 +99,9 @@ class Interruptions(Callback):
 class WithinEpoch(Callback):
     """Lets a run go on in the middle of an epoch, after the batches that it has seen.
 
+    Callbacks that gather something over an epoch have `epoch_state()`, plain values and tensors,
+    and `restore_epoch(state)`.
+
     Attributes:
         saving: the state that is saved is one between two batches.
     """
@@ -106,7 +109,7 @@ class WithinEpoch(Callback):
     def __init__(self) -> None:
         super().__init__()
         self.saving = False
-        self._seen = 0
+        self._loaded: dict[str, Any] | None = None
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -118,29 +121,44 @@ class WithinEpoch(Callback):
         for counted in (progress["total"], progress["current"]):
             counted["ready"] = counted["completed"]
         progress["is_last_batch"] = False
-        checkpoint[KEY] = {"batches": progress["current"]["completed"]}
+        states = {
+            callback.state_key: callback.epoch_state()
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if hasattr(callback, "epoch_state")
+        }
+        checkpoint[KEY] = {"batches": progress["current"]["completed"], "callbacks": states}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember how many batches are done."""
-        self._seen = checkpoint.get(KEY, {}).get("batches", 0)
+        """Remember how many batches are done, and what was gathered."""
+        self._loaded = checkpoint.get(KEY)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the loader begin after them, and methods know in which epoch they are."""
-        if not self._seen:
+        """Let the loader begin after the batches that are done."""
+        if self._loaded is None:
             return
-        seen, self._seen = self._seen, 0
         loader = trainer.train_dataloader
         if hasattr(loader, "first_batch"):
-            loader.first_batch = seen
+            loader.first_batch = self._loaded["batches"]
         else:
             warnings.warn(
                 f"{type(loader).__name__} cannot begin in the middle of an epoch: the run goes on "
                 "with batches that it has seen in this epoch",
                 stacklevel=2,
             )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Before the first batch: everyone learns which epoch it is, and what it has gathered."""
+        if self._loaded is None:
+            return
+        loaded, self._loaded = self._loaded, None
         # Lightning leaves these out in an epoch that it continues
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             callback.on_train_epoch_start(trainer, pl_module)
         pl_module.on_train_epoch_start()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if (state := loaded.get("callbacks", {}).get(callback.state_key)) is not None:
+                callback.restore_epoch(state)

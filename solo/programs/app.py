@@ -32,6 +32,7 @@ if not TRACEBACK_WANTED:  # otherwise Hydra prints and exits by itself
     os.environ |= {"HYDRA_FULL_ERROR": "1", _OURS: "1"}
 # a folder without permission, a full or read-only disk
 _MACHINE_REFUSES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 _COMPOSE = ("hydra.errors", "hydra.core", "omegaconf.errors", "yaml.")
 
 
@@ -232,8 +233,13 @@ def explain(error: BaseException, schema: type | None = None) -> str | None:
     kind = f"{type(error).__module__}.{type(error).__name__}"
     if kind.endswith("MisconfigurationException"):
         return _machine(str(error))
-    if isinstance(error, OSError) and error.errno in _MACHINE_REFUSES:
+    if isinstance(error, OSError) and (error.errno in _MACHINE_REFUSES or error.filename):
         return f"{error.strerror}: '{error.filename or 'no file named'}'"
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in kind or _NO_MEMORY in str(error):
+        return (
+            f"There is not enough memory ({str(error).splitlines()[0] if str(error) else kind}). "
+            "Lower optimizer.batch_size or data.num_workers, or take another data.format."
+        )
     if not kind.startswith(_COMPOSE):
         return None
     text = str(error).strip()

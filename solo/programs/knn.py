@@ -69,6 +69,10 @@ def knn(args: Namespace) -> list[dict]:
         extensions.collect(backbone)
         parts.append(extract_features(loader, features))
     train, test = parts
+    if max(args.k) > len(train[2]):
+        raise ConfigError(
+            f"--k {max(args.k)}: there are only {len(train[2])} training images to be neighbours"
+        )
     figures = {k: v for k, v in extensions.collect(backbone).items() if "/" not in k}
     for name, value in figures.items():
         print(f"{name}: {value:.6g} (validation images)")

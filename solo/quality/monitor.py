@@ -124,7 +124,9 @@ class QualityMonitor(Callback):
         if figures:
             pl_module.log_dict({f"quality/{name}": value for name, value in figures.items()})
         if self._loss:
-            mean = concat_all_gather_no_grad(torch.stack(self._loss).mean()[None]).mean()
+            mean = concat_all_gather_no_grad(
+                torch.stack([x.to(self._loss[-1].device) for x in self._loss]).mean()[None]
+            ).mean()
             self._losses.append(float(mean))
             self._loss = []
         self._name_collapse(trainer, figures)
@@ -133,7 +135,9 @@ class QualityMonitor(Callback):
         figures: dict[str, float] = {}
         for part in dict.fromkeys(name for name, _ in self._kept):
             views = [
-                torch.cat(list(kept)) for (name, _), kept in self._kept.items() if name == part
+                torch.cat([x.to(kept[-1].device) for x in kept])
+                for (name, _), kept in self._kept.items()
+                if name == part
             ]
             if len({len(view) for view in views}) != 1:
                 continue
@@ -177,6 +181,16 @@ class QualityMonitor(Callback):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+
+    def epoch_state(self) -> dict[str, Any]:
+        """What this epoch has gathered so far, for a run that is stopped within it."""
+        kept = [[*key, [x.cpu() for x in outputs]] for key, outputs in self._kept.items()]
+        return {"kept": kept, "loss": [loss.cpu() for loss in self._loss]}
+
+    def restore_epoch(self, state: dict[str, Any]) -> None:
+        """Go on gathering from what `epoch_state` has returned."""
+        self._kept.update({(part, view): deque(x) for part, view, x in state["kept"]})
+        self._loss = list(state["loss"])
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs' losses, which a resumed run goes on comparing."""

@@ -100,7 +100,7 @@ class WeightedKNNClassifier(Metric):
         states = (self.train_features, self.train_targets, self.test_features, self.test_targets)
         if any(len(state) == 0 for state in states):
             return -1, -1
-        train, train_targets, test, test_targets = (dim_zero_cat(list(state)) for state in states)
+        train, train_targets, test, test_targets = (_joined(state) for state in states)
         if len(train) == 0 or len(test) == 0:
             return -1, -1
         # classes are positions in the sorted list of labels, so labels need not be 0..C-1
@@ -148,3 +148,8 @@ class WeightedKNNClassifier(Metric):
             return result
 
         return compute_and_reset
+
+
+def _joined(state: Tensor | list[Tensor]) -> Tensor:
+    """The samples of a state: parts of this process, or what torchmetrics has joined of all."""
+    return state if isinstance(state, Tensor) else dim_zero_cat(list(state))

@@ -100,6 +100,19 @@ class Meter:
         self.macs_dense = 0
         self._sums: dict[str, Tensor] = {}
 
+    def state(self) -> dict[str, Any]:
+        """What `restored` makes the same meter of: numbers and tensors on the CPU."""
+        sums = {name: total.cpu() for name, total in self._sums.items()}
+        return {"images": self.images, "macs_dense": self.macs_dense, "sums": sums}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> Meter:
+        """The meter whose `state` this is, with its sums on `device`."""
+        meter = cls()
+        meter.images, meter.macs_dense = state["images"], state["macs_dense"]
+        meter._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        return meter
+
     def add(self, done: Pass) -> None:
         """Count one pass through the encoder."""
         found = {"rho": done.rho, "rho_gated": done.rho_gated, **done.figures()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
@@ -29,9 +30,11 @@ class GatingCallback(Callback):
         self._meters: dict[str, Meter] = {}
         self._figures: dict[str, Tensor] = {}
         self._steps = 0
+        self._device = torch.device("cpu")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Advance those schedules of the method that count epochs."""
+        self._device = pl_module.device
         for gating in gatings_of(pl_module):
             gating.context.epoch = trainer.current_epoch
         self._meters, self._figures, self._steps = {}, {}, 0
@@ -74,6 +77,22 @@ class GatingCallback(Callback):
         self._steps += 1
         for name, value in figures.items():
             self._figures[name] = self._figures.get(name, 0) + value.detach()
+
+    def epoch_state(self) -> dict[str, Any]:
+        """What this epoch has gathered so far, for a run that is stopped within it."""
+        return {
+            "meters": {branch: meter.state() for branch, meter in self._meters.items()},
+            "figures": {name: torch.as_tensor(v).cpu() for name, v in self._figures.items()},
+            "steps": self._steps,
+        }
+
+    def restore_epoch(self, state: dict[str, Any]) -> None:
+        """Go on gathering from what `epoch_state` has returned."""
+        device = self._device
+        meters = state["meters"].items()
+        self._meters = {branch: Meter.restored(meter, device) for branch, meter in meters}
+        self._figures = {name: value.to(device) for name, value in state["figures"].items()}
+        self._steps = state["steps"]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means of the epoch, averaged over the processes."""

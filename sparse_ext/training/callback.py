@@ -153,6 +153,9 @@ class PruningCallback(Callback):
 
     def on_before_backward(self, *_: Any) -> None:
         """The training step may have averaged the momentum encoder."""
+        self._follow()
+
+    def _follow(self) -> None:
         if self._follower is not None:
             self._follower.follow()
 
@@ -160,6 +163,7 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Score from the dense, unscaled, unclipped gradient; then mask that gradient."""
+        self._follow()
         grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         self._graded = bool(grads)
         if not grads:
@@ -226,6 +230,7 @@ class PruningCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the method look at the epoch (CSI), and log."""
+        self._follow()
         figures = self.running.close_epoch(trainer.current_epoch + 1) | self._figures()
         prefix = "layer_oscillation/"
         swaps = {k[len(prefix) :]: v for k, v in figures.items() if k.startswith(prefix)}
@@ -291,6 +296,7 @@ class PruningCallback(Callback):
         self._detach()
         if self.pruner is None:
             return
+        self._follow()
         self.pruner.report_end()
         check_stored(self._encoders)
         step, logged = self._logged

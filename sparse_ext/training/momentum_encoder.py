@@ -76,6 +76,7 @@ class MaskedHook:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         online, momentum = encoders_of(self.module).values()
+        self.follower.follow()  # callbacks come before their module
         with masks_respected(online, momentum, self.mode):
             result = getattr(type(self.module), self.name)(self.module, *args, **kwargs)
         self.follower.remember()

@@ -155,6 +155,8 @@ def fuzz(tries: int, work: Path, seed: int = 0, programs=(PRETRAIN, PRETRAIN, LI
         if most is not None and isinstance(value, (int, float)) and most < value < float("inf"):
             continue
         attempt(program, key, value, known[program][key], work, tally)
+        if tally.tried % 20 == 0:
+            print(f"  {tally}", file=sys.stderr, flush=True)
     return tally
 
 

@@ -96,6 +96,7 @@ def stop_at_random(
         if not after.code and (found := different(straight, folder)):
             tally.changed.append(f"{said} at {moments}: {found}")
         shutil.rmtree(folder)
+        print(f"  {name}: {number + 1} runs, {tally}", file=sys.stderr, flush=True)
     return tally
 
 

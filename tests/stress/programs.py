@@ -28,6 +28,17 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
             "sparse.update_period=2",
         ],
     ),
+    "gated-steps": (
+        PRETRAIN,
+        [
+            *TINY,
+            "method=simclr",
+            "++method_kwargs={proj_hidden_dim: 8, proj_output_dim: 4, temperature: 0.2}",
+            "+gating=cdg",
+            "gating.groups=2",
+            "++checkpoint.every_n_steps=2",
+        ],
+    ),
     "gated": (
         PRETRAIN,
         [

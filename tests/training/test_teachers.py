@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import nn
 
 from solo.errors import ConfigError
@@ -51,6 +52,13 @@ class Foreign(Toy):
             self.average()
 
 
+class Averaging(Callback):
+    """Averages as callbacks of other libraries do, after the batch."""
+
+    def on_train_batch_end(self, run, module, *_):
+        module.average()
+
+
 class WithUpdater(Foreign):
     """The same, through an updater that knows of masks."""
 
@@ -69,16 +77,17 @@ class WithUpdater(Foreign):
         self.momentum_updater.update(*(getattr(self, name) for name in self.names))
 
 
-def trained(kind, mode="latent", **kwargs):
+def trained(kind, mode="latent", when="start"):
     torch.manual_seed(0)
-    model = kind(**kwargs)
+    callbacks = [Averaging()] if when == "callback" else []
+    model = kind(when=when)
     callback = sparsify(model, {**SECTION, "ema_mode": mode}, online=model.names[0])
-    trainer(epochs=6).fit(model, data())
+    trainer(epochs=6, callbacks=callbacks).fit(model, data())
     return model, callback
 
 
 @pytest.mark.parametrize("mode", ["latent", "leaky", "hold"])
-@pytest.mark.parametrize("when", ["start", "end", "batch_end"])
+@pytest.mark.parametrize("when", ["start", "end", "batch_end", "callback"])
 def test_averages_within_the_training_step_equal_those_of_an_updater(when, mode):
     foreign, callback = trained(Foreign, mode, when=when)
     _, expected = trained(WithUpdater, mode, when=when)

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--input_size", type=int, help="image side; by default the dataset's")
     for name, value in asdict(Machine()).items():
         if name != "dense_gradients":
-            parser.add_argument(f"--{name}", type=int, default=value)
+            parser.add_argument(f"--{name}", type=_positive, default=value)
     parser.add_argument("--sparse_gradients", action="store_true", help="no dense_gradients")
     args = parser.parse_args(argv)
     from solo.programs.app import exit_code
@@ -40,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = {name: getattr(args, name) for name in asdict(Machine()) if hasattr(args, name)}
     machine = Machine(**named, dense_gradients=not args.sparse_gradients)
     return exit_code(lambda: print(answer(args.checkpoint, machine, args.input_size)))
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
 
 
 def answer(checkpoint: str, machine: Machine, size: int | None = None) -> str:

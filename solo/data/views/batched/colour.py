@@ -7,7 +7,6 @@ results are equal, not only close (float32 holds all intermediate whole numbers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import permutations
 
 import torch
@@ -124,39 +123,47 @@ class ColorJitter(Operation):
         changed, order, factors, turns = self.drawn(u)
         steps = torch.trunc(turns * TOP)
         steps = torch.where(steps < 0, steps + 256.0, steps)
-        change = self._sorted if may_look(x) else self._jittered
-        return change_chosen(changed, change, x, order, factors, steps)
+        if may_look(x):
+            return self._sorted(x, changed, order, factors, steps)
+        return change_chosen(changed, self._jittered, x, order, factors, steps)
 
-    def _jittered(
-        self,
-        x: Tensor,
-        order: Tensor,
-        factors: Tensor,
-        steps: Tensor,
-        spans: Sequence[slice] | None = None,
-    ) -> Tensor:
-        """All changes; the blend at each place for all images, or for those of `spans[place]`."""
-        kinds = self.sequences[order]  # (N, blends)
-        factors = torch.cat([factors, torch.ones_like(factors[:, :1])], dim=1).gather(1, kinds)
+    def _jittered(self, x: Tensor, order: Tensor, factors: Tensor, steps: Tensor) -> Tensor:
+        """All changes, the blend at each place for all images."""
+        kinds, factors = self._blends(order, factors)
         for place in range(kinds.shape[1]):
-            if self.hue and place == 3:
+            if self.hue and place == HUE:
                 x = shift_hue(x, steps[:, None, None])
-            if spans is None:
-                x = _blended(x, kinds[:, place], factors[:, place])
-            elif len(part := x[spans[place]]):
-                at = spans[place], place
-                part.copy_(_blended(part, kinds[at], factors[at]))
+            x = _blended(x, kinds[:, place], factors[:, place])
         return x
 
-    def _sorted(self, x: Tensor, *parameters: Tensor) -> Tensor:
+    def _blends(self, order: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+        """Kinds of blends and their factors, (N, places) each."""
+        kinds = self.sequences[order]
+        ones = torch.ones_like(factors[:, :1])
+        return kinds, torch.cat([factors, ones], dim=1).gather(1, kinds)
+
+    def _sorted(
+        self, x: Tensor, changed: Tensor, order: Tensor, factors: Tensor, steps: Tensor
+    ) -> Tensor:
         """The same without blends of images with themselves: the others lie side by side when the
-        images are sorted by the place of their hue."""
-        places, rows = self.places[parameters[0]].sort(descending=True)
-        least = [int((places >= place).sum()) for place in (3, 2, 1)]
-        spans = [*(slice(n) for n in least), *(slice(n, None) for n in least)]
-        x, order, factors, steps = (p.index_select(0, rows) for p in (x, *parameters))
-        spans = spans if self.hue else [slice(None)] * 3
-        return self._jittered(x, order, factors, steps, spans).index_select(0, rows.argsort())
+        images are sorted by the place of their hue, those that do not change last."""
+        places, rows = torch.where(changed, self.places[order], -1).sort(descending=True)
+        counts = [int(n) for n in (places[:, None] >= torch.arange(4)).sum(0)]
+        n = counts[0]
+        if n == 0:
+            return x
+        result = x.index_select(0, rows)
+        x, rows_of = result[:n], rows[:n]
+        kinds, factors = self._blends(order[rows_of], factors[rows_of])
+        before = [slice(count) for count in reversed(counts[1:])]
+        after = [slice(count, n) for count in reversed(counts[1:])]
+        spans = [*before, *after] if self.hue else [slice(n)] * 3
+        for place, span in enumerate(spans):
+            if self.hue and place == HUE:
+                x.copy_(shift_hue(x, steps[rows_of][:, None, None]))
+            if span.stop is None or span.stop > (span.start or 0):
+                _blend_in_place(x[span], kinds[span, place], factors[span, place])
+        return result.index_select(0, rows.argsort())
 
 
 def sequences(hue: bool) -> Tensor:
@@ -178,24 +185,22 @@ def sequences(hue: bool) -> Tensor:
 
 def _blended(x: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
     """Blends of (N,) kinds: with black (0), the mean grey (1), the grey image (2), itself (3)."""
-    factor = factor[:, None, None, None]
-    if may_look(x) and bool((kind == kind[0]).all()):
-        return _BLENDS[int(kind[0])](x, factor)
+    return blend(x, _base(x, kind), factor[:, None, None, None])
+
+
+def _base(x: Tensor, kind: Tensor) -> Tensor:
     grey = luma(x)
     mean, kind = _mean(grey), kind[:, None, None, None]
-    return blend(x, grey.mul_(kind == 2).add_(mean.mul_(kind == 1)), factor)
+    return grey.mul_(kind == 2).add_(mean.mul_(kind == 1))
+
+
+def _blend_in_place(x: Tensor, kind: Tensor, factor: Tensor) -> None:
+    base = _base(x, kind)
+    x.sub_(base).mul_(factor[:, None, None, None]).add_(base).floor_().clamp_(0, TOP)
 
 
 def _mean(grey: Tensor) -> Tensor:
     return grey.mean((1, 2, 3), keepdim=True).add_(0.5).floor_()
-
-
-_BLENDS = (
-    lambda x, factor: (x * factor).floor_().clamp_(0, TOP),
-    lambda x, factor: blend(x, _mean(luma(x)), factor),
-    lambda x, factor: blend(x, luma(x), factor),
-    lambda x, factor: x,
-)
 
 
 class Grayscale(Operation):
