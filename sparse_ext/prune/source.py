@@ -100,7 +100,9 @@ def _look(source: str, image_size: int | None) -> dict[str, Any]:
     name = source.removeprefix(TIMM)
     try:
         known = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError:  # opening the weights says what is wrong with the name
+    except RuntimeError:
+        known = None
+    if known is None:  # opening the weights says what is wrong with the name
         return look
     side = image_size or known.input_size[-1]
     return {"crop_size": side, "mean": list(known.mean), "std": list(known.std)}
