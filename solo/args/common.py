@@ -129,7 +129,8 @@ def set_num_classes(cfg: DictConfig) -> None:
         return
     if not folder.is_dir():
         raise DataError(f"data.train_path: there is no folder '{folder}'; check the path")
-    cfg.data.num_classes = max(1, sum(entry.is_dir() for entry in folder.iterdir()))
+    shown = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    cfg.data.num_classes = max(1, sum(entry.is_dir() for entry in shown))
 
 
 def check_format(cfg: DictConfig) -> None:
@@ -177,6 +178,11 @@ def count_devices(cfg: DictConfig) -> int:
     if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
         return devices
     raise ConfigError(f"'devices={devices!r}' must be a list, a positive integer or auto")
+
+
+def processes(cfg: DictConfig) -> int:
+    """How many processes train: devices of a machine x machines."""
+    return count_devices(cfg) * int(cfg.get("num_nodes") or 1)
 
 
 def _all_devices(accelerator: str) -> int:

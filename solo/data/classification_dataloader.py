@@ -13,7 +13,6 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
-from torchvision.datasets import ImageFolder
 
 from solo.data.catalogue import (
     DATASETS,
@@ -25,11 +24,13 @@ from solo.data.catalogue import (
     known,
 )
 from solo.data.datasets.folders import (
+    ClassFolders,
     default_data_path,
     image_folder,
     in_folders,
     item_labels,
     require_format,
+    require_same_classes,
     take_fraction,
 )
 from solo.data.datasets.images import readers
@@ -151,7 +152,7 @@ def _split(
     loader, decode = reading
     wanted = Wanted("train" if train else "val", path, transform, loader, download=download)
     if in_folders(info, path):
-        return image_folder(path, transform, wanted.key, seeded(ImageFolder), loader)
+        return image_folder(path, transform, wanted.key, seeded(ClassFolders), loader)
     if info.build is not None:
         return with_seeds(info.made(wanted))
     key = wanted.key
@@ -164,7 +165,7 @@ def _split(
 
         options = {"labels": "needed", "num_classes": info.num_classes}
         return seeded(ShardDataset)(path, transform, key, decode, **options)
-    return image_folder(path, transform, key, seeded(ImageFolder), loader)
+    return image_folder(path, transform, key, seeded(ClassFolders), loader)
 
 
 def prepare_dataloaders(
@@ -218,7 +219,7 @@ def prepare_data(
         dataset, T_train, T_val, train_data_path, val_data_path, data_format, download,
         data_fraction, split, exif, value_range,
     )  # fmt: skip
-    _check_classes(train, val)
+    check_classes(train, val)
     return prepare_dataloaders(train, val, batch_size, num_workers)
 
 
@@ -274,14 +275,13 @@ def _check_labels(train: Dataset, val: Dataset) -> None:
         )
 
 
-def _check_classes(train: Dataset, val: Dataset) -> None:
-    """Labels are positions in the sorted class names, so both splits must have the same names."""
+def check_classes(train: Dataset, val: Dataset) -> None:
+    """Refuse two splits with other classes, or validation labels that training does not have.
+
+    Raises:
+        DataError: they differ.
+    """
     ours, theirs = getattr(train, "classes", None), getattr(val, "classes", None)
     if ours is None or theirs is None:
         return _check_labels(train, val)
-    if list(ours) != list(theirs):
-        odd = sorted(set(ours) ^ set(theirs))
-        raise DataError(
-            f"{TRAIN_KEY} has {len(ours)} classes and {VAL_KEY} {len(theirs)}; in only one of "
-            f"them: {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}."
-        )
+    require_same_classes(ours, theirs)

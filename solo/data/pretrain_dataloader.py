@@ -17,10 +17,10 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
-from torchvision.datasets import ImageFolder
 
 from solo.data.catalogue import TRAIN_KEY, Wanted, info_of, pretrain_statistics
 from solo.data.datasets.folders import (
+    ClassFolders,
     default_data_path,
     image_files,
     image_folder,
@@ -274,7 +274,7 @@ def prepare_datasets(
     loader, decode = readers(exif, pixels, value_range)
     wanted = Wanted("pretrain", path, transform, loader, bool(no_labels), download)
     if in_folders(info, path):
-        built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder), loader)
+        built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ClassFolders), loader)
     elif info.build is not None:
         built = with_index(info.made(wanted))
     elif require_format(data_format) == "h5":
@@ -294,7 +294,7 @@ def prepare_datasets(
     elif info.any_images and no_labels:
         built = dataset_with_index(CustomDatasetWithoutLabels)(path, transform, loader)
     else:
-        built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ImageFolder), loader)
+        built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ClassFolders), loader)
     return take_fraction(built, data_fraction, fraction_of)
 
 
@@ -311,13 +311,22 @@ def prepare_dataloader(
     return make_loader(train_dataset, batch_size, num_workers, shuffle=True, drop_last=True)
 
 
-def require_full_batch(train_dataset: Dataset, batch_size: int) -> None:
+def require_full_batch(train_dataset: Dataset, batch_size: int, processes: int = 1) -> None:
     """Raise ConfigError when the dataset does not fill one batch, so that no step would ever run.
 
     The programs ask this; a loader by itself may be empty, as in solo-learn.
+
+    Args:
+        train_dataset: the images of all processes.
+        batch_size: of each process.
+        processes: that share them; all but shards are dealt out with some images twice.
     """
-    if len(train_dataset) < batch_size:
+    n = len(train_dataset)
+    share = n // processes if hasattr(train_dataset, "sampler_class") else -(-n // processes)
+    if share < batch_size:
+        part = f"a process's part of the training set ({n} images for {processes} processes)"
+        whole = f"the training set ({n} images)"
         raise ConfigError(
-            f"optimizer.batch_size={batch_size} is larger than the training set "
-            f"({len(train_dataset)} images), so no batch would ever be full."
+            f"optimizer.batch_size={batch_size} is larger than {part if processes > 1 else whole}, "
+            "so no batch would ever be full."
         )

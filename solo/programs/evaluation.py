@@ -164,6 +164,7 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
         args: of `solo.args.knn` or `solo.args.umap`.
     """
     from solo.data.classification_dataloader import (
+        check_classes,
         prepare_datasets,
         prepare_transforms,
         prepare_val_dataloader,
@@ -197,4 +198,6 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
             data_fraction=args.data_fraction,
             **reading,
         )
+        if sets[1] is not None:
+            check_classes(*sets)
     return tuple(None if s is None else prepare_val_dataloader(s, **sizes) for s in sets)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo.args import schema
 from solo.args.check import require, select
+from solo.args.common import processes
 from solo.args.linear import parse_cfg
 from solo.data.shown import Shown
 from solo.errors import CheckpointError, ConfigError, DataError
@@ -137,7 +138,9 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
         if cfg.auto_augment:
             raise ConfigError("auto_augment does not work with data.format=dali")
         from solo.data.dali_dataloader import ClassificationDALIDataModule
+        from solo.data.datasets.folders import compare_folders
 
+        compare_folders(data.train_path, data.val_path)
         return ClassificationDALIDataModule(
             dataset=data.dataset,
             train_data_path=data.train_path,
@@ -171,7 +174,7 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
         raise DataError(
             f"data.train_path has one class ('{classes[0]}'): a classifier needs at least two."
         )
-    require_full_batch(train.dataset, cfg.optimizer.batch_size)
+    require_full_batch(train.dataset, cfg.optimizer.batch_size, processes(cfg))
     return train, val
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo.args import schema
 from solo.args.check import require
-from solo.args.common import count_devices
+from solo.args.common import count_devices, processes
 from solo.args.pretrain import parse_cfg
 from solo.data.catalogue import info_of
 from solo.errors import ConfigError, did_you_mean
@@ -108,11 +108,16 @@ def build_model(cfg: DictConfig) -> LightningModule:
 
 def build_data(cfg: DictConfig) -> Data:
     """Training views and, where there are labels, validation images."""
+    from solo.data.datasets.folders import compare_folders
+
     val = validation_loader(cfg)
+    if cfg.data.format in ("dali", "resident") and not cfg.data.no_labels:
+        compare_folders(cfg.data.train_path, cfg.data.val_path)
     if cfg.data.format == "dali":
         return _dali(cfg, val)
     if cfg.data.format == "resident":
         return _resident(cfg, val)
+    from solo.data.classification_dataloader import check_classes
     from solo.data.pretrain_dataloader import (
         build_transform_pipeline,
         prepare_dataloader,
@@ -149,7 +154,9 @@ def build_data(cfg: DictConfig) -> Data:
 
         where = f"'{cfg.data.train_path}'"
         dataset = without_unreadable(dataset, where, max(1, cfg.data.num_workers))
-    require_full_batch(dataset, cfg.optimizer.batch_size)
+    require_full_batch(dataset, cfg.optimizer.batch_size, processes(cfg))
+    if val is not None and not cfg.data.no_labels:
+        check_classes(dataset, val.dataset)
     warn_of_long_images(image_sizes(dataset), cfg.augmentations)
     train = prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
     return (train, val) if device_views is None else DeviceData(train, device_views, val)
@@ -166,6 +173,7 @@ def _which_images(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
+    from solo.data.pretrain_dataloader import require_full_batch
     from solo.data.resident.loader import ResidentData, prepare_resident
     from solo.data.views.batched import build_views
     from solo.data.views.long_images import warn_of_long_images
@@ -184,6 +192,7 @@ def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
         processes=count_devices(cfg),
         **_which_images(cfg),
     )
+    require_full_batch(dataset, cfg.optimizer.batch_size, processes(cfg))
     warn_of_long_images([tuple(dataset.images.shape[2:])], cfg.augmentations)
     return ResidentData(dataset, cfg.optimizer.batch_size, val)
 

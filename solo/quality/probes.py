@@ -73,11 +73,15 @@ class Probes(Callback):
         """Open the data, so that a wrong path or size is reported before the first step.
 
         Raises:
-            DataError: a dataset is missing.
+            DataError: a dataset is missing, or its two splits have other classes.
             ConfigError: the method has no momentum encoder that a probe asks for, or the encoder
                 takes no images of a probe's size.
         """
-        from solo.data.classification_dataloader import prepare_datasets, prepare_transforms
+        from solo.data.classification_dataloader import (
+            check_classes,
+            prepare_datasets,
+            prepare_transforms,
+        )
 
         for name, probe in self.probes.items():
             if probe["encoder"] == "momentum" and not hasattr(pl_module, "momentum_backbone"):
@@ -96,6 +100,7 @@ class Probes(Callback):
                 data_format=probe["format"],
                 **reading_of(trained),
             )
+            check_classes(*sets)
             mine = [Subset(s, range(trainer.global_rank, len(s), trainer.world_size)) for s in sets]
             self._loaders[name] = tuple(  # type: ignore[assignment]
                 DataLoader(s, probe["batch_size"], num_workers=probe["num_workers"]) for s in mine

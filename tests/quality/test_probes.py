@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from solo.errors import ConfigError
+from solo.errors import ConfigError, DataError
 from solo.programs.knn import run_knn
 from solo.quality.probes import Probes, _features, check_probes, linear_accuracies
 from tests.methods.helpers import tiny_loaders, tiny_trainer
@@ -135,6 +135,15 @@ def test_images_are_shown_as_the_encoder_was_trained(tmp_path):
     image = start(cfg, torch.nn.Conv2d(3, 1, 1), **paths)
     assert image.shape == (3, 24, 24)
     assert torch.allclose(image, torch.full_like(image, 0.2), atol=1e-6)
+
+
+def test_splits_of_other_classes_are_refused(tmp_path):
+    for folder in ("train/dark", "train/light", "val/dark", "val/grey"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / folder / "0.png")
+    paths = {"train_path": str(tmp_path / "train"), "val_path": str(tmp_path / "val")}
+    with pytest.raises(DataError, match="in only one of them: grey, light"):
+        start({"data": {"dataset": "custom"}}, torch.nn.Identity(), dataset="custom", **paths)
 
 
 def test_an_encoder_of_another_size_is_named_before_the_first_step():

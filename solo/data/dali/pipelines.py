@@ -16,7 +16,13 @@ from nvidia.dali import fn, pipeline_def, types
 
 from solo.data.catalogue import DEFAULT_SIDE, IMAGENET_MEAN, IMAGENET_STD
 from solo.data.dali import geometry
-from solo.data.datasets.folders import image_files, require_folder, require_fraction
+from solo.data.datasets.folders import (
+    class_files,
+    class_folders,
+    image_files,
+    require_folder,
+    require_fraction,
+)
 from solo.data.datasets.images import require_exif
 from solo.data.datasets.splits import Split, draw
 from solo.data.pretrain_dataloader import FullTransformPipeline
@@ -41,12 +47,11 @@ def labelled_files(path: str | Path, key: str) -> tuple[list[str], list[int]]:
         DataError: the folder is missing or has no images.
     """
     folder = require_folder(path, key)
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     files, labels = [], []
-    for label, directory in enumerate(classes):
-        names = image_files(directory)
-        files += [str(directory / name) for name in names]
-        labels += [label] * len(names)
+    for label, name in enumerate(class_folders(folder)):
+        found = class_files(folder, name)
+        files += found
+        labels += [label] * len(found)
     if not files:
         hint = " For images without labels set data.no_labels=True." if image_files(folder) else ""
         raise DataError(f"{key}: '{folder}' has no images in class folders.{hint}")

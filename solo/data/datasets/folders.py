@@ -23,6 +23,7 @@ from solo.data.datasets.splits import Split, draw
 from solo.errors import ConfigError, DataError, did_you_mean
 
 DATA_FORMATS = FOLDER_FORMATS
+TINY = "val_annotations.txt"  # of Tiny-ImageNet
 
 
 def default_data_path() -> Path:
@@ -96,11 +97,101 @@ def images_below(folder: str | Path) -> list[Path]:
     )
 
 
+def _shown(name: str) -> bool:
+    return not name.startswith(".")
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the classes of `<folder>/<class>/...`, sorted; hidden folders are none.
+
+    Tiny-ImageNet's validation set lies flat, and `val_annotations.txt` says the classes.
+    """
+    if (folder / TINY).is_file():
+        return sorted({label for _, label in _annotations(folder)})
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and _shown(entry.name))
+
+
+def class_files(folder: Path, name: str) -> list[str]:
+    """Paths of the images at any depth below a class, sorted; what is hidden does not count."""
+    if (folder / TINY).is_file():
+        return [
+            str(folder / "images" / file) for file, label in _annotations(folder) if label == name
+        ]
+    found: list[str] = []
+    for root, _, _ in sorted(os.walk(folder / name, followlinks=True)):
+        if all(map(_shown, Path(root).relative_to(folder).parts)):
+            found += [os.path.join(root, file) for file in image_files(Path(root))]
+    return found
+
+
+def _annotations(folder: Path) -> list[tuple[str, str]]:
+    """(file, class) of Tiny-ImageNet's validation images, sorted by file.
+
+    Raises:
+        DataError: a line has no class.
+    """
+    pairs = []
+    for number, line in enumerate((folder / TINY).read_text(encoding="utf-8").splitlines(), 1):
+        words = line.split("\t") if "\t" in line else line.split()
+        if len(words) < 2:
+            raise DataError(f"{folder / TINY}, line {number}: expected '<image> <class> ...'")
+        pairs.append((words[0], words[1]))
+    return sorted(pairs)
+
+
+class ClassFolders(tv.ImageFolder):
+    """torchvision's ImageFolder by this project's one rule for folders: see `class_files`."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """Names of the classes, sorted, and their labels."""
+        classes = class_folders(Path(directory))
+        return classes, {name: label for label, name in enumerate(classes)}
+
+    @staticmethod
+    def make_dataset(directory: Any, class_to_idx: dict[str, int], *_: Any, **__: Any) -> list:
+        """(path, label) of all images, class by class.
+
+        Raises:
+            FileNotFoundError: a class has none.
+        """
+        found = {name: class_files(Path(directory), name) for name in class_to_idx}
+        if empty := [name for name, files in found.items() if not files]:
+            raise FileNotFoundError(f"no image in {', '.join(empty[:5])}")
+        return [(file, class_to_idx[name]) for name, files in found.items() for file in files]
+
+
+def require_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
+    """Labels are positions in the sorted names, so both splits must have the same names.
+
+    Raises:
+        DataError: they have not; it names those that only one of them has.
+    """
+    if list(train) == list(val):
+        return
+    odd = sorted(set(train) ^ set(val))
+    raise DataError(
+        f"data.train_path has {len(train)} classes and data.val_path {len(val)}; in only one of "
+        f"them: {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}."
+    )
+
+
+def compare_folders(train: str | os.PathLike | None, val: str | os.PathLike | None) -> None:
+    """`require_same_classes` of two folders, where both are folders.
+
+    Raises:
+        DataError: their classes differ.
+    """
+    if train is None or val is None or not (Path(train).is_dir() and Path(val).is_dir()):
+        return
+    require_same_classes(*(class_folders(require_folder(path, "")) for path in (train, val)))
+
+
 def image_folder(
     path: str | os.PathLike,
     transform: Callable | None,
     key: str,
-    cls: type[tv.ImageFolder] = tv.ImageFolder,
+    cls: type[tv.ImageFolder] = ClassFolders,
     loader: Callable = read_image,
 ) -> tv.ImageFolder:
     """A torchvision ImageFolder (`<path>/<class>/<image>`) whose reader names broken files.
@@ -116,8 +207,7 @@ def image_folder(
         DataError: the folder is missing, has no class folders, or has an empty one.
     """
     folder = require_folder(path, key)
-    classes = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    if not classes:
+    if not class_folders(folder):
         raise DataError(f"{key}: {_why_no_classes(folder)}")
     try:
         return cls(str(folder), transform, loader=loader)
