@@ -16,6 +16,7 @@ from torch import Tensor
 from solo.files.whole import whole_file, write_json
 
 STEP_FILE = "step.pt"
+MOST_BUFFERS = 256 * 2**20  # bytes that are copied in every step without being asked for
 
 
 def random_state() -> dict[str, Any]:
@@ -53,8 +54,8 @@ class StepKeeper(Callback):
         cfg: the run's configuration.
         logdir: folder of the method.
         always: look at every loss. By default only where the loss is on the CPU, because looking
-            at one on a GPU waits for it. A run that is resumed repeats its steps, so `always` can
-            be turned on after the fact.
+            at one on a GPU waits for it, and where the buffers have at most 256 MB. A run that is
+            resumed repeats its steps, so `always` can be turned on after the fact.
 
     Attributes:
         folder: of the step that was kept.
@@ -76,6 +77,9 @@ class StepKeeper(Callback):
         """Agree on the folder of the run while all processes are together."""
         version = None if trainer.logger is None else trainer.logger.version
         self.run = self.logdir / str(trainer.strategy.broadcast(version or "offline"))
+        size = sum(b.numel() * b.element_size() for b in pl_module.buffers())
+        if self.always is None and size > MOST_BUFFERS:
+            self.always = False
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

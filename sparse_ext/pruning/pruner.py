@@ -27,6 +27,7 @@ from sparse_ext.pruning import coupled_units
 from sparse_ext.pruning.log import log
 from sparse_ext.pruning.regrow import drop_and_regrow
 from sparse_ext.pruning.scores import scorers
+from sparse_ext.pruning.scores.empty_filters import fair_gradients
 from sparse_ext.pruning.scores.random_draws import random_masks, random_members
 from sparse_ext.pruning.units import Kept, Units
 from sparse_ext.schedules import Clock, Ramp, cubic, default_period
@@ -308,9 +309,14 @@ class Pruner:
         fraction: float,
         rounding: Callable[[float], int] = math.ceil,
     ) -> Kept:
-        """Drop that share of each layer's units by score, grow as many by gradient."""
+        """Drop that share of each layer's units by score, grow as many by gradient.
+
+        Blocks and filters grow by `fair_gradients`, single weights by the gradient as it is.
+        """
         wanted: Mapping[str, Tensor] = self.online.scores if self.growth == "mean" else {}
         wanted = wanted or {n: scorers.gradient(g) for n, g in self.gradient.items()}
+        if not self.units.single:  # whole filters compete: one that is empty must not win by that
+            wanted = fair_gradients(wanted, self.online)
         values, wanted = self.values(encoder), self.units.pool(wanted)
         return drop_and_regrow(kept, values, wanted, fraction, rounding)
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from solo.errors import CheckpointError, ConfigError
 from sparse_ext.masks import patching
-from sparse_ext.masks.encoder import apply_new
+from sparse_ext.masks.encoder import apply_new, switch_off_
 from sparse_ext.masks.mask_set import MaskSet
+from sparse_ext.masks.masked_layers import mask_module
 
 pytestmark = pytest.mark.unit
 
@@ -211,3 +212,19 @@ def test_deepcopy_gives_independent_masks():
     twin[3].mask.fill_(False)
     assert MaskSet.from_module(net).sparsity == 0
     assert MaskSet.from_module(twin).nnz == 432
+
+
+def test_pruned_weights_are_positive_zeros():
+    weight = torch.tensor([-1.0, 2.0, -3.0, 4.0])
+    mask = torch.tensor([True, True, True, True])
+    new = torch.tensor([False, False, True, True])
+    apply_new(weight, mask, new)
+    assert weight.tolist() == [0, 0, -3, 4]
+    assert not torch.signbit(weight[:2]).any()
+    layer = mask_module(nn.Linear(8, 8))
+    layer.mask[:, ::2] = False
+    layer.apply_mask()
+    assert not torch.signbit(layer.weight[~layer.mask]).any()
+    tensor = -torch.rand(8, 8)
+    switch_off_(tensor, layer.mask)
+    assert not torch.signbit(tensor[~layer.mask]).any()

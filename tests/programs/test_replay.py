@@ -123,6 +123,15 @@ def test_nothing_is_kept_of_a_healthy_run_or_when_told_not_to_look(tmp_path):
     assert not (tmp_path / "healthy").exists()
 
 
+def test_large_buffers_are_not_copied_in_every_step_unasked(tmp_path, monkeypatch):
+    monkeypatch.setattr("solo.monitoring.replay.MOST_BUFFERS", 100)
+    keeper, message, _ = broken_run("mocov2plus", tmp_path, what="projector.2.weight")
+    assert keeper.folder is None
+    assert "++performance.replay=True" in message
+    what = {"what": "projector.2.weight"}
+    assert broken_run("mocov2plus", tmp_path, always=True, **what)[0].folder is not None
+
+
 def test_random_states_come_back():
     state = random_state()
     first = (torch.rand(3), np.random.rand(3))
