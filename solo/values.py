@@ -91,13 +91,10 @@ def check_value(value: Any, hint: Any, name: str, limits: Mapping[str, Any] | No
 
 def check_number(value: float, said: str, limits: Mapping[str, Any]) -> None:
     """Check that `value` is finite and within `limits`; messages begin with `said`."""
-    fits = abs(value) <= (LARGEST if isinstance(value, float) else 2**63 - 1) or (
-        value == math.inf and limits.get("infinite")
-    )
-    if not fits:  # NaN does not compare either
-        raise ConfigError(
-            f"{said} is out of range: it must be a finite number that the machine can hold"
-        )
+    largest = LARGEST if isinstance(value, float) else 2**63 - 1
+    unlimited = value == math.inf and limits.get("infinite")
+    if not (abs(value) <= largest or unlimited):  # NaN does not compare either
+        raise ConfigError(f"{said} is out of range: it must be a finite number of usual size")
     known = [key for key in _LIMITS if key in limits]
     if any(not _LIMITS[key][0](value, limits[key]) for key in known):
         texts = [f"{_LIMITS[key][1]} {limits[key]:g}" for key in known]

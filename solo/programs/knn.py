@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from solo import extensions
+from solo.data.catalogue import info_of
 from solo.errors import CheckpointError, ConfigError
 from solo.programs.evaluation import (
     Features,
@@ -58,6 +59,8 @@ def knn(args: Namespace) -> list[dict]:
     """
     if args.no_labels:
         raise ConfigError("--no_labels: a nearest-neighbour accuracy needs labels")
+    if args.val_data_path is None and info_of(args.dataset).path == "required":
+        raise ConfigError("--val_data_path is missing: the images whose neighbours vote")
     device = device_of(args.device)
     model = load_method(
         args.pretrained_checkpoint_dir, args.eval_encoder, extensions.evaluation_settings(args)

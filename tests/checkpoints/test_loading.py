@@ -298,3 +298,52 @@ def test_load_pretrained_from_the_zoo(run, trained, monkeypatch):
         load_pretrained("byol-tni")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_pretrained("somewhere/else.ckpt")
+
+
+# -- files of other libraries --------------------------------------------------------------------
+
+
+def _behind(prefix, net, **more):
+    return {f"{prefix}{key}": value for key, value in net.state_dict().items()} | more
+
+
+FC = {"fc.weight": torch.zeros(5, 32), "fc.bias": torch.zeros(5)}
+FILES = {
+    "ddp": lambda net: {"state_dict": _behind("module.", net) | prefix_of("module.", FC)},
+    "moco": lambda net: {
+        "state_dict": _behind("module.encoder_q.", net)
+        | prefix_of("module.encoder_q.", {"fc.0.weight": torch.zeros(3, 32)})
+        | _behind("module.encoder_k.", encoder(9))
+        | {"module.queue": torch.zeros(3, 4)}
+    },
+    "mocov3": lambda net: {
+        "state_dict": _behind("module.base_encoder.", net)
+        | _behind("module.momentum_encoder.", encoder(9))
+        | {"module.predictor.0.weight": torch.zeros(3, 3)}
+    },
+    "dino": lambda net: {
+        "teacher": _behind("backbone.", net, **{"head.mlp.0.weight": torch.zeros(3, 32)}),
+        "student": _behind("module.backbone.", encoder(9)),
+        "epoch": 3,
+    },
+    "nested": lambda net: {"model": {"module": _behind("trunk.", net)}},
+}
+
+
+def prefix_of(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_of_other_libraries_load_behind_their_prefixes(tmp_path, trained, kind):
+    torch.save(FILES[kind](trained), tmp_path / "file.pth")
+    fresh = encoder(7)
+    assert not same(fresh, trained)
+    load_encoder(fresh, tmp_path / "file.pth")
+    assert same(fresh, trained)
+
+
+def test_what_no_prefix_helps_says_what_was_looked_for(tmp_path):
+    torch.save({"state_dict": {"a.b.weight": torch.zeros(3)}}, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=r"file\.pth: no tensor.*such as conv1\.weight"):
+        load_encoder(encoder(), tmp_path / "file.pth")

@@ -20,7 +20,10 @@ from sparse_ext.export import (
     slim,
 )
 from sparse_ext.export.__main__ import main
+from sparse_ext.masks.channels.tracing import Channels
+from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.masked_layers import masked_layers
+from sparse_ext.pruning.coupled_units import CoupledUnits
 from tests.export.nets import empty, encoder, features, masked
 
 pytestmark = pytest.mark.unit
@@ -66,6 +69,32 @@ def test_slim_files_load_with_one_call(checkpoint, tmp_path):
         args = json.loads((done.path.parent / "args.json").read_text())
         assert "sparse" not in args
         assert args["backbone"] == ARGS["backbone"]
+
+
+def test_heads_and_widths_of_a_vit_load_without_tracing(tmp_path, monkeypatch):
+    """Heads, dimensions of heads and hidden units; the features keep their width."""
+    kwargs = {"img_size": 32, "patch_size": 16}
+    net = masked(encoder("vit_tiny", **kwargs), stem_dense=False)
+    units = CoupledUnits("filter", Encoder(net), net)
+    kept = {name: torch.arange(n) % 2 == 0 for name, n in units.sizes.items()}
+    Encoder(net).change(units.expand(kept, Encoder(net)), "zero")
+    units.companions.project(net, Encoder(net).masks)
+    before = features(net, 32)
+    args = {
+        "method": "byol",
+        "backbone": {"name": "vit_tiny", "kwargs": kwargs},
+        "data": {"dataset": "cifar10"},
+        "sparse": {"name": "gmp", "granularity": "filter", "coupled": True},
+    }
+    done = slim(run_folder(tmp_path / "run", net, args=args))
+    assert done.difference < 1e-5
+    assert done.report.widths["blocks.0.attn.qkv:head"] == (3, 2)
+    assert done.report.widths["blocks.0.attn.qkv:dim"] == (64, 32)
+    monkeypatch.setattr(Channels, "__init__", None)
+    again = load_slim(done.path)
+    assert (again.blocks[0].attn.num_heads, again.blocks[0].attn.head_dim) == (2, 32)
+    assert again.blocks[0].mlp.fc1.out_features == 384
+    torch.testing.assert_close(features(again, 32), before, rtol=1e-5, atol=1e-5)
 
 
 def test_masks_with_zeros_left_stay_for_fine_tuning(tmp_path):

@@ -183,6 +183,7 @@ def test_bad_runs(pretrained, images, tmp_path, kind, message):
         ({"device": "cuda:77"}, "--device cuda:77 cannot be used"),
         ({"device": "gpu"}, "--device gpu cannot be used"),
         ({"train_data_path": "absent"}, "absent"),
+        ({"val_data_path": None}, "--val_data_path is missing"),
     ],
 )
 def test_bad_arguments(pretrained, images, change, message):

@@ -45,7 +45,7 @@ def _vit(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool 
     if hasattr(self, "q_norm"):
         q, k = self.q_norm(q), self.k_norm(k)
     x_out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask, _dropped(self, x), is_causal, scale=self.scale
+        q, k, v, attn_mask, dropout_p=_dropped(self, x), is_causal=bool(is_causal), scale=self.scale
     )
     out = x_out.transpose(1, 2).flatten(2)
     out = self.norm(out) if hasattr(self, "norm") else out
@@ -79,7 +79,7 @@ def _eva(
             for t in (q.type_as(v), k.type_as(v))
         )
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask, _dropped(self, x), is_causal, scale=self.scale
+        q, k, v, attn_mask, dropout_p=_dropped(self, x), is_causal=bool(is_causal), scale=self.scale
     )
     out = self.norm(out.transpose(1, 2).flatten(2))
     if getattr(self, "gate", None) is not None:

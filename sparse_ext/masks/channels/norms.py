@@ -13,12 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
-def _standardised(x: Tensor, full: int, eps: float) -> Tensor:
-    """Over the last dimension, as if zeros made it `full` wide."""
-    share = x.shape[-1] / full
-    out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+def _standardised(x: Tensor, width: int, full: int, eps: float) -> Tensor:
+    """Over the last dimension, as if zeros made it `full` wide instead of `width`."""
+    if torch.onnx.is_in_onnx_export():  # one node that runtimes have a kernel for
+        padded = F.layer_norm(F.pad(x, (0, full - width)), (full,), None, None, eps)
+        return padded[..., :width]
+    share = width / full
+    out, mean, rstd = torch.native_layer_norm(x, (width,), None, None, eps)
     variance = share * (rstd.square().reciprocal() - eps + (1 - share) * mean.square())
     scale = (variance + eps).rsqrt()
     result = torch.addcmul((1 - share) * mean * scale, out, scale / rstd)
@@ -35,15 +39,18 @@ def _affine(self: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _layer_norm(self: Any, x: Tensor) -> Tensor:
     """Layer norm over the last dimension, or over channels of a map where `axis` is 1."""
-    x = x.movedim(1, -1) if self.axis == 1 else x
-    out = _affine(self, _standardised(x, self.full, self.eps), (-1,))
-    return out.movedim(-1, 1) if self.axis == 1 else out
+    last = x.ndim - 1
+    x = x.movedim(1, last) if self.axis == 1 else x
+    width = self.normalized_shape[0]
+    out = _affine(self, _standardised(x, width, self.full, self.eps), (-1,))
+    return out.movedim(last, 1) if self.axis == 1 else out
 
 
 def _group_norm(self: Any, x: Tensor) -> Tensor:
     """Group norm with one group: over channels and places of an image."""
-    places = x[0, 0].numel()
-    out = _standardised(x.flatten(1), self.full * places, self.eps).view_as(x)
+    places = int(x[0, 0].numel())
+    widths = self.num_channels * places, self.full * places
+    out = _standardised(x.flatten(1), *widths, self.eps).view_as(x)
     return _affine(self, out, (-1, *[1] * (x.ndim - 2)))
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -201,7 +202,8 @@ def _plainly(net: nn.Module, train: bool) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     net.train(train)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):  # which kernel is fused depends on the widths
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes.items():

@@ -306,8 +306,23 @@ def _apply(
         else:
             attention.restore_switches(before, {net.get_submodule(n) for n in switched})
         _cut_tensors(net, keep, optimizer)
-        about = {"attributes": attributes, "norms": norms, "switched": sorted(switched)}
+        about = {
+            "attributes": attributes,
+            "norms": norms,
+            "switched": sorted(switched),
+            "buffers": _unsaved(net, keep),
+        }
         widths.tell(net, about)
+
+
+def _unsaved(net: nn.Module, keep: dict[str, list[np.ndarray | None]]) -> dict[str, dict]:
+    """What stays of buffers that no file holds, by name and axis."""
+    saved = net.state_dict().keys()
+    return {
+        name: {str(a): index.tolist() for a, index in enumerate(axes) if index is not None}
+        for name, axes in keep.items()
+        if name not in saved and any(index is not None for index in axes)
+    }
 
 
 def _norms(channels: Channels, gone: np.ndarray) -> dict[str, dict[str, int]]:

@@ -39,6 +39,7 @@ class Reading(ShapeRules, LayerRules):
         skipped: operations whose dimensions are not to be followed, and why.
         halves: splits whose parts are to lose the same indices.
         widths: views of heads x dimensions whose size is the width of their module's input.
+        scaled: products with a number that comes from the last dimension.
         modules: of the network, by name.
 
     Attributes:
@@ -59,11 +60,12 @@ class Reading(ShapeRules, LayerRules):
         skipped: dict[int, str],
         halves: set[int],
         widths: set[int],
+        scaled: set[int],
         modules: Mapping[str, nn.Module],
     ) -> None:
         self.recording, self.atoms = recording, Atoms()
         self.skipped, self.halves, self.widths = skipped, halves, widths
-        self.modules = modules
+        self.modules, self.scaled = modules, scaled
         self.dims: dict[int, Dims] = {}
         self.zero: dict[int, tuple[bool, ...]] = {}
         self.known: set[int] = set()
@@ -115,6 +117,8 @@ class Reading(ShapeRules, LayerRules):
                     self._opaque(op, self.where(op))
                     return
                 self.dims[number], self.zero[number] = tuple(dims), tuple(zero)
+                if self.index in self.scaled:
+                    self.atoms.fix(dims[-1], f"{self.where(op)}, whose factor comes from the width")
 
     def _rule(self, op: Op) -> Callable | None:
         if op.name in VIEWS:

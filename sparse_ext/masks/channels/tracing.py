@@ -91,6 +91,7 @@ class Channels:
         self._skipped: dict[int, str] = {}
         self._halves: set[int] = set()
         self._widths: set[int] = set()
+        self._scaled: set[int] = set()
         with attention.adapted(net):
             self._follow(net)
 
@@ -116,7 +117,9 @@ class Channels:
     def _find(self) -> None:
         recording = self.recording
         modules = dict(self.net.named_modules())
-        self.reading = Reading(recording, self._skipped, self._halves, self._widths, modules)
+        self.reading = Reading(
+            recording, self._skipped, self._halves, self._widths, self._scaled, modules
+        )
         self.solution = self.reading.atoms.solve()
         self.spaces, self.why = [], {}
         label, fixed = self.solution.label, self.solution.fixed
@@ -384,6 +387,8 @@ class Channels:
         for twin in self._twins(k, op):
             if op.name in ("split", "split_with_sizes", "chunk") and twin not in self._halves:
                 self._halves.add(twin)
+            elif op.name in ("mul", "div") and twin not in self._scaled:
+                self._scaled.add(twin)
             elif op.name in (*VIEWS, "expand") and twin not in self._widths:
                 self._widths.add(twin)
             else:

@@ -133,12 +133,16 @@ def tell(net: nn.Module, about: Mapping[str, Any]) -> None:
     Args:
         net: with the tensors that it has now.
         about: `attributes` by module, `norms` with the statistics of more channels, and modules
-            whose fused attention is `switched` off.
+            whose fused attention is `switched` off; what stays of `buffers` that no file holds.
     """
     note = read_note(getattr(net, MARK, None))
     for key in ("attributes", "norms"):
         for name, values in about[key].items():
             note[key].setdefault(name, {}).update(values)
+    for name, axes in about["buffers"].items():
+        known = note["buffers"].setdefault(name, {})
+        for axis, index in axes.items():
+            known[axis] = [known[axis][i] for i in index] if axis in known else index
     note["switched"] = sorted({*note["switched"], *about["switched"]})
     apply_note(net, note)
     raw = torch.frombuffer(bytearray(json.dumps(note).encode()), dtype=torch.uint8).clone()
@@ -148,7 +152,7 @@ def tell(net: nn.Module, about: Mapping[str, Any]) -> None:
 
 def read_note(mark: Tensor | None) -> dict[str, Any]:
     """What a slimmed network's buffer says; empty for one of an older version."""
-    empty: dict[str, Any] = {"attributes": {}, "norms": {}, "switched": []}
+    empty: dict[str, Any] = {"attributes": {}, "norms": {}, "switched": [], "buffers": {}}
     if mark is None or mark.dtype is not torch.uint8:
         return empty
     return empty | json.loads(bytes(mark.cpu().tolist()).decode())
@@ -229,6 +233,12 @@ def resize_(net: nn.Module, state: Mapping[str, Tensor]) -> None:
                     f"architecture. Set backbone.name and backbone.kwargs as in training."
                 )
             _resize_one(module, leaf, tensor, wanted.shape)
+    for name, axes in note["buffers"].items():
+        owner, _, leaf = name.rpartition(".")
+        buffer = net.get_buffer(name)
+        for axis, index in axes.items():
+            buffer = buffer.index_select(int(axis), torch.tensor(index, device=buffer.device))
+        setattr(net.get_submodule(owner), leaf, buffer)
     apply_note(net, note)
     mark = state.get(MARK)
     net.register_buffer(MARK, torch.tensor(True) if mark is None else mark.detach().clone())

@@ -230,3 +230,16 @@ def test_a_network_that_needs_values_is_named():
     channels = Channels(Branching())
     assert "Branching" in channels.untraced
     assert not shrink_([Branching()]).removed
+
+
+@pytest.mark.parametrize("name", ["vit", "timm convnextv2", "timm poolformer"])
+def test_norms_of_the_full_width_are_one_node_in_onnx(name, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    assert runtime
+    from sparse_ext.export.onnx import check_onnx, export_onnx
+
+    net = network(name)
+    assert examine(net)["ok"]
+    size = Channels(net).input_shape[-1]
+    path = export_onnx(net, tmp_path / "slim.onnx", size)
+    assert check_onnx(net, path, size) < 1e-5
