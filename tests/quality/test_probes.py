@@ -150,10 +150,10 @@ def test_splits_of_other_classes_are_refused(tmp_path):
 
 
 def test_an_encoder_of_another_size_is_named_before_the_first_step():
-    options = {"img_size": 32, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 1}
+    options = {"img_size": 40, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 1}
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
     cfg = {"data": {"dataset": "custom"}, "augmentations": [{"crop_size": 32}]}
     with pytest.raises(ConfigError, match=r"probes\.a: .*Set probes\.a\.image_size"):
         start(cfg, vit)
-    assert start(cfg, vit, image_size=32).shape == (3, 32, 32)
+    assert start(cfg, vit, image_size=40).shape == (3, 40, 40)
     assert all(module.training for module in vit.modules())
