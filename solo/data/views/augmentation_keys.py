@@ -112,6 +112,8 @@ def _plain(entry: Any, where: str) -> dict[str, Any]:
     from omegaconf import DictConfig, OmegaConf
 
     if isinstance(entry, DictConfig):
+        if missing := sorted(OmegaConf.missing_keys(entry)):
+            raise ConfigError(f"{where}.{missing[0]} is missing: it is ??? in the configuration.")
         entry = OmegaConf.to_container(entry, resolve=True)
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{where}: expected a mapping of operations, got {entry!r}.")

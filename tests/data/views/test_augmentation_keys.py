@@ -191,3 +191,9 @@ def test_place_of_the_fallback():
     entry["rrc"]["fallback"] = "randon"
     with pytest.raises(ConfigError, match=r"rrc\.fallback: 'randon' is unknown.*'random'"):
         checked_augmentation(entry)
+
+
+def test_a_value_that_is_still_to_be_given_is_named():
+    entry = OmegaConf.create(augmentation(color_jitter={"brightness": "???"}))
+    with pytest.raises(ConfigError, match=r"color_jitter\.brightness is missing"):
+        checked_augmentation(entry)
