@@ -141,14 +141,18 @@ def test_finished_layers_are_not_pruned_again(tmp_path, monkeypatch):
 
 
 def test_a_family_in_one_pass(pretrained, folder, tmp_path):
-    settings = Settings(sparsities=(0.2, 0.8))
+    settings = Settings(sparsities=(0.5, 0.8))
     request = program.Request(str(pretrained[0]), folder, tmp_path / "out", settings, count=20)
     lines = []
     rows = program.run(request, lines.append)
-    assert [round(row["sparsity"], 2) for row in rows] == [0.2, 0.8]
+    assert [round(row["sparsity"], 2) for row in rows] == [0.5, 0.8]
     assert (tmp_path / "out" / "curve.png").stat().st_size > 5000
     curve = json.loads((tmp_path / "out" / "curve.json").read_text())
-    assert curve["sparse"][0]["feature_cosine"] > curve["sparse"][1]["feature_cosine"]
+    assert [row["sparsity"] for row in curve["sparse"]] == [row["sparsity"] for row in rows]
+    written = [tmp_path / "out" / name / "pruned.json" for name in ("0.5", "0.8")]
+    less, more = (json.loads(file.read_text())["layers"].values() for file in written)
+    errors = [[layer["output_error"] or 0 for layer in layers] for layers in (less, more)]
+    assert 0 < sum(errors[0]) < sum(errors[1])
     assert not (tmp_path / "out" / ".layers").exists()
     net, args = load_run(tmp_path / "out" / "0.8")
     assert args["pruned"]["method"] == "sparsegpt"
