@@ -25,8 +25,14 @@ def keep_memory() -> None:
             mallopt(parameter, 1 << 30)
 
 
-def fastest(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+def fastest(
+    works: Sequence[Callable[[], object]],
+    rounds: int,
+    between: Sequence[Callable[[], object]] = (),
+) -> list[float]:
     """Seconds of each in its best round; one after the other in every round, a first one uncounted.
+
+    What stands in `between` runs after every round and times itself.
 
     Other programs on the machine only ever make a round slower. With one thread these are seconds
     of the CPU, which leave out those in which others had it; with several, of the wall clock.
@@ -39,6 +45,8 @@ def fastest(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
             work()
             if turn:
                 best[i] = min(best[i], clock() - start)
+        for other in between:
+            other()
     return best
 
 

@@ -56,3 +56,8 @@ def hooks_before_loading(module: nn.Module) -> list[Callable]:
 def unscales_by_itself(optimizer: Optimizer) -> bool:
     """Whether a fused optimizer divides its gradients by the loss scale inside of its step."""
     return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def is_dispatched() -> bool:
+    """Whether a mode (FlopCounterMode, fake tensors) looks at every operation of torch."""
+    return torch._C._len_torch_dispatch_stack() > 0

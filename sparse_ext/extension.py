@@ -90,6 +90,10 @@ class SparseExtension(extensions.Extension):
         if MARK in state:
             resize_(unwrapped(backbone), state)
         check_pattern(state, checkpoint)
+        if masked:
+            from sparse_ext.kernels.element.frozen import Faster
+
+            backbone.faster = Faster(backbone)  # type: ignore[assignment]
         return backbone
 
     def initial_state(

@@ -66,8 +66,11 @@ class SparseConfig:
         slim_at: when masks become final and training goes on with physically smaller encoders:
             an optimizer step, or a fraction of the run (below 1); after the ramp.
         multiple: with `slim_at`: as many empty channels stay as make each width a multiple of this.
-        kernel: how masked convolutions are computed: `dense`, or `block`, which skips pruned 8x8
-            blocks wherever a layer has lost 75% of them (on the CPU, see `sparse_ext.kernels`).
+        kernel: how masked layers are computed on the CPU (see `sparse_ext.kernels`): `element`
+            multiplies by kept weights only, one by one, `block` skips pruned 8x8 blocks wherever a
+            layer has lost 75% of them, `dense` multiplies by zeros, and `auto` takes for every
+            layer whichever of `element` and `dense` is faster here, by measurement. On other
+            devices `auto` means `dense`.
         seed: of random masks; None = the run's seed.
         debug: check the storage invariants after every step (slow).
     """
@@ -188,20 +191,21 @@ class SparseConfig:
             )
 
     def _check_kernel(self) -> None:
-        """The block kernel skips blocks of 8x8, of layers that keep their class."""
-        require_choice("kernel", self.kernel, ("dense", "block"))
-        if self.kernel == "dense":
+        """Kernels are for layers that keep their shape; `block` skips blocks of 8x8."""
+        require_choice("kernel", self.kernel, ("auto", "element", "block", "dense"))
+        if self.kernel in ("auto", "dense"):
             return
         spelling = self.spelling
-        if spelling.kind != "block" or spelling.size % 8:
+        blocks = spelling.kind == "block" and not spelling.size % 8
+        if self.kernel == "block" and not blocks:
             raise ConfigError(
                 f"sparse.kernel=block skips pruned blocks of 8x8, and "
                 f"sparse.granularity={self.granularity} makes none: set sparse.granularity=block8."
             )
         if self.slim_at is not None:
             raise ConfigError(
-                f"sparse.kernel=block and sparse.slim_at={self.slim_at} do not go together: choose "
-                f"between skipping blocks and removing channels."
+                f"sparse.kernel={self.kernel} and sparse.slim_at={self.slim_at} do not go "
+                f"together: choose between skipping weights and removing channels."
             )
 
     def _check_sparsity(self, key: str, value: float | None) -> None:

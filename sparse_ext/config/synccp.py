@@ -91,6 +91,9 @@ class SyncCPConfig(SparseConfig):
             name is that of the score by which weights are kept, and `ema` brings them back.
         score_momentum: weight of the history in the gradient score (0.9; the paper's Eq. 17 read
             literally is 0.1, the authors' scripts have 0.99).
+        score_every: with `ema`, the gradient of pruned weights is looked at in every k-th step
+            only, with history `score_momentum` ** k; 1 is the paper. That gradient is dense work,
+            which a sparse kernel would else do in every step (see docs/kernels.md).
         drop_start: fraction of a layer's weights that is dropped and regrown, at the first step.
         drop_end: the same at the last step (cosine in between).
         regrow_init: value of a regrown weight: `latent` = what it was when it was pruned, `zero`.
@@ -119,6 +122,7 @@ class SyncCPConfig(SparseConfig):
     csi: CSIConfig = field(default_factory=CSIConfig)
     score: str = "ema"
     score_momentum: float = 0.9
+    score_every: int = 1
     drop_start: float = 0.5
     drop_end: float = 0.005
     regrow_init: str = "latent"
@@ -136,6 +140,13 @@ class SyncCPConfig(SparseConfig):
         require_choice("scope", self.scope, ("global", "layer"))
         require_choice("regrow_init", self.regrow_init, ("latent", "zero"))
         require_choice("mp_on", self.mp_on, ("masked", "latent"))
+        if self.score_every < 1:
+            raise ConfigError(f"sparse.score_every={self.score_every} must be at least 1 step.")
+        if self.score_every > 1 and self.growth != "ema":
+            raise ConfigError(
+                f"sparse.score_every={self.score_every} has no effect on "
+                f"sparse.score={self.score}, which looks at update steps only. Leave it out."
+            )
         for key in ("score_momentum", "drop_start", "drop_end"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"sparse.{key}={getattr(self, key)} must be in [0, 1).")

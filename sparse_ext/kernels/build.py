@@ -14,7 +14,9 @@ import hashlib
 import os
 import platform
 import shutil
+import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -105,3 +107,29 @@ def _failed(why: str) -> str:
         f"(pip install 'solo-learn-sparse[kernels]'), or choose backend='reference', which needs "
         f"neither and is slow."
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m sparse_ext.kernels.build [--wheel]`: compile now, or for others."""
+    import argparse
+
+    from solo.programs.app import exit_code
+    from sparse_ext.kernels.element import native, wheel
+
+    parser = argparse.ArgumentParser(
+        prog="python -m sparse_ext.kernels.build",
+        description="Compile the element-wise kernel for this processor, or a wheel that holds it.",
+    )
+    parser.add_argument("--wheel", action="store_true", help="for all x86-64 processors")
+    parser.add_argument("--out", type=Path, default=Path("dist"), help="folder of the wheel")
+    args = parser.parse_args(argv)
+
+    def run() -> None:
+        native.library()
+        print(wheel.build_wheel(args.out) if args.wheel else native.located(native.variant()))
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

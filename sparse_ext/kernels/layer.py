@@ -13,7 +13,7 @@ from solo.errors import ConfigError
 from sparse_ext.compat import unwrapped
 from sparse_ext.kernels.function import backend_of, block_conv2d
 from sparse_ext.kernels.plan import Plan, Window
-from sparse_ext.masks.masked_layers import MaskedConv2d
+from sparse_ext.masks.masked_layers import Masked, MaskedConv2d
 
 MIN_SPARSITY = 0.75  # of blocks; below, the dense convolution is as fast
 
@@ -148,8 +148,9 @@ def needs_dense_gradients(module: nn.Module, needed: bool) -> None:
 
     Otherwise the weight gradient is computed for kept blocks only.
     """
-    for layer in _block_layers(module):
-        layer.dense_gradient = needed
+    for layer in unwrapped(module).modules():
+        if isinstance(layer, Masked) and hasattr(layer, "dense_gradient"):
+            layer.dense_gradient = needed  # type: ignore[assignment]
 
 
 def _block_layers(module: nn.Module) -> list[BlockConv2d]:

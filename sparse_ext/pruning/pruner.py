@@ -105,6 +105,8 @@ class Pruner:
     allocation: str = "global"
     #: share of the past in the running mean of |gradient|; None = only that of the last update
     history: float | None = None
+    #: steps between two gradients in that running mean; `history` is the past's share over all
+    every: int = 1
     #: units that the online encoder kept for a moment of the update under way; others start anew
     between: Kept | None = None
     #: latest step at which the ramp starts, where only training decides when
@@ -322,9 +324,21 @@ class Pruner:
 
     def wants_gradients(self) -> bool:
         """Whether `observe` is to see the gradients of the step under way."""
-        if self.growth == "mean" and self.history is not None:
+        if self._averages:
             return True
-        return (self.growth is not None or self.scorer.needs != "weight") and self.due()
+        grows = self.growth is not None and not (self.growth == "mean" and self.history is not None)
+        return (grows or self.scorer.needs != "weight") and self.due()
+
+    @property
+    def _averages(self) -> bool:
+        """Whether this step's gradient goes into the running mean, update or not."""
+        always = self.growth == "mean" and self.history is not None
+        return always and self.t % self.every == 0
+
+    @property
+    def gradient_share(self) -> float:
+        """About which share of all steps wants gradients of pruned weights."""
+        return 1 / self.every if self.growth == "mean" and self.history is not None else 0.0
 
     def observe(self, finite: Tensor) -> None:
         """Look at the dense, averaged, unscaled gradients of the step under way.
@@ -334,7 +348,7 @@ class Pruner:
                 and then the step does not count.
         """
         layers = self.online.layers
-        if self.growth == "mean":
+        if self._averages or (self.growth == "mean" and self.history is None):
             graded = [layer for layer in layers.values() if layer.weight.grad is not None]
             grads = [layer.weight.grad for layer in graded]
             scorers.ema_gradient_([m.score for m in graded], grads, self.history or 0.0, finite)

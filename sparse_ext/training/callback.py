@@ -33,8 +33,7 @@ from sparse_ext.pruning.log import log
 from sparse_ext.pruning.pruner import Pruner
 from sparse_ext.pruning.registry import build_pruner, method_class
 from sparse_ext.pruning.scores.first_batch import Probe
-from sparse_ext.training import block_kernel as kernels
-from sparse_ext.training import mask_agreement, resume, run_checks, slimming
+from sparse_ext.training import kernels, mask_agreement, resume, run_checks, slimming
 from sparse_ext.training.cost_meter import CostMeter
 from sparse_ext.training.mask_figures import all_dead_filters, dead_filters, oscillation
 from sparse_ext.training.momentum_encoder import install
@@ -64,6 +63,7 @@ class PruningCallback(Callback):
         self.pack = False
         self.pruner: Pruner | None = None
         self.meter = CostMeter()
+        self._watch = kernels.Stopwatch()
         self._encoders: list[Encoder] = []
         self._restored: dict[str, Any] | None = None
         self._hook: Any = None
@@ -111,8 +111,7 @@ class PruningCallback(Callback):
             self._encoders[0].add_buffer("score")
         if not shared and needs.stored_zeros:
             self._follower = install(pl_module, self.config.ema_mode)
-        if self.config.kernel == "block":
-            kernels.equip(trainer, pl_module)
+        kernels.equip(trainer, pl_module, self.config, needs.stored_zeros)
         run_checks.ignore_in_ddp(pl_module)
         self._loading = pl_module.register_load_state_dict_pre_hook(run_checks.check_storage)
         # epoch ends are counted before anyone else's hook may write a checkpoint of that epoch
@@ -216,11 +215,14 @@ class PruningCallback(Callback):
             self._settle(trainer.optimizers[0])
         if self.running.begin_batch(trainer.current_epoch, trainer.optimizers[0]):
             self._agree(f"Masks before step {self.running.t}")
-        if self.config.kernel == "block":
-            kernels.announce(pl_module, self.running.wants_gradients())
+        if self.config.kernel != "dense":
+            share = self.running.gradient_share
+            kernels.announce(pl_module, self.running.wants_gradients(), share)
+        self._watch.start()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Log every mask update by itself, whatever the logging interval."""
+        self._watch.stop()
         figures = self.running.update_figures if self._updated else {}
         self._updated = False
         if figures:
@@ -236,6 +238,10 @@ class PruningCallback(Callback):
         swaps = {k[len(prefix) :]: v for k, v in figures.items() if k.startswith(prefix)}
         if swaps:
             figures["oscillation"] = oscillation(self._encoders[0].masks, swaps)
+        figures |= self._watch.figures()
+        used = kernels.layers_in_use(pl_module)
+        if used:
+            figures["kernel_layers"] = float(used.get("backbone", 0))
         named = {f"sparse/{name}": value for name, value in figures.items()}
         pl_module.log_dict(named, rank_zero_only=True)  # equal on all ranks
 

@@ -55,7 +55,7 @@ def test_the_gap_of_the_specification_is_rejected():
         ({"name": "synccp", "csi": {"kapa": 1}}, r"sparse\.csi\.kapa\. Did you mean 'kappa'"),
         ({"name": "gmp", "gap": 0.3}, r"Unknown key sparse\.gap"),
         ({"name": "syncp"}, "Did you mean 'synccp'"),
-        ({"final": 0.9}, "sparse.name is missing. Valid names: asp, gmp, "),
+        ({"final": 0.9}, "sparse.name is missing. Valid names: asp, fixed, "),
         ("sinccp", "Did you mean 'synccp'"),
         (3, "expected a method's name"),
         ({"name": "synccp", "final": "high"}, r"sparse\.final='high'.*expected float"),

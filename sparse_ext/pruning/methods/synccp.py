@@ -48,7 +48,9 @@ class SyncCP(Pruner):
         self.regrow_init = config.regrow_init
         self.random_start = config.initial_allocation
         self.allocation = "global" if config.scope == "global" else "uniform"
-        self.history = config.score_momentum if config.growth == "ema" else None
+        averaged = config.growth == "ema"
+        self.every = config.score_every
+        self.history = config.score_momentum**self.every if averaged else None
         self.csi = CSI(config.csi, self.clock.epochs, final, shared=self.momentum is None)
         self.previous: dict[str, Tensor] = {}
         self.oscillation: dict[str, float] = {}

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""The sparse kernels in a Lightning run that makes its encoders sparse (`sparse.kernel`)."""
+
+from __future__ import annotations
+
+import time
+
+from lightning.pytorch import LightningModule, Trainer
+
+from solo.errors import ConfigError
+from solo.utils.encoders import encoders_of
+from sparse_ext.config.sections import SparseConfig
+from sparse_ext.kernels.element.swap import element_layers, use_element_kernel
+from sparse_ext.kernels.layer import needs_dense_gradients, use_block_kernel
+
+_PRECISIONS = {"block": ("32",), "element": ("32", "bf16-mixed"), "auto": ("32", "bf16-mixed")}
+
+
+def equip(trainer: Trainer, module: LightningModule, config: SparseConfig, zeros: bool) -> None:
+    """Let the encoders of `module` skip what is pruned, as `config.kernel` says.
+
+    Args:
+        trainer: of the run.
+        module: what is trained.
+        config: of the sparse section.
+        zeros: whether the method stores pruned weights as zero.
+
+    Raises:
+        ConfigError: a kernel was asked for by name, and this run cannot use it.
+        KernelBuildError: the block kernel cannot be compiled here.
+    """
+    kernel = config.kernel
+    if kernel == "dense":
+        return
+    device, precision = trainer.strategy.root_device.type, str(trainer.precision)
+    fits = device == "cpu" and precision.startswith(_PRECISIONS[kernel])
+    if kernel == "auto" and (not fits or not zeros or config.slim_at is not None):
+        return
+    if not fits:
+        others = " or ".join("32" if p == "32" else p for p in _PRECISIONS[kernel])
+        raise ConfigError(
+            f"sparse.kernel={kernel} runs on the CPU in precision {others}, and this run uses "
+            f"{device} and precision={precision}: set accelerator=cpu and precision=32, or "
+            f"sparse.kernel=dense."
+        )
+    if not zeros:
+        raise ConfigError(
+            f"sparse.kernel={kernel} skips weights that are stored as zero, and {config.name} "
+            f"stores none: set sparse.kernel=dense."
+        )
+    for encoder in encoders_of(module).values():
+        if kernel == "block":
+            use_block_kernel(encoder)
+            continue
+        try:
+            use_element_kernel(encoder, kernel, later=True)
+        except ConfigError:
+            if kernel == "element":
+                raise
+
+
+def announce(module: LightningModule, wanted: bool, share: float) -> None:
+    """Say before a step whether its pruner looks at the gradients of pruned weights.
+
+    Args:
+        module: what is trained.
+        wanted: whether it does in this step.
+        share: of all steps in which it does.
+    """
+    for encoder in encoders_of(module).values():
+        needs_dense_gradients(encoder, wanted)
+        for layer in element_layers(encoder):
+            layer.dense_share = share
+
+
+def layers_in_use(module: LightningModule) -> dict[str, int]:
+    """Layers of each encoder, by attribute, that the element-wise kernel computed last."""
+    counts = {
+        name: sum(layer.used for layer in element_layers(encoder))
+        for name, encoder in encoders_of(module).items()
+        if element_layers(encoder)
+    }
+    return counts
+
+
+class Stopwatch:
+    """Wall clock of training steps, from the batch at hand to the end of the step."""
+
+    def __init__(self) -> None:
+        self._begun: float | None = None
+        self._total, self._steps = 0.0, 0
+
+    def start(self) -> None:
+        """A batch is there."""
+        self._begun = time.perf_counter()
+
+    def stop(self) -> None:
+        """Its step is over."""
+        if self._begun is not None:
+            self._total += time.perf_counter() - self._begun
+            self._steps += 1
+        self._begun = None
+
+    def figures(self) -> dict[str, float]:
+        """Mean seconds per step since this was last asked."""
+        if not self._steps:
+            return {}
+        mean = self._total / self._steps
+        self._total, self._steps = 0.0, 0
+        return {"seconds_per_step": mean}

@@ -1,0 +1,511 @@
+# SPDX-License-Identifier: MIT
+"""Layers and networks with the element-wise kernel: when they use it, and that nothing changes."""
+
+import copy
+import logging
+import pickle
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from solo.errors import ConfigError
+from sparse_ext.kernels import KernelBuildError, needs_dense_gradients
+from sparse_ext.kernels.element import choice, native
+from sparse_ext.kernels.element.blocks import LaneBasicBlock, LaneBottleneck
+from sparse_ext.kernels.element.lanes import in_lanes, to_lanes
+from sparse_ext.kernels.element.layers import ElementConv2d, ElementLinear, LaneConv2d
+from sparse_ext.kernels.element.norm import LaneBatchNorm2d, LaneReLU
+from sparse_ext.kernels.element.swap import element_layers, use_element_kernel, use_plain_layers
+from sparse_ext.masks.masked_layers import Masked, MaskedConv2d, MaskedLinear, mask_module
+
+pytestmark = pytest.mark.unit
+able = pytest.mark.skipif(
+    not native.variant() or not shutil.which("c++"), reason="needs AVX2 and a C++ compiler"
+)
+
+
+def prune(layer, sparsity=0.8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        layer.mask.copy_(torch.rand(layer.weight.shape, generator=generator) >= sparsity)
+        layer.apply_mask()
+    return layer
+
+
+def masked_conv(**kwargs):
+    return prune(mask_module(nn.Conv2d(16, 24, 3, padding=1, **kwargs)))
+
+
+def resnet(block, stem=True):
+    torch.manual_seed(0)
+    net = ResNet(block, [1, 1, 1, 1], num_classes=10)
+    net.maxpool = nn.Identity()
+    net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    for module in net.modules():
+        if type(module) in (nn.Conv2d, nn.Linear) and module is not net.conv1:
+            prune(mask_module(module), 0.9)
+    return net
+
+
+def off(found, wanted):
+    """Root mean square of the difference over that of what is wanted."""
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.fixture(autouse=True)
+def no_choice_remembered(monkeypatch):
+    monkeypatch.setattr(choice, "_bounds", choice.Bounds(None))
+    monkeypatch.setattr(choice, "_state", {"failed": False})
+
+
+def three(block):
+    """A network in float64, in float32 and in float32 with the kernel."""
+    exact = resnet(block).double()
+    plain = copy.deepcopy(exact).float()
+    kernel = copy.deepcopy(plain)
+    use_element_kernel(kernel, "element")
+    needs_dense_gradients(kernel, False)
+    return exact, plain, kernel
+
+
+def kept(net):
+    """Gradients of a network, those of pruned weights as zero."""
+    masks = {f"{n}.weight": m.mask for n, m in net.named_modules() if isinstance(m, Masked)}
+    return [p.grad * masks.get(name, 1) for name, p in net.named_parameters()]
+
+
+def as_close(kernel, plain, exact, turned=0.0):
+    """Not much farther from the exact result than torch's float32 is.
+
+    A ReLU whose input is zero up to rounding may turn in one of them: that moves gradients by up
+    to `turned`.
+    """
+    assert off(kernel, exact) < 4 * off(plain, exact) + 1e-6 + turned
+
+
+@able
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_computes_what_it_did(block, training):
+    """Outputs, all gradients and running statistics, as close to float64 as torch is."""
+    nets = three(block)
+    images, aim = torch.randn(16, 3, 16, 16), torch.randn(16, 10)
+    for net, kind in zip(nets, (torch.double, torch.float, torch.float), strict=True):
+        net.train(training)
+        net.inputs = images.to(kind).requires_grad_()
+        net.outputs = net(net.inputs)
+        (net.outputs * aim.to(kind)).sum().backward()
+    exact, plain, kernel = nets
+    assert all(layer.used for layer in element_layers(kernel))
+    as_close(kernel.outputs, plain.outputs, exact.outputs)
+    as_close(kernel.inputs.grad, plain.inputs.grad, exact.inputs.grad, 1e-2)
+    flat = [torch.cat([g.flatten().double() for g in kept(net)]) for net in nets]
+    as_close(flat[2], flat[1], flat[0], 3e-3)
+    buffers = [dict(net.named_buffers()) for net in (kernel, exact)]
+    for name, buffer in buffers[1].items():
+        torch.testing.assert_close(buffers[0][name].to(buffer.dtype), buffer, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        outputs = [net(images.to(net.conv1.weight.dtype)) for net in (kernel, plain, exact)]
+        as_close(*outputs)
+
+
+@able
+def test_hooks_see_what_their_modules_return():
+    exact, _, kernel = three(BasicBlock)
+    names = ["bn1", "layer1.0.bn1", "layer2.0.conv2", "layer3.0.relu", "layer2.0.downsample.1"]
+    images, seen = torch.randn(16, 3, 16, 16), {}
+    for net in (exact.eval(), kernel.eval()):
+        for name in names:
+            net.get_submodule(name).register_forward_hook(
+                lambda m, i, o, key=(net, name): seen.update({key: o.detach().clone()})
+            )
+        with torch.no_grad():
+            net(images.to(net.conv1.weight.dtype))
+    for name in names:
+        assert off(seen[kernel, name], seen[exact, name]) < 1e-5
+    assert (seen[kernel, "bn1"] < 0).any()
+
+
+@able
+def test_bfloat16_is_as_close_as_autocast():
+    plain = resnet(BasicBlock)
+    kernel = copy.deepcopy(plain)
+    use_element_kernel(kernel, "element")
+    images = torch.randn(32, 3, 16, 16)
+    outputs = {}
+    for name, net in (("exact", plain), ("autocast", plain), ("kernel", kernel)):
+        with torch.autocast("cpu", enabled=name != "exact"):
+            outputs[name] = net(images).float()
+    assert all(layer.used for layer in element_layers(kernel))
+    aside = {name: off(outputs[name], outputs["exact"]) for name in ("autocast", "kernel")}
+    assert aside["kernel"] < 1.3 * aside["autocast"]
+    outputs["kernel"].sum().backward()
+    assert kernel.layer1[0].conv1.weight.grad.dtype == torch.float32
+
+
+@able
+def test_training_goes_the_same_way():
+    """Steps of SGD with masks that change in between, as close to float64 as torch is."""
+    nets = three(BasicBlock)
+    images, aim = torch.randn(16, 3, 16, 16), torch.randn(16, 10)
+    for net in nets:
+        kind = net.conv1.weight.dtype
+        optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
+        for step in range(3):
+            optimizer.zero_grad()
+            F.mse_loss(net(images.to(kind)), aim.to(kind)).backward()
+            for p, grad in zip(net.parameters(), kept(net), strict=True):
+                p.grad = grad
+            optimizer.step()
+            for layer in net.modules():
+                if isinstance(layer, Masked):
+                    prune(layer, 0.9, seed=step)
+    flat = [torch.cat([p.flatten().double() for p in net.parameters()]) for net in nets]
+    as_close(flat[2], flat[1], flat[0], 1e-4)
+
+
+@able
+def test_follows_every_change_of_mask_and_weight():
+    """Through copy_, new buffers, loading, `.data`, numpy: whatever torch does not count."""
+    conv, plain = masked_conv(), nn.Conv2d(16, 24, 3, padding=1)
+    use_element_kernel(conv, "element")
+    x = torch.randn(16, 16, 6, 6)
+
+    def check():
+        plain.weight, plain.bias = conv.weight, conv.bias
+        torch.testing.assert_close(conv(x), plain(x), rtol=1e-5, atol=1e-5)
+        assert conv.used
+
+    check()
+    prune(conv, 0.5, seed=1)
+    conv.weight.data = torch.randn_like(conv.weight) * conv.mask
+    check()
+    conv.weight.data.mul_(2)
+    check()
+    version = conv.mask._version
+    conv.mask.numpy()[:4] = True
+    conv.mask.data[5] = False
+    conv.weight.data.copy_(torch.randn_like(conv.weight) * conv.mask)
+    assert conv.mask._version == version
+    check()
+    conv.load_state_dict(masked_conv().state_dict())
+    check()
+    conv.mask = torch.zeros_like(conv.mask)
+    conv.apply_mask()
+    check()
+    conv.to(memory_format=torch.channels_last)
+    conv.mask.fill_(True)
+    conv.weight.data.normal_()
+    check()
+    with torch.inference_mode():
+        conv.mask[3] = False
+        conv.apply_mask()
+        check()
+
+
+@able
+def test_state_copies_and_pickles_are_those_of_a_masked_layer():
+    net = nn.Sequential(masked_conv(), nn.BatchNorm2d(24))
+    keys = list(net.state_dict())
+    use_element_kernel(net, "element")
+    x = torch.randn(2, 16, 5, 5)
+    first = net.eval()(x)
+    assert list(net.state_dict()) == keys
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert type(twin[0]) is ElementConv2d
+        assert "_plan" not in twin[0].__dict__
+        assert torch.equal(twin(x), first)
+    use_plain_layers(net)
+    assert [type(m) for m in net] == [MaskedConv2d, nn.BatchNorm2d]
+    own = {"kernel", "dense_gradient", "dense_share", "used", "around", "_plan"}
+    assert not own & set(net[0].__dict__)
+
+
+@able
+def test_blocks_and_stem_come_and_go():
+    net = resnet(BasicBlock)
+    use_element_kernel(net)
+    assert type(net.layer1[0]) is LaneBasicBlock
+    assert [type(m) for m in (net.conv1, net.bn1, net.relu)] == [
+        LaneConv2d,
+        LaneBatchNorm2d,
+        LaneReLU,
+    ]
+    use_plain_layers(net)
+    assert type(net.layer1[0]) is BasicBlock
+    assert {type(m) for m in (net.conv1, net.relu)} == {nn.Conv2d, nn.ReLU}
+    other = resnet(Bottleneck)
+    use_element_kernel(other)
+    assert type(other.layer1[0]) is LaneBottleneck
+
+
+@able
+@pytest.mark.parametrize("shape", [(40,), (3, 7, 40), (16, 40), (33, 40), (2, 4, 4, 40)])
+def test_linear_layers_and_what_follows_in_their_layout(shape):
+    torch.manual_seed(0)
+    mlp = nn.Sequential(
+        prune(mask_module(nn.Linear(40, 56))), nn.GELU(), prune(mask_module(nn.Linear(56, 40)))
+    )
+    twin = copy.deepcopy(mlp)
+    use_element_kernel(twin, "element")
+    assert type(twin[0]) is ElementLinear
+    needs_dense_gradients(twin, False)
+    x = torch.randn(shape)
+    for net in (mlp, twin):
+        net.x = x.clone().requires_grad_()
+        net.y = net(net.x)
+        net.y.square().sum().backward()
+    torch.testing.assert_close(twin.y, mlp.y, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(twin.x.grad, mlp.x.grad, rtol=1e-5, atol=1e-5)
+    for a, b in zip(twin, mlp, strict=True):
+        if isinstance(a, Masked):
+            wanted = b.weight.grad * b.mask
+            torch.testing.assert_close(a.weight.grad * a.mask, wanted, rtol=1e-5, atol=1e-4)
+    assert twin[0].used == (len(shape) > 1)
+
+
+CASES = ["double", "half", "unbatched", "empty", "traced", "fp16 autocast", "counted", "wrong type"]
+
+
+@able
+@pytest.mark.parametrize("what", CASES)
+def test_dense_where_the_kernel_is_no_use(what):
+    conv = masked_conv()
+    use_element_kernel(conv, "element")
+    x = torch.randn(16, 16, 5, 5)
+    if what in ("double", "half"):
+        kind = getattr(torch, what)
+        assert conv.to(kind)(x.to(kind)).dtype is kind
+    elif what == "unbatched":
+        assert conv(x[0]).shape == (24, 5, 5)
+    elif what == "empty":
+        assert conv(x[:0]).shape == (0, 24, 5, 5)
+    elif what == "traced":
+        assert torch.jit.trace(conv, x, check_trace=False)(x).shape == (16, 24, 5, 5)
+    elif what == "fp16 autocast":
+        with torch.autocast("cpu", torch.float16):
+            assert conv(x).dtype is torch.float16
+    elif what == "counted":
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            conv(x)
+        assert counter.get_total_flops() == 2 * 16 * 25 * conv.weight.numel()
+    else:
+        with pytest.raises(RuntimeError, match=r"should be the same|type"):
+            conv(x.bfloat16())
+    assert not conv.used
+
+
+@able
+def test_inputs_that_do_not_fit_are_torchs_own_errors():
+    conv, linear = masked_conv(), mask_module(nn.Linear(8, 8))
+    use_element_kernel(nn.Sequential(conv, linear), "element")
+    with pytest.raises(RuntimeError, match="expected input"):
+        conv(torch.randn(1, 8, 5, 5))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(torch.randn(2, 7))
+    conv.padding = (0, 0)
+    with pytest.raises(RuntimeError, match="Kernel size"):
+        conv(torch.randn(1, 16, 2, 2))
+
+
+@able
+def test_non_finite_values_stay_visible():
+    conv = prune(mask_module(nn.Conv2d(16, 24, 3, padding=1)), 0.2)
+    use_element_kernel(conv, "element")
+    x = torch.randn(16, 16, 6, 6)
+    x[3, 2, 1, 4] = float("nan")
+    x[5, 2, 1, 4] = float("inf")
+    found, others = conv(x), [i for i in range(16) if i not in (3, 5)]
+    assert found[3].isnan().any()
+    assert not found[5].isfinite().all()
+    assert found[others].isfinite().all()
+    bn = LaneBatchNorm2d(24)
+    assert bn(to_lanes(found)).isnan().any()
+
+
+@able
+def test_gradients_of_pruned_weights_until_told_otherwise():
+    conv = masked_conv()
+    use_element_kernel(conv, "element")
+    for needed in (True, False, True):
+        if not needed or conv.weight.grad is not None:
+            needs_dense_gradients(conv, needed)
+        conv.weight.grad = None
+        conv(torch.randn(16, 16, 6, 6)).square().sum().backward()
+        assert bool(conv.weight.grad[~conv.mask].any()) is needed
+
+
+@able
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("n", [2, 16, 17])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batch_norm_is_torchs(n, affine, momentum):
+    torch.manual_seed(0)
+    plain = nn.BatchNorm2d(5, affine=affine, momentum=momentum)
+    mine = copy.deepcopy(plain)
+    mine.__class__ = LaneBatchNorm2d
+    for turn in range(3):
+        x = torch.randn(n, 5, 3, 7) * (turn + 1) + 3
+        for net, kind in ((plain, x), (mine, to_lanes(x))):
+            net.x = kind.clone().requires_grad_()
+            net.zero_grad()
+            net.y = net(net.x)
+            net.y.pow(3).sum().backward()
+        assert in_lanes(mine.y)
+        torch.testing.assert_close(mine.y, plain.y, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine.x.grad, plain.x.grad, rtol=1e-3, atol=1e-4)
+        for a, b in zip(mine.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-3)
+    for a, b in zip(mine.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(mine.eval()(to_lanes(x)), plain.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+# -- choosing ----------------------------------------------------------------------------------
+
+
+@able
+def test_auto_takes_what_measures_faster(monkeypatch):
+    """Once per case and density; bounds close the rest."""
+    asked = []
+    monkeypatch.setattr(choice, "WORTHWHILE", 0)
+    monkeypatch.setattr(choice, "measure", lambda case, d: asked.append(d) or d < 0.3)
+    conv, x = masked_conv(), torch.randn(16, 16, 6, 6)
+    use_element_kernel(conv)
+    for sparsity, used in ((0.5, False), (0.55, False), (0.8, True), (0.9, True), (0.45, False)):
+        prune(conv, sparsity)
+        conv(x)
+        assert conv.used is used, sparsity
+    assert [round(d, 1) for d in asked] == [0.5, 0.4, 0.2]
+
+
+def test_bounds_are_kept_in_a_file(tmp_path):
+    path = tmp_path / "deep" / "bounds.json"
+    first = choice.Bounds(path)
+    first.learn("a", 0.2, True)
+    first.learn("a", 0.6, False)
+    second = choice.Bounds(path)
+    assert second.decided("a", 0.1) is True
+    assert second.decided("a", 0.7) is False
+    assert second.decided("a", 0.4) is None
+    path.write_text("{", encoding="utf-8")
+    assert choice.Bounds(path).decided("a", 0.1) is None
+
+
+@able
+def test_measuring_leaves_random_numbers_alone():
+    state = torch.get_rng_state()
+    case = choice.Case((8, 8, 3, 3), choice.Window((1, 1), (1, 1)), (16, 8, 5, 5), torch.float32,
+                       1, True, 0.5)  # fmt: skip
+    assert isinstance(choice.measure(case, 0.1), bool)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@able
+def test_small_layers_stay_dense_and_build_nothing(monkeypatch):
+    monkeypatch.setattr(choice, "ready", lambda: pytest.fail("nothing is asked for"))
+    conv = masked_conv()
+    conv.__class__ = ElementConv2d
+    conv.kernel = "auto"
+    conv(torch.randn(2, 16, 5, 5))
+    assert not conv.used
+
+
+@able
+def test_a_dense_stem_follows_the_sparse_layers():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), masked_conv())
+    use_element_kernel(net, "element")
+    net[0].kernel = "auto"
+    net[0].around[0].used = False
+    net[0](torch.randn(16, 3, 6, 6))
+    assert not net[0].used
+
+
+# -- building ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Nothing is built yet."""
+    monkeypatch.setenv("SPARSE_EXT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "SHIPPED", tmp_path / "shipped")
+    native.library.cache_clear()
+    yield monkeypatch
+    native.library.cache_clear()
+
+
+@able
+def test_without_a_compiler(fresh, tmp_path, caplog):
+    """A named error where it is asked for at once; else one line, and dense layers."""
+    fresh.setenv("PATH", str(tmp_path))
+    fresh.delenv("CXX", raising=False)
+    conv, x = masked_conv(), torch.randn(16, 16, 6, 6)
+    with pytest.raises(KernelBuildError, match=r"a C\+\+ compiler \('c\+\+'\) is not on the PATH"):
+        use_element_kernel(conv)
+    assert type(conv) is MaskedConv2d
+    fresh.setattr(logging.getLogger("sparse_ext"), "propagate", True)
+    with caplog.at_level("WARNING", logger="sparse_ext"):
+        use_element_kernel(conv, "element", later=True)
+        wanted = F.conv2d(x, conv.weight, conv.bias, padding=1)
+        for _ in range(3):
+            assert torch.equal(conv(x), wanted)
+    assert not conv.used
+    assert len([r for r in caplog.records if "is not on the PATH" in r.getMessage()]) == 1
+
+
+@able
+def test_built_when_a_layer_wants_it(fresh, caplog):
+    """Once, into the cache folder, with one line."""
+    made = []
+    real = native.compile_to
+    fresh.setattr(native, "compile_to", lambda *args: (made.append(args), real(*args)))
+    conv, x = masked_conv(), torch.randn(16, 16, 6, 6)
+    use_element_kernel(conv, "element", later=True)
+    assert not made
+    fresh.setattr(logging.getLogger("sparse_ext"), "propagate", True)
+    with caplog.at_level("INFO", logger="sparse_ext"):
+        conv(x)
+        conv(x)
+    assert conv.used
+    assert len(made) == 1
+    assert [r.getMessage() for r in caplog.records if "being compiled" in r.getMessage()]
+    native.library.cache_clear()
+    conv(x)
+    assert len(made) == 1
+
+
+def test_processors_that_cannot(fresh):
+    fresh.setattr(native, "variant", lambda: "")
+    with pytest.raises(KernelBuildError, match="needs an x86-64 processor with AVX2"):
+        use_element_kernel(masked_conv())
+
+
+@able
+def test_a_compiler_that_fails_is_quoted(fresh):
+    fresh.setenv("CXX", "c++ --no-such-option")
+    with pytest.raises(KernelBuildError, match="no-such-option"):
+        use_element_kernel(masked_conv())
+
+
+@able
+def test_nothing_to_use_it_on():
+    with pytest.raises(ConfigError, match="Make the encoder sparse first"):
+        use_element_kernel(nn.Sequential(nn.Conv2d(8, 8, 3)))
+    grouped = mask_module(nn.Conv2d(16, 16, 3, groups=2))
+    circular = mask_module(nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"))
+    with pytest.raises(ConfigError, match=r"'0': 2 channel groups; '1': padding.*circular"):
+        use_element_kernel(nn.Sequential(grouped, circular))
+    with pytest.raises(ConfigError, match="Did you mean 'element'"):
+        use_element_kernel(masked_conv(), "elemnt")
+    net = nn.Sequential(grouped, mask_module(nn.Linear(4, 4)))
+    assert use_element_kernel(net) == ["1"]
+    assert type(net[0]) is MaskedConv2d
+    assert isinstance(net[1], MaskedLinear)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""Runs with `sparse.kernel`: the same training, switched on where it pays, timed."""
+
+import shutil
+
+import pytest
+import torch
+
+from solo.errors import ConfigError
+from sparse_ext.config.sections import build as build_config
+from sparse_ext.kernels.element import choice, native
+from sparse_ext.kernels.element.swap import element_layers
+from sparse_ext.training import kernels
+from sparse_ext.training.attach import attach
+from tests.pruning.toys import data, toy, trainer
+
+pytestmark = pytest.mark.unit
+able = pytest.mark.skipif(
+    not native.variant() or not shutil.which("c++"), reason="needs AVX2 and a C++ compiler"
+)
+SYNCCP = {"final": 0.9, "gap": 0.2, "update_period": 2, "csi": {"mode": "off"}}
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The kernel is there; layers may be as small as they like."""
+    choice.wait()
+    monkeypatch.setattr(choice, "WORTHWHILE", 0)
+    monkeypatch.setattr(choice, "_bounds", choice.Bounds(None))
+
+
+def train(kernel, method="synccp", **options):
+    torch.manual_seed(0)
+    module = toy(width=16)
+    callback = attach(module, build_config({"name": method, "kernel": kernel, **options}))
+    run = trainer(max_steps=12)
+    run.fit(module, data(width=16))
+    return module, callback, run
+
+
+@able
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_run_is_that_of_the_dense_kernel(built, every):
+    """Weights, masks and scores of both encoders, with the gradients of pruned weights."""
+    options = SYNCCP | {"score_every": every}
+    wanted, found = (train(kernel, **options)[0] for kernel in ("dense", "element"))
+    assert all(layer.used for layer in element_layers(found.backbone))
+    assert all(layer.used for layer in element_layers(found.momentum_backbone))
+    for (name, a), b in zip(found.state_dict().items(), wanted.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@able
+def test_gradients_of_pruned_weights_in_every_third_step(built, monkeypatch):
+    asked = []
+    real = kernels.announce
+    monkeypatch.setattr(
+        kernels, "announce", lambda m, w, share: (asked.append((w, share)), real(m, w, share))
+    )
+    train("element", score_every=3, **SYNCCP)
+    assert [wanted for wanted, _ in asked] == [step % 3 == 0 for step in range(len(asked))]
+    assert {share for _, share in asked} == {1 / 3}
+
+
+def test_the_score_is_a_mean_with_the_same_memory():
+    """A constant |gradient| of 1 gives 1 - gamma ** t, whether looked at always or sometimes."""
+    from sparse_ext.pruning.scores.scorers import ema_gradient_
+
+    for every in (1, 5):
+        score = torch.zeros(1)
+        for _ in range(0, 20, every):
+            ema_gradient_([score], [torch.ones(1)], 0.9**every)
+        assert score.item() == pytest.approx(1 - 0.9**20, rel=1e-5)
+
+
+@able
+def test_auto_measures_and_switches_on_as_masks_grow_sparse(built, monkeypatch):
+    seen = []
+    monkeypatch.setattr(choice, "measure", lambda case, d: seen.append(d) or d < 0.4)
+    module, _, run = train("auto", **SYNCCP)
+    assert max(seen) >= 0.4 > min(seen)
+    used = [layer.used for layer in element_layers(module.backbone)]
+    assert any(used)
+    assert run.callback_metrics["sparse/seconds_per_step"] > 0
+    assert run.callback_metrics["sparse/kernel_layers"] == sum(used)
+
+
+def test_auto_is_dense_where_it_cannot_be_otherwise(monkeypatch):
+    monkeypatch.setattr(native, "variant", lambda: "")
+    monkeypatch.setattr(choice, "WORTHWHILE", 0)
+    monkeypatch.setattr(choice, "_state", {"failed": False})
+    native.library.cache_clear()
+    module, _, _ = train("auto", **SYNCCP)
+    assert not any(layer.used for layer in element_layers(module.backbone))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"kernel": "elemnt"}, "Did you mean 'element'"),
+        ({"kernel": "element", "granularity": "filter", "slim_at": 0.9}, "do not go together"),
+        ({"name": "synccp", "score_every": 0}, "at least 1 step"),
+        ({"name": "synccp", "score_every": 2, "score": "instant"}, "has no effect on .*instant"),
+    ],
+)
+def test_mistakes_in_the_configuration(section, message):
+    with pytest.raises(ConfigError, match=message):
+        build_config({"name": "gmp", **section})
+
+
+@pytest.mark.parametrize(("method", "stored"), [("gmp", True), ("sr_ste", False)])
+def test_refused_where_it_cannot_be(method, stored):
+    options = {} if stored else {"granularity": "2:4"}
+    module = toy(momentum=False, width=16)
+    attach(module, build_config({"name": method, "kernel": "element", **options}))
+    run = trainer(precision="64-true" if stored else "32-true")
+    with pytest.raises(ConfigError, match="precision=64" if stored else "stored as zero"):
+        run.fit(module, data(width=16))
