@@ -244,7 +244,8 @@ class Probe:
     """`probes.NAME`: labelled data on which the encoder is evaluated while it is trained.
 
     `kind` knn votes among `k` neighbours, linear fits a classifier on the features; `every` so
-    many epochs, and after the last one.
+    many epochs, and after the last one. `image_size` None = as evaluation shows the run's encoder
+    images of that data set.
     """
 
     dataset: str
@@ -254,6 +255,7 @@ class Probe:
     every: int = number(5, least=1)
     encoder: Literal["online", "momentum"] = "online"
     k: int = number(20, least=1)
+    image_size: int | None = number(None, least=1)
     format: Literal["image_folder", "h5", "webdataset"] = "image_folder"
     batch_size: int = number(256, least=1)
     num_workers: int = number(0, least=0)

@@ -6,8 +6,9 @@ A batch is `(images, targets)` with images (N, 3, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +21,7 @@ from solo.data.catalogue import (
     DatasetInfo,
     Wanted,
     info_of,
+    known,
 )
 from solo.data.datasets.folders import (
     ClassFolders,
@@ -75,6 +77,25 @@ def prepare_transforms(
     """
     pipeline = _pipeline(info_of(dataset), images or shown(dataset, None, size))
     return pipeline["T_train"], pipeline["T_val"]
+
+
+def folder_transform(trained: Mapping[str, Any] | None, size: int | None = None) -> T.Compose:
+    """How evaluation shows images of any size to the encoder of a run, from PIL image to tensor.
+
+    For images of a folder that no data set describes. They become as large, and are normalised,
+    as the run's own: those of a data set with one size are squeezed to it, others are resized and
+    cut as in evaluation. A data set that nothing is registered for counts as images of any size.
+
+    Args:
+        trained: configuration of the run (`args.json`), None where there is none.
+        size: side of the images; None = the run's own.
+    """
+    info = known(((trained or {}).get("data") or {}).get("dataset"))
+    images = shown(info.name, trained, size)
+    steps = _pipeline(info, images)["T_val"].transforms
+    if info.side is None:
+        return T.Compose(steps)
+    return T.Compose([T.Resize((images.size, images.size)), *steps[-2:]])
 
 
 def prepare_datasets(

@@ -60,6 +60,16 @@ def shown(
     )
 
 
+def reading_of(trained: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How a run has read its images, as options of `solo.data.datasets.images.readers`.
+
+    Args:
+        trained: configuration of the run (`args.json`), None where there is none.
+    """
+    data = _data(trained or {})
+    return {"exif": data.get("exif") or "ignore", "value_range": data.get("value_range")}
+
+
 def _data(args: Mapping[str, Any]) -> Mapping[str, Any]:
     return args.get("data") or {}
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from solo import extensions
 from solo.checkpoints.files import read_args
 from solo.checkpoints.runs import open_run
-from solo.data.shown import shown
+from solo.data.shown import reading_of, shown
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
 
@@ -114,8 +114,7 @@ class Features(nn.Module):
 
 def trained_reading(path: str | Path | None) -> dict[str, Any]:
     """How the run of a checkpoint has read its images: its `data.exif` and `data.value_range`."""
-    data = ((None if path is None else read_args(path)) or {}).get("data") or {}
-    return {"exif": data.get("exif") or "ignore", "value_range": data.get("value_range")}
+    return reading_of(None if path is None else read_args(path))
 
 
 @contextmanager

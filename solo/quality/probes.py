@@ -19,6 +19,7 @@ from solo import extensions
 from solo.args import schema
 from solo.args.check import check_section, fill
 from solo.data import catalogue
+from solo.data.shown import reading_of, shown
 from solo.errors import ConfigError, did_you_mean
 from solo.utils.knn import WeightedKNNClassifier
 from solo.utils.metrics import accuracy_at_k
@@ -69,20 +70,27 @@ class Probes(Callback):
         self._loaders: dict[str, tuple[DataLoader, DataLoader]] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the data, so that a wrong path is reported before the first step.
+        """Open the data, so that a wrong path or size is reported before the first step.
 
         Raises:
-            DataError: a dataset is missing.
-            ConfigError: the method has no momentum encoder that a probe asks for.
+            DataError: a dataset is missing, or its two splits have other classes.
+            ConfigError: the method has no momentum encoder that a probe asks for, or the encoder
+                takes no images of a probe's size.
         """
-        from solo.data.classification_dataloader import prepare_datasets, prepare_transforms
+        from solo.data.classification_dataloader import (
+            check_classes,
+            prepare_datasets,
+            prepare_transforms,
+        )
 
         for name, probe in self.probes.items():
             if probe["encoder"] == "momentum" and not hasattr(pl_module, "momentum_backbone"):
                 raise ConfigError(
                     f"probes.{name}.encoder=momentum: this method has no such encoder"
                 )
-            _, transform = prepare_transforms(probe["dataset"])
+            trained = getattr(pl_module, "cfg", {})
+            images = shown(probe["dataset"], trained, size=probe.get("image_size"))
+            _, transform = prepare_transforms(probe["dataset"], images=images)
             sets = prepare_datasets(
                 probe["dataset"],
                 transform,
@@ -90,19 +98,21 @@ class Probes(Callback):
                 train_data_path=probe["train_path"],
                 val_data_path=probe["val_path"],
                 data_format=probe["format"],
+                **reading_of(trained),
             )
+            check_classes(*sets)
             mine = [Subset(s, range(trainer.global_rank, len(s), trainer.world_size)) for s in sets]
             self._loaders[name] = tuple(  # type: ignore[assignment]
                 DataLoader(s, probe["batch_size"], num_workers=probe["num_workers"]) for s in mine
             )
+            _require_size(name, _encoder(probe, pl_module), images.size)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the probes that are due."""
         epoch = trainer.current_epoch + 1
         for name, probe in self.probes.items():
             if epoch % probe["every"] == 0 or epoch == trainer.max_epochs:
-                momentum = probe["encoder"] == "momentum"
-                backbone = pl_module.momentum_backbone if momentum else pl_module.backbone
+                backbone = _encoder(probe, pl_module)
                 with isolate_rng(), _evaluating(backbone):
                     train, val = (
                         _features(backbone, loader, pl_module.device)
@@ -110,6 +120,22 @@ class Probes(Callback):
                     )
                     acc1, acc5 = _accuracies(probe, train, val)
                 pl_module.log_dict({f"probe/{name}_acc1": acc1, f"probe/{name}_acc5": acc5})
+
+
+def _encoder(probe: Mapping[str, Any], module: LightningModule) -> nn.Module:
+    return module.momentum_backbone if probe["encoder"] == "momentum" else module.backbone
+
+
+def _require_size(name: str, backbone: nn.Module, side: int) -> None:
+    device = next(backbone.parameters()).device
+    try:
+        with isolate_rng(), torch.no_grad(), _evaluating(backbone):
+            backbone(torch.zeros(1, 3, side, side, device=device))
+    except AssertionError as error:  # of a timm encoder of one size
+        raise ConfigError(
+            f"probes.{name}: {error} Set probes.{name}.image_size to the size that the encoder "
+            "takes, or backbone.kwargs.dynamic_img_size=True."
+        ) from error
 
 
 @contextmanager

@@ -11,20 +11,19 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms as T
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from solo.checkpoints.runs import load_run
-from solo.data.catalogue import info_of
-from solo.data.classification_dataloader import prepare_transforms
+from solo.data.classification_dataloader import folder_transform
+from solo.data.datasets.folders import images_below
 from solo.data.datasets.images import readers
 from solo.data.pretrain_dataloader import build_transform_pipeline
+from solo.data.shown import reading_of
 from solo.errors import DataError
 from solo.quality.measures import alpha_req, lidar, rankme
 
 
 class ImagesOf(Dataset):
-    """Every image of a folder and its subfolders, in the order of their paths.
+    """Every image of a folder and its subfolders by path; hidden files and folders do not count.
 
     Args:
         root: the folder.
@@ -46,9 +45,9 @@ class ImagesOf(Dataset):
         root = Path(root)
         if not root.is_dir():
             raise DataError(f"--data: there is no folder '{root}'")
-        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+        paths = images_below(root)
         if not paths:
-            raise DataError(f"--data: '{root}' holds no images ({', '.join(IMG_EXTENSIONS)})")
+            raise DataError(f"--data: '{root}' holds no images (.jpg, .png, ...)")
         kept = len(paths) if count is None else min(count, len(paths))
         self.paths = [paths[i * len(paths) // kept] for i in range(kept)]
         self.transforms, self.loader = transforms, loader
@@ -97,11 +96,8 @@ def quality_of_run(
     backbone, args = load_run(run, encoder)
     dataset = args["data"]["dataset"]
     entries = args.get("augmentations") or []
-    loader, _ = readers((args.get("data") or {}).get("exif") or "ignore")
-    _, plain = prepare_transforms(dataset)
-    side = info_of(dataset).side
-    if side is not None:  # its own images have that size, those of the folder may not
-        plain = T.Compose([T.Resize((side, side)), plain])
+    loader, _ = readers(**reading_of(args))
+    plain = folder_transform(args)
     augment = build_transform_pipeline(dataset, OmegaConf.create(entries[0])) if entries else None
     model = backbone.eval().to(device)
 

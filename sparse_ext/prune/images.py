@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from solo.data.catalogue import DATASETS
-from solo.data.datasets.images import read_image
+from solo.data.datasets.folders import images_below
 from solo.errors import DataError
 
 BATCH = 32
@@ -77,12 +76,7 @@ def draw(folder: str | Path, count: int, seed: int, skip: int = 0) -> list[Path]
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"--data {folder}: there is no such folder.")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMG_EXTENSIONS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    found = images_below(folder)
     if not found:
         raise DataError(
             f"--data {folder}: there is no image in it (.jpg, .png, ...; folders inside count)."
@@ -92,7 +86,11 @@ def draw(folder: str | Path, count: int, seed: int, skip: int = 0) -> list[Path]
 
 
 def load(
-    paths: list[Path], folder: str | Path, transform: Callable[[Any], Tensor], title: str
+    paths: list[Path],
+    folder: str | Path,
+    transform: Callable[[Any], Tensor],
+    title: str,
+    loader: Callable[[Path], Any],
 ) -> Images:
     """Read images and apply the encoder's own evaluation transform.
 
@@ -101,10 +99,11 @@ def load(
         folder: whose subfolders are the labels.
         transform: PIL image to a normalised tensor (3, H, W).
         title: of the progress bar.
+        loader: from a path to an image.
     """
     names = [path.relative_to(folder).parts for path in paths]
     classes = sorted({parts[0] for parts in names if len(parts) > 1})
     labels = [classes.index(parts[0]) if len(parts) > 1 else -1 for parts in names]
-    tensors = [transform(read_image(path)) for path in tqdm(paths, title, leave=False)]
+    tensors = [transform(loader(path)) for path in tqdm(paths, title, leave=False)]
     batches = [torch.stack(tensors[i : i + BATCH]) for i in range(0, len(tensors), BATCH)]
     return Images(batches, torch.tensor(labels))

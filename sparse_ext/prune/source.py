@@ -84,10 +84,25 @@ def _foreign(
         "name": Path(source.replace(":", "-")).stem,
         "method": "simclr",  # of ViTs it decides which variant; nothing was trained with it here
         "backbone": {"name": backbone, "kwargs": kwargs},
-        "data": {
-            "dataset": "custom",
-            "augmentations": {"crop_size": image_size or 224},
-        },
+        "data": {"dataset": "custom", "augmentations": _look(source, image_size)},
     }
     encoder = build_encoder(OmegaConf.create(args))
     return encoder, args, str(init_encoder(encoder, source))
+
+
+def _look(source: str, image_size: int | None) -> dict[str, Any]:
+    """Side, mean and std of an encoder's images, as timm knows them of its own weights."""
+    import timm
+
+    look: dict[str, Any] = {"crop_size": image_size or 224}
+    if not source.startswith(TIMM):
+        return look
+    name = source.removeprefix(TIMM)
+    try:
+        known = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        known = None
+    if known is None:  # opening the weights says what is wrong with the name
+        return look
+    side = image_size or known.input_size[-1]
+    return {"crop_size": side, "mean": list(known.mean), "std": list(known.std)}

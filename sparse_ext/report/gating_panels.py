@@ -142,13 +142,11 @@ def feature_maps(page: Page, log: RunLog, chosen: Chosen) -> None:
         SoloError: no checkpoint, an encoder without such paths, or a file that is no image.
     """
     from solo.checkpoints import load_run
-    from solo.data.shown import input_size
     from sparse_ext.gating.methods.spatial.maps import SECOND, closed, load_images
     from sparse_ext.gating.methods.spatial.maps import feature_maps as maps_of
 
     backbone, args = load_run(log.folder)
-    size = input_size(args)
-    pictures, images = load_images(chosen.files, args["data"]["dataset"], size)
+    pictures, images = load_images(chosen.files, args)
     layer = chosen.layer or SECOND
     maps, channel = maps_of(backbone, images, layer, chosen.channel)
     shares = ", ".join(f"{branch} {share:.0%}" for branch, share in closed(maps).items())

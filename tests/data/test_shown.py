@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from solo.data.classification_dataloader import folder_transform
 from solo.data.shown import Shown, input_size, shown
 from solo.errors import ConfigError
 from solo.programs.evaluation import evaluation_loaders
@@ -26,6 +27,29 @@ OWN = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
 def run(dataset, *sizes, **entry):
     views = [{"crop_size": size, **entry} for size in sizes]
     return {"data": {"dataset": dataset}, "augmentations": views}
+
+
+@pytest.mark.parametrize(
+    ("args", "size", "wanted"),
+    [
+        (run("custom", 24, mean=OWN[0], std=OWN[1]), None, Shown(24, *OWN)),
+        (run("blobs", 24, mean=OWN[0], std=OWN[1]), None, Shown(24, *OWN)),  # registered nowhere
+        (run("custom", 24), 48, Shown(48, *IMAGENET)),
+        (run("cifar10", 32), None, Shown(32, *CIFAR)),
+        (run("cifar10", 48), None, Shown(48, *CIFAR)),
+        (None, None, Shown(224, *IMAGENET)),
+    ],
+)
+def test_images_of_any_size_in_a_folder(args, size, wanted):
+    """Which quality, pruning and feature maps look at; their statistics are the run's."""
+    transform = folder_transform(args, size)
+    for shape in ((40, 60), (32, 32)):
+        image = transform(Image.new("RGB", shape, (51, 102, 204)))
+        assert image.shape == (3, wanted.size, wanted.size)
+        mean, std = (torch.tensor(v) for v in (wanted.mean, wanted.std))
+        levels = (torch.tensor([0.2, 0.4, 0.8]) - mean) / std
+        assert torch.allclose(image.amax((1, 2)), levels, atol=1e-5)
+        assert torch.allclose(image.amin((1, 2)), levels, atol=1e-5)
 
 
 def evaluated(dataset, size):

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from solo.checkpoints import load_run
+from solo.data.classification_dataloader import folder_transform
 from solo.errors import CheckpointError, ConfigError, DataError
 from sparse_ext.masks.granularity import parse
 from sparse_ext.masks.masked_layers import masked_layers
@@ -19,6 +20,7 @@ from sparse_ext.prune import encoder as pruning
 from sparse_ext.prune import program
 from sparse_ext.prune.encoder import Store, estimate_batch_norms, prune_layers, sparse_copy
 from sparse_ext.prune.plan import METHODS, Settings, make_plan
+from sparse_ext.prune.source import Source, open_source
 from tests.export.nets import encoder
 
 
@@ -146,7 +148,11 @@ def test_a_family_in_one_pass(pretrained, folder, tmp_path):
     assert [round(row["sparsity"], 2) for row in rows] == [0.5, 0.8]
     assert (tmp_path / "out" / "curve.png").stat().st_size > 5000
     curve = json.loads((tmp_path / "out" / "curve.json").read_text())
-    assert curve["sparse"][0]["feature_cosine"] > curve["sparse"][1]["feature_cosine"]
+    assert [row["sparsity"] for row in curve["sparse"]] == [row["sparsity"] for row in rows]
+    written = [tmp_path / "out" / name / "pruned.json" for name in ("0.5", "0.8")]
+    less, more = (json.loads(file.read_text())["layers"].values() for file in written)
+    errors = [[layer["output_error"] or 0 for layer in layers] for layers in (less, more)]
+    assert 0 < sum(errors[0]) < sum(errors[1])
     assert not (tmp_path / "out" / ".layers").exists()
     net, args = load_run(tmp_path / "out" / "0.8")
     assert args["pruned"]["method"] == "sparsegpt"
@@ -159,6 +165,31 @@ def test_a_family_in_one_pass(pretrained, folder, tmp_path):
     program.run(alone, lines.append)
     single = load_run(tmp_path / "one")[0].state_dict()
     assert all(torch.equal(value, single[key]) for key, value in net.state_dict().items())
+
+
+def test_images_of_any_size_are_shown_as_the_run_was_trained(tmp_path):
+    (tmp_path / "dark").mkdir()
+    for i, shape in enumerate([(40, 60), (32, 32), (20, 24), (32, 48)]):
+        Image.new("RGB", shape, (51, 51, 51)).save(tmp_path / "dark" / f"{i}.png")
+    view = {"crop_size": 32, "mean": [0.1] * 3, "std": [0.5] * 3}
+    for dataset, level in (("custom", 0.2), ("cifar10", (0.2 - 0.4914) / 0.247)):
+        args = {"data": {"dataset": dataset}, "augmentations": [view]}
+        source = Source(nn.Identity(), args, 32, "")
+        request = program.Request("", tmp_path, tmp_path / "o", Settings(), count=2)
+        for part in program.calibration_and_unseen(request, source):
+            (images,) = part.batches
+            assert images.shape == (2, 3, 32, 32)
+            assert torch.allclose(images[:, 0], torch.tensor(level), atol=1e-5)
+
+
+def test_weights_of_timm_see_images_as_timm_trained_them(monkeypatch):
+    monkeypatch.setattr("sparse_ext.prune.source.init_encoder", lambda *args: "")
+    source = open_source("timm:test_vit.r160_in1k")
+    known = timm.get_pretrained_cfg("test_vit.r160_in1k")
+    image = folder_transform(source.args)(Image.new("RGB", (200, 200), (51, 51, 51)))
+    assert image.shape == known.input_size == (3, source.size, source.size)
+    levels = (0.2 - torch.tensor(known.mean)) / torch.tensor(known.std)
+    assert torch.allclose(image.amax((1, 2)), levels, atol=1e-5)
 
 
 def test_mistakes_are_named(pretrained, folder, tmp_path):

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: MIT
 """Probes: what they see, that the run does not notice them, against main_knn's own function."""
 
+from types import SimpleNamespace
+
 import pytest
+import timm
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from solo.errors import ConfigError
+from solo.errors import ConfigError, DataError
 from solo.programs.knn import run_knn
 from solo.quality.probes import Probes, _features, check_probes, linear_accuracies
 from tests.methods.helpers import tiny_loaders, tiny_trainer
@@ -78,9 +82,12 @@ def test_every_few_epochs_and_after_the_last():
 
     computed = []
     model = build("simclr")
-    model.backbone.register_forward_hook(
-        lambda module, inputs, output: None if module.training else computed.append(1)
-    )
+
+    def count(module, inputs, output):
+        if not module.training and len(inputs[0]) > 1:  # one image is tried at the start
+            computed.append(1)
+
+    model.backbone.register_forward_hook(count)
     fit(model, [Probed({"a": probe(every=2)})], epochs=3)
     assert seen[0] == 0
     assert seen[1] == 12 + 3  # 2874 and 720 images in batches of 256, once each
@@ -112,3 +119,41 @@ def test_defaults():
 def test_a_momentum_probe_needs_a_momentum_encoder():
     with pytest.raises(ConfigError, match=r"probes.a.encoder=momentum"):
         fit(build("simclr"), [Probes({"a": probe(encoder="momentum")})])
+
+
+def start(cfg, backbone, **section):
+    """The probe's first training image."""
+    probes = Probes({"a": probe(**section)})
+    module = SimpleNamespace(cfg=OmegaConf.create(cfg), backbone=backbone)
+    probes.on_fit_start(SimpleNamespace(global_rank=0, world_size=1), module)
+    return next(iter(probes._loaders["a"][0]))[0][0]
+
+
+def test_images_are_shown_as_the_encoder_was_trained(tmp_path):
+    (tmp_path / "dark").mkdir()
+    Image.new("RGB", (40, 40), (51, 51, 51)).save(tmp_path / "dark" / "0.png")
+    view = {"crop_size": 24, "mean": [0.1, 0.1, 0.1], "std": [0.5, 0.5, 0.5]}
+    cfg = {"data": {"dataset": "custom"}, "augmentations": [view]}
+    paths = {"dataset": "custom", "train_path": str(tmp_path), "val_path": str(tmp_path)}
+    image = start(cfg, torch.nn.Conv2d(3, 1, 1), **paths)
+    assert image.shape == (3, 24, 24)
+    assert torch.allclose(image, torch.full_like(image, 0.2), atol=1e-6)
+
+
+def test_splits_of_other_classes_are_refused(tmp_path):
+    for folder in ("train/dark", "train/light", "val/dark", "val/grey"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / folder / "0.png")
+    paths = {"train_path": str(tmp_path / "train"), "val_path": str(tmp_path / "val")}
+    with pytest.raises(DataError, match="in only one of them: grey, light"):
+        start({"data": {"dataset": "custom"}}, torch.nn.Identity(), dataset="custom", **paths)
+
+
+def test_an_encoder_of_another_size_is_named_before_the_first_step():
+    options = {"img_size": 40, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 1}
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
+    cfg = {"data": {"dataset": "custom"}, "augmentations": [{"crop_size": 32}]}
+    with pytest.raises(ConfigError, match=r"probes\.a: .*Set probes\.a\.image_size"):
+        start(cfg, vit)
+    assert start(cfg, vit, image_size=40).shape == (3, 40, 40)
+    assert all(module.training for module in vit.modules())

@@ -49,6 +49,7 @@ def images(tmp_path_factory):
         where.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(where / f"{i}.png")
     (folder / "notes.txt").write_text("no image")
+    (folder / "class0" / "._0.png").write_text("what a Mac leaves behind")
     return folder
 
 
@@ -60,7 +61,7 @@ def test_figures_are_those_of_a_pass_by_hand(run, images, encoder):
     x = torch.stack(
         [
             (torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1) / 255 - mean) / std
-            for p in sorted(images.rglob("*.png"))
+            for p in sorted(images.rglob("[!.]*.png"))
         ]
     )
     backbone = model.momentum_backbone if encoder == "momentum" else model.backbone

@@ -135,6 +135,9 @@ def test_feature_maps_are_the_two_convolutions(name):
     assert gating_of(backbone).context.collect() == {}
 
 
+CIFAR = {"data": {"dataset": "cifar10"}, "augmentations": [{"crop_size": 32}]}
+
+
 def test_feature_maps_of_what_is_not_there(tmp_path):
     backbone, images = gated_encoder("cdg", groups=2), torch.randn(1, 3, 8, 8)
     with pytest.raises(ConfigError, match=r"--layer 'layer1\.0\.conv3'.*layer1\.0\.conv"):
@@ -144,10 +147,10 @@ def test_feature_maps_of_what_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="is gated by fbs"):
         feature_maps(gated_encoder("fbs"), images)
     (tmp_path / "a.png").write_text("no image")
-    with pytest.raises(DataError, match=r"--images: .*a\.png cannot be read"):
-        load_images([tmp_path / "a.png"], "cifar10", 32)
+    with pytest.raises(DataError, match=r"--images: Cannot read image .*a\.png': not an image"):
+        load_images([tmp_path / "a.png"], CIFAR)
     Image.new("RGB", (40, 50)).save(tmp_path / "b.png")
-    pictures, tensors = load_images([tmp_path / "b.png"], "cifar10", 32)
+    pictures, tensors = load_images([tmp_path / "b.png"], CIFAR)
     assert pictures[0].shape == (50, 40, 3)
     assert tensors.shape == (1, 3, 32, 32)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.experiments.compress.recovery import configuration
+from scripts.experiments.compress.recovery import configuration, key_of
 from scripts.experiments.programs import ROOT, precision
 from solo.errors import SoloError
 
@@ -43,15 +43,17 @@ def _run(args: argparse.Namespace) -> None:
     )
     print(f"2/3 recovery: {args.epochs} epochs of distillation, masks fixed", flush=True)
     facts = json.loads((pruned / "args.json").read_text())
-    config = configuration(facts, args.source, pruned, args.data, out / "recovery", args.epochs)
+    config = configuration(facts, args.source, pruned, args.data, args.epochs)
     config["seed"] = args.seed
+    folder = out / "recovery" / key_of(config, facts["pruned"])
+    config["checkpoint"] = {"enabled": True, "dir": str(folder)}
     (out / "recovery.yaml").write_text(json.dumps(config, indent=1))  # JSON is YAML
     _python(
         *(ROOT / "main_pretrain.py", "--config-path", out, "--config-name", "recovery.yaml"),
         *precision(),
     )
     print("3/3 measuring", flush=True)
-    recovered = sorted((out / "recovery").glob("distill/*/*.ckpt"))[-1].parent
+    recovered = max(folder.glob("distill/*/*.ckpt"), key=lambda file: file.stat().st_mtime).parent
     rows = _measure(args, pruned, recovered)
     (out / "summary.json").write_text(json.dumps(rows, indent=1))
     for name, row in rows.items():

@@ -86,6 +86,17 @@ def image_files(folder: Path) -> list[str]:
         )
 
 
+def images_below(folder: str | Path) -> list[Path]:
+    """Images of a folder and of its subfolders, sorted; hidden files and folders do not count."""
+    folder = Path(folder)
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMG_EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
 def _shown(name: str) -> bool:
     return not name.startswith(".")
 

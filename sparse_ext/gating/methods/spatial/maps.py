@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,13 +99,14 @@ def _layer(gating: Gating, name: str) -> SpatialConv2d:
     return gating.layers[name]  # type: ignore[return-value]
 
 
-def load_images(files: Sequence[Path], dataset: str, size: int) -> tuple[list[np.ndarray], Tensor]:
-    """Images as they are, and as evaluation on `dataset` prepares them.
+def load_images(
+    files: Sequence[Path], trained: Mapping[str, Any]
+) -> tuple[list[np.ndarray], Tensor]:
+    """Images as they are, and as evaluation shows them to the encoder of a run.
 
     Args:
         files: pictures.
-        dataset: whose validation transform to use.
-        size: side to which pictures are scaled where that transform does not do it.
+        trained: configuration of the run.
 
     Returns:
         (H, W, 3) uint8 each; (N, 3, size, size).
@@ -114,20 +115,19 @@ def load_images(files: Sequence[Path], dataset: str, size: int) -> tuple[list[np
         DataError: a file is missing or no image.
     """
     import numpy as np
-    from PIL import Image
 
-    from solo.data.catalogue import known
-    from solo.data.classification_dataloader import prepare_transforms
+    from solo.data.classification_dataloader import folder_transform
+    from solo.data.datasets.images import readers
+    from solo.data.shown import reading_of
 
-    transform = prepare_transforms(dataset, size)[1]
+    transform, (read, _) = folder_transform(trained), readers(**reading_of(trained))
     pictures, tensors = [], []
     for file in files:
         try:
-            picture = Image.open(file).convert("RGB")
-        except OSError as error:
-            raise DataError(f"--images: {file} cannot be read as an image ({error}).") from error
-        scaled = picture.resize((size, size)) if known(dataset).side else picture
-        tensors.append(transform(scaled))
+            picture = read(file)
+        except DataError as error:
+            raise DataError(f"--images: {error}") from error
+        tensors.append(transform(picture))
         pictures.append(np.asarray(picture))
     return pictures, torch.stack(tensors)
 
