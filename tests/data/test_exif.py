@@ -26,6 +26,7 @@ from solo.programs import linear
 from solo.programs.evaluation import evaluation_loaders
 from tests.data.pictures import encoded, textured
 
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 pytestmark = pytest.mark.unit
 MODES = ("ignore", "apply")
 
@@ -150,7 +151,8 @@ def test_evaluation_sees_what_training_saw(turned, tmp_path, trained, asked, exp
     cfg = OmegaConf.create(
         {
             "data": {"dataset": "custom", "train_path": str(turned), "val_path": str(turned),
-                     "format": "image_folder", "num_workers": 0, "fraction": -1, "exif": asked},
+                     "format": "image_folder", "num_workers": 0, "fraction": -1, "exif": asked,
+                     "augmentations": {"crop_size": 224, "mean": MEAN, "std": STD}},
             "optimizer": {"batch_size": 4}, "auto_augment": False,
             "pretrained_feature_extractor": str(run),
         }
@@ -162,8 +164,7 @@ def test_evaluation_sees_what_training_saw(turned, tmp_path, trained, asked, exp
     ((linears, _),) = linear.build_data(cfg)[1]
     assert torch.equal(linears, images)
     ((knns, _),) = evaluation_loaders(args)[1]
-    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     assert torch.allclose(knns, images * std + mean, atol=1e-5)
 
 

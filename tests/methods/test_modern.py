@@ -269,7 +269,7 @@ def _loaders(batch, n=4):
         ("dinov2", {"mask_probability": 1.5}, r"mask_probability from 0 to 1"),
         ("ijepa", {"target_scale": [0.3, 0.2]}, r"target_scale=\[0.3, 0.2\]"),
         ("ijepa", {"context_scale": [0.85, 1.5]}, "at most 1"),
-        ("ijepa", {"num_targets": 0}, "num_targets=0 must be at least 1"),
+        ("ijepa", {"num_targets": 0}, r"num_targets=0' is out of range: it must be at least 1"),
     ],
 )
 def test_mistakes_are_named(name, kwargs, message):

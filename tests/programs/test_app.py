@@ -155,7 +155,7 @@ def test_a_configuration_may_end_in_yml(configs, monkeypatch, capsys):
 def test_a_full_disk_is_no_bug():
     error = OSError(errno.ENOSPC, "No space left on device", "run/ep=3.ckpt")
     assert app.explain(error) == "No space left on device: 'run/ep=3.ckpt'"
-    assert app.explain(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
+    assert app.explain(FileNotFoundError(errno.ENOENT, "No such file", "x")) == "No such file: 'x'"
 
 
 def test_the_folder_may_lie_beside_the_program_or_in_the_current_folder(configs):

@@ -13,7 +13,7 @@ from tests.pruning.toys import data, trainer
 from tests.training.test_resume import Forward, Recording, everything
 
 pytestmark = pytest.mark.unit
-RIVALS = [name for name in METHODS if name not in ("synccp", "gmp")]
+RIVALS = [name for name in METHODS if name not in ("synccp", "gmp", "fixed")]
 
 SECTIONS = {
     "granet": {"update_period": 2},

@@ -24,7 +24,7 @@ def section(run, **changes):
 def test_starts(finished, cwd, monkeypatch, init):
     seen = []
 
-    def stop(cfg, model, *_):
+    def stop(cfg, model, *_, **__):
         seen.append({k: v.clone() for k, v in model.backbone.state_dict().items()})
         raise Stop
 

@@ -30,16 +30,19 @@ def copied(run, folder):
     return RunFolder(folder / "tickets/tiny/seed-5")
 
 
+def newest(level):
+    return max(level.train.glob("*/*/*.ckpt"), key=lambda path: path.stat().st_mtime)
+
+
 def checkpoint(level):
-    (path,) = level.train.glob("*/*/*.ckpt")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return torch.load(newest(level), map_location="cpu", weights_only=True)
 
 
 def started(level, monkeypatch, cfg=None):
     """The method as the level's training built it, before its first step."""
     built = []
 
-    def stop(cfg, model, *_):
+    def stop(cfg, model, *_, **__):
         built.append(model)
         raise Stop
 
@@ -147,7 +150,7 @@ def test_a_level_goes_on_from_its_checkpoint(finished, cwd, monkeypatch):
     found = []
     (level.folder / run_folder.DONE).unlink()
 
-    def stop(cfg, *_):
+    def stop(cfg, *_, **__):
         from solo.programs.training import find_resume
 
         found.append(find_resume(cfg, level.train / "rotnet").path)
@@ -157,7 +160,7 @@ def test_a_level_goes_on_from_its_checkpoint(finished, cwd, monkeypatch):
     for _ in range(4):  # the order of a file's metadata differs from time to time
         with pytest.raises(Stop):
             tickets(config(sweep_section()))
-    assert {path.resolve() for path in found} == set(level.train.glob("*/*/*.ckpt"))
+    assert {path.resolve() for path in found} == {newest(level)}
 
 
 def test_checkpoints_evaluate_by_themselves(finished):
