@@ -46,6 +46,8 @@ def _limits(name: str) -> dict[str, float]:
     """What the name of a key says about its number."""
     if "temperature" in name and "epochs" not in name:
         return {"above": 0}
+    if name == "queue_size":
+        return {"least": 0}  # SwAV without a queue
     return {"least": 1} if name.startswith("num_") or name.endswith(("_size", "_dim")) else {}
 
 
