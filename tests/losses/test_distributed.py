@@ -72,6 +72,8 @@ def test_mean_over_processes_equals_one_process(ranks, name):
     """The gathering backward sums over processes, and DDP then averages: world times the share."""
     loss, *grads = run(name, *inputs())
     torch.testing.assert_close(sum(r[name][0] for r in ranks) / WORLD, loss)
+    if name == "mocov3":  # gathered keys have no gradient, those of a single process have
+        grads = grads[:1]
     for i, grad in enumerate(grads, start=1):
         torch.testing.assert_close(torch.cat([r[name][i] for r in ranks]) / WORLD, grad)
 

@@ -139,7 +139,7 @@ def test_mistakes_of_the_export_command(run, tmp_path, capsys):
     torch.save(content, tmp_path / "broken.ckpt")
     words = ["--output", str(tmp_path / "light")]
     for source, message in (
-        (tmp_path / "broken.ckpt", "deviates by nan"),
+        (tmp_path / "broken.ckpt", "holds values that are NaN"),
         (tmp_path / "none.ckpt", "none.ckpt"),
         (tmp_path / "nowhere", "nowhere"),
     ):

@@ -47,9 +47,10 @@ def test_both_splits_are_read_and_a_part_keeps_labels_with_their_images(tmp_path
 
 def test_logged_precision_is_that_of_the_test_set(cwd):
     root = write_voc(cwd)
-    trainer = pretrain(config(**voc(root, max_epochs=1, optimizer__batch_size=5)))
+    cfg = config(**voc(root, max_epochs=1, optimizer__batch_size=5))
+    trainer = pretrain(cfg)
     model = trainer.lightning_module.eval()
-    _, T_val = classification_dataloader.prepare_transforms("voc07")
+    _, T_val = classification_dataloader.prepare_transforms("voc07", cfg.augmentations[0].crop_size)
     _, test = classification_dataloader.prepare_datasets("voc07", None, T_val, root, root)
     images, labels = zip(*test, strict=True)
     with torch.no_grad():
