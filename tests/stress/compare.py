@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 # the lock of a folder (empty, it has no owner any more), Hydra's log of messages, our own log
 _IGNORED = (".lock", ".log")
-_CLOCKS = ("seconds", "images_per_second", "steps_per_second")
+_CLOCKS = ("seconds", "seconds_per_step", "images_per_second", "steps_per_second")
 
 
 def different(one: Path, other: Path) -> list[str]:
