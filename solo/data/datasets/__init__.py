@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Where images and labels come from."""
