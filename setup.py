@@ -32,7 +32,12 @@ setup(
     py_modules=["main_pretrain", "main_linear", "main_knn", "main_umap", "main_tickets"],
     package_data={
         "solo": ["recipes/**/*.yaml", "data/dataset_subset/*.txt"],
-        "sparse_ext": ["kernels/cpp/*", "kernels/element/cpp/*", "kernels/element/libraries/*"],
+        "sparse_ext": [
+            "report/*.html",
+            "kernels/cpp/*",
+            "kernels/element/cpp/*",
+            "kernels/element/libraries/*",
+        ],
     },
     install_requires=[
         "torch>=2.11",

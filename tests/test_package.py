@@ -57,7 +57,12 @@ def test_only_library_code_is_in_it(unpacked):
 
 
 def test_data_files_are_in_it(unpacked):
-    for folder, pattern in (("solo", "*.yaml"), ("solo", "*.txt"), ("sparse_ext", "kernels/cpp/*")):
+    for folder, pattern in (
+        ("solo", "*.yaml"),
+        ("solo", "*.txt"),
+        ("sparse_ext", "*.html"),
+        ("sparse_ext", "*.cpp"),
+    ):
         tracked = {
             path.relative_to(ROOT) for path in (ROOT / folder).rglob(pattern) if path.is_file()
         }
