@@ -50,7 +50,10 @@ def test_information_is_seen_once(capsys):
     assert capsys.readouterr().err == "[sparse_ext] Sparsity 3.\n"
 
 
-def test_a_handler_of_the_program_gets_it_instead(capsys, caplog):
+def test_a_handler_of_the_program_gets_it_instead(capsys, caplog, monkeypatch):
+    for name, value in (("handlers", []), ("propagate", True), ("disabled", False)):
+        monkeypatch.setattr(log, name, value)  # whatever earlier programs in this process left
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
     listen()
     log.info("Said once.")
     assert caplog.messages == ["Said once."]
