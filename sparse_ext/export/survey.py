@@ -92,7 +92,7 @@ def survey(models: Sequence[str] = (), path: str | Path | None = None) -> dict[s
 
 
 def line(name: str, result: dict[str, Any]) -> str:
-    """A row of the table."""
+    """One model of the survey as a row of the printed table."""
     if "removed" not in result:
         return f"{name:28} {'-':>6}   {'-':>5} {result['reason']}"
     before, after = (n / 1e6 for n in result["parameters"])

@@ -59,7 +59,7 @@ class Store:
         ]
 
     def write(self, name: str, found: list[Pruned]) -> None:
-        """Keep a finished layer."""
+        """Write a finished layer to disk, with its output error for each goal."""
         state = {f"weight{i}": layer.weight.contiguous() for i, layer in enumerate(found)}
         state |= {f"mask{i}": layer.mask.contiguous() for i, layer in enumerate(found)}
         errors = json.dumps([layer.error for layer in found])
