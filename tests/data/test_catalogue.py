@@ -19,6 +19,7 @@ from solo.programs.knn import knn
 from solo.programs.linear import linear
 from solo.programs.pretrain import pretrain
 from tests.programs.tiny import LINEAR, PRETRAIN, config
+from tests.registries import registries_restored
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_dataset.md"
 
@@ -26,10 +27,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "adding_a_dataset.md"
 @pytest.fixture
 def registry():
     """Whatever a test registers is gone afterwards."""
-    before = dict(DATASETS)
-    yield DATASETS
-    for name in set(DATASETS) - set(before):
-        del DATASETS[name]
+    with registries_restored():
+        yield DATASETS
 
 
 def blobs(folder):

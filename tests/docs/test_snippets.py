@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import solo.data.catalogue
+import solo.methods  # noqa: F401  (their registries are there before a page adds to them)
+from tests.registries import registries_restored
+
 ROOT = Path(__file__).parents[2]
 ALL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [page for page in ALL if "```python" in page.read_text()]
@@ -17,15 +21,9 @@ def snippets(page, language):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_python_snippets_run(page, tmp_path, monkeypatch):
-    from solo.methods import METHODS
-
     monkeypatch.chdir(tmp_path)
-    known = dict(METHODS)
-    try:
+    with registries_restored():
         exec(compile("\n".join(snippets(page, "python")), str(page), "exec"), {})
-    finally:
-        METHODS.clear()
-        METHODS.update(known)
 
 
 def test_links_between_pages_lead_somewhere():
