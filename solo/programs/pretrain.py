@@ -208,14 +208,14 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
     from solo.data.shown import shown
 
     return prepare_val_data(
-        data.dataset,
+        info,
+        shown(info, cfg, size=data.get("image_size")),
         val_data_path=data.val_path,
         data_format=stored_format(data.format, data.val_path),
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
         exif=data.get("exif", "ignore"),
         value_range=data.get("value_range"),
-        images=shown(data.dataset, cfg, size=data.get("image_size")),
     )
 
 
