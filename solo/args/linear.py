@@ -32,7 +32,13 @@ def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
         ConfigError: when the dataset is unknown or a path is missing (`digits` needs none).
     """
     keys = ["val_path", "train_path", "format", "fraction", "num_workers", "image_size"]
+    keys += ["augment", "skip_unreadable", "fraction_of", "no_labels"]
     common.dataset_cfg(cfg, schema.LinearData, keys)
+    if cfg.data.no_labels:
+        raise ConfigError(
+            "data.no_labels=True: a classifier is trained and judged by labels. Leave it out; "
+            "images without labels are for main_pretrain.py"
+        )
     if catalogue.info_of(cfg.data.dataset).path != "none":
         common.required(cfg, "data.train_path")
         common.required(cfg, "data.val_path")
