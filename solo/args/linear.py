@@ -61,8 +61,6 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
     add_and_assert_lightning_cfg(cfg)
     _check_backbone(cfg)
     fill(cfg, "backbone", schema.Backbone)
-    if "pretrained_feature_extractor" not in cfg:
-        raise ConfigError("the key 'pretrained_feature_extractor' is missing: give a checkpoint")
     keys = ["pretrain_method", "eval_encoder", "auto_augment", "label_smoothing", "mixup", "cutmix"]
     fill(cfg, "", schema.Linear, keys)
     _set_images(cfg)
