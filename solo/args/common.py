@@ -155,9 +155,10 @@ def check_format(cfg: DictConfig, info: catalogue.DatasetInfo) -> None:
         raise ConfigError(
             "data.value_range works with image_folder, h5, resident and webdataset, not dali"
         )
-    if cfg.data.format == "dali" and cfg.data.get("skip_unreadable"):
+    if data_format != "resident" and cfg.data.get("resident_size") is not None:
         raise ConfigError(
-            "data.skip_unreadable works with image_folder, h5, resident and webdataset, not dali"
+            f"data.resident_size is the side of images in memory and has no effect with data.format"
+            f"={data_format}: leave it out, or pretrain with data.format=resident"
         )
 
 

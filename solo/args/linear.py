@@ -27,7 +27,10 @@ _SUPPORTED_DATASETS = catalogue.single_label()
 
 _DATA = tuple(
     f"data.{key}"
-    for key in ("val_path", "train_path", "format", "fraction", "num_workers", "image_size")
+    for key in (
+        *("val_path", "train_path", "format", "fraction", "num_workers", "image_size"),
+        *("augment", "skip_unreadable", "fraction_of", "no_labels"),
+    )
 )
 _KEYS = (
     *("backbone", "data.augmentations", "pretrain_method", "eval_encoder"),
@@ -41,13 +44,18 @@ def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: when the dataset is unknown or a path is missing (`digits` needs none).
     """
-    _dataset_of(cfg)
     fill(cfg, schema.Linear, *_DATA, "debug_augmentations")
+    _dataset_of(cfg)
     return cfg
 
 
 def _dataset_of(cfg: DictConfig) -> catalogue.DatasetInfo:
     info = common.dataset_of(cfg)
+    if cfg.data.no_labels:
+        raise ConfigError(
+            "data.no_labels=True: a classifier is trained and judged by labels. Leave it out; "
+            "images without labels are for main_pretrain.py"
+        )
     if info.path != "none":
         common.required(cfg, "data.train_path")
         common.required(cfg, "data.val_path")
@@ -66,8 +74,6 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
     common.complete(cfg, schema.Linear, (*_DATA, *_KEYS))
     info = _dataset_of(cfg)
     _check_backbone(cfg)
-    if "pretrained_feature_extractor" not in cfg:
-        raise ConfigError("the key 'pretrained_feature_extractor' is missing: give a checkpoint")
     _set_images(cfg, info)
     common.set_num_classes(cfg, info)
     common.check_format(cfg, info)

@@ -35,8 +35,10 @@ from solo.data.datasets.folders import (
 )
 from solo.data.datasets.images import readers
 from solo.data.datasets.splits import Split
+from solo.data.datasets.unreadable import without_unreadable
 from solo.data.loading import make_loader, seeded, with_seeds
 from solo.data.shown import Shown, shown
+from solo.data.views.device_normalise import left_as_bytes
 from solo.errors import DataError
 
 
@@ -111,6 +113,9 @@ def prepare_datasets(
     split: Split | None = None,
     exif: str = "ignore",
     value_range: Sequence[float] | None = None,
+    fraction_of: str = "images",
+    skip_unreadable: bool = False,
+    threads: int = 1,
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
 
@@ -127,6 +132,9 @@ def prepare_datasets(
         split: that part as an earlier run has drawn it; None draws.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
         value_range: what is black and white in images of int32 or float values, see `readers`.
+        fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
+        skip_unreadable: broken files are counted and left out of both sets, see `unreadable`.
+        threads: that look for them.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
@@ -135,7 +143,11 @@ def prepare_datasets(
     info, reading = info_of(dataset), readers(exif, value_range=value_range)
     train = _split(info, True, T_train, train_data_path, data_format, download, reading)
     val = _split(info, False, T_val, val_data_path, data_format, download, reading)
-    return take_fraction(train, data_fraction, split=split), val
+    train = take_fraction(train, data_fraction, fraction_of, split)
+    if skip_unreadable:
+        train = without_unreadable(train, f"'{train_data_path}'", threads)
+        val = without_unreadable(val, f"'{val_data_path}'", threads, VAL_KEY)
+    return train, val
 
 
 def _split(
@@ -195,9 +207,8 @@ def prepare_data(
     auto_augment: bool = False,
     image_size: int | None = None,
     images: Shown | None = None,
-    split: Split | None = None,
-    exif: str = "ignore",
-    value_range: Sequence[float] | None = None,
+    as_bytes: bool = False,
+    **source: Any,
 ) -> tuple[DataLoader, DataLoader]:
     """Transforms, datasets and loaders in one call.
 
@@ -205,6 +216,8 @@ def prepare_data(
         auto_augment: train with timm's RandAugment pipeline (as MAE fine-tunes).
         image_size: see `prepare_transforms`.
         images: see `prepare_transforms`.
+        as_bytes: training images stay uint8, to be normalised on the device.
+        source: further arguments of `prepare_datasets`.
         others: see `prepare_datasets` and `prepare_dataloaders`.
 
     Raises:
@@ -215,9 +228,11 @@ def prepare_data(
     T_train, T_val = prepare_transforms(dataset, images=images)
     if auto_augment:
         T_train = _auto_augment(images)
+    if as_bytes:
+        T_train = left_as_bytes(T_train)
     train, val = prepare_datasets(
         dataset, T_train, T_val, train_data_path, val_data_path, data_format, download,
-        data_fraction, split, exif, value_range,
+        data_fraction, threads=max(1, num_workers), **source,
     )  # fmt: skip
     check_classes(train, val)
     return prepare_dataloaders(train, val, batch_size, num_workers)
@@ -233,6 +248,7 @@ def prepare_val_data(
     download: bool = True,
     exif: str = "ignore",
     value_range: Sequence[float] | None = None,
+    skip_unreadable: bool = False,
 ) -> DataLoader:
     """The validation loader alone, for runs that need no labelled training set.
 
@@ -246,6 +262,8 @@ def prepare_val_data(
     """
     T_val, reading = _pipeline(info, images)["T_val"], readers(exif, value_range=value_range)
     val = _split(info, False, T_val, val_data_path, data_format, download, reading)
+    if skip_unreadable:
+        val = without_unreadable(val, f"'{val_data_path}'", max(1, num_workers), VAL_KEY)
     return prepare_val_dataloader(val, batch_size, num_workers)
 
 

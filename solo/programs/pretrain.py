@@ -35,25 +35,14 @@ def pretrain(cfg: DictConfig) -> Trainer:
 
     from lightning.pytorch import seed_everything
 
-    from solo.data.datasets.images import ReadError
     from solo.programs.training import fit
 
     watching = _watching(cfg)
     seed_everything(cfg.seed)
     model = build_model(cfg)
     data = build_data(cfg)
-    try:
-        return fit(
-            cfg,
-            model,
-            data,
-            Path(cfg.checkpoint.dir) / cfg.method,
-            [*_umap(cfg), *_frozen(cfg)],
-            watching=watching,
-        )
-    except ReadError as error:
-        hint = "With data.skip_unreadable=True broken training files are counted and left out."
-        raise ReadError(f"{error} {hint}") from error
+    logdir = Path(cfg.checkpoint.dir) / cfg.method
+    return fit(cfg, model, data, logdir, [*_umap(cfg), *_frozen(cfg)], watching=watching)
 
 
 def _watching(cfg: DictConfig) -> list[Callback]:
@@ -205,6 +194,7 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         num_workers=data.num_workers,
         exif=data.get("exif", "ignore"),
         value_range=data.get("value_range"),
+        skip_unreadable=data.get("skip_unreadable", False),
     )
 
 
@@ -235,6 +225,8 @@ def _dali(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
         encode_indexes_into_labels=cfg.dali.encode_indexes_into_labels,
         exif=cfg.data.get("exif", "ignore"),
         augmentations=cfg.augmentations,
+        fraction_of=cfg.data.get("fraction_of", "images"),
+        skip_unreadable=cfg.data.get("skip_unreadable", False),
     )
     module.val_dataloader = lambda: [] if val is None else val
     return module
