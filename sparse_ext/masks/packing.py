@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What only training needs of a sparse layer, in a form that compresses well (`checkpoint.pack`).
+"""What only training needs of a sparse layer, as checkpoints hold it: without its zeros.
 
-Of a shadow only the entries of pruned weights are kept, all others are zero. Numbers are taken
-apart into planes, all first bytes, all second bytes, and so on: signs and exponents then lie
-together. Nothing is rounded.
+Of a shadow only the entries of pruned weights are kept, of an optimizer's state those of kept
+ones; all others are zero. A running mean of gradients that no update will read is left out.
+Numbers are taken apart into planes, all first bytes, all second bytes, and so on: signs and
+exponents then lie together, which compresses well (`checkpoint.pack`). Nothing is rounded.
 """
 
 from __future__ import annotations
@@ -14,18 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solo.errors import CheckpointError
+
 PACKED = "_packed"  # behind the name of a buffer
 
 
-def pack_(state: dict[str, Any]) -> None:
-    """Replace the shadows and scores of a state dict by their packed forms, in place."""
+def pack_(state: dict[str, Any], scores: bool = True) -> None:
+    """Replace the shadows and scores of a state dict by their packed forms, in place.
+
+    Args:
+        state: of a module, with masks.
+        scores: whether scores will be read again; otherwise they come back as zeros.
+    """
     for key in [key for key in state if key.endswith(".mask")]:
         prefix, mask = key.removesuffix("mask"), state[key].cpu()
         shadow, score = state.pop(f"{prefix}shadow", None), state.pop(f"{prefix}score", None)
         if shadow is not None:
             state[f"{prefix}shadow{PACKED}"] = _planes(shadow.cpu()[~mask])
         if score is not None:
-            state[f"{prefix}score{PACKED}"] = _planes(score.cpu().contiguous().flatten())
+            values = score.cpu().contiguous().flatten()
+            state[f"{prefix}score{PACKED}"] = _planes(values if scores else values[:0])
 
 
 def unpack_(state: dict[str, Any], prefix: str, dtype: torch.dtype) -> None:
@@ -35,6 +44,9 @@ def unpack_(state: dict[str, Any], prefix: str, dtype: torch.dtype) -> None:
         state: a state dict.
         prefix: of the layer's keys.
         dtype: of its side buffers.
+
+    Raises:
+        CheckpointError: the shadow belongs to another mask.
     """
     for name in ("shadow", "score"):
         packed = state.pop(f"{prefix}{name}{PACKED}", None)
@@ -42,12 +54,19 @@ def unpack_(state: dict[str, Any], prefix: str, dtype: torch.dtype) -> None:
             continue
         mask = state[f"{prefix}mask"]
         values = _joined(packed.cpu(), dtype)
-        if name == "score":
-            state[prefix + name] = values.view(mask.shape)
-        else:
-            full = torch.zeros(mask.shape, dtype=dtype)
-            full[~mask.cpu()] = values
-            state[prefix + name] = full
+        full = torch.zeros(mask.shape, dtype=dtype)
+        if name == "shadow":
+            pruned = ~mask.cpu()
+            if len(values) != pruned.count_nonzero():
+                raise CheckpointError(
+                    f"'{prefix}mask' prunes {int(pruned.count_nonzero())} weights, the file has "
+                    f"last values of {len(values)}: it lost its masks, or they were edited. Take "
+                    f"the checkpoint before it."
+                )
+            full[pruned] = values
+        elif len(values):
+            full.copy_(values.view(mask.shape))
+        state[prefix + name] = full
 
 
 def pack_states_(states: dict[Any, Any], masks: Mapping[Any, Tensor]) -> dict[Any, list[str]]:

@@ -336,6 +336,11 @@ class Pruner:
         return always and self.t % self.every == 0
 
     @property
+    def has_updates_left(self) -> bool:
+        """Whether masks may still change, so that the running mean of gradients is needed."""
+        return True
+
+    @property
     def gradient_share(self) -> float:
         """About which share of all steps wants gradients of pruned weights."""
         return 1 / self.every if self.growth == "mean" and self.history is not None else 0.0

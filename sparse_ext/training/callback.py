@@ -60,7 +60,6 @@ class PruningCallback(Callback):
     def __init__(self, config: SparseConfig, seed: int | None = None) -> None:
         self.config = config
         self.seed = config.seed if config.seed is not None else (seed or 0)
-        self.pack = False
         self.pruner: Pruner | None = None
         self.meter = CostMeter()
         self._watch = kernels.Stopwatch()
@@ -269,14 +268,16 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Masks, shadows and scores are buffers of the module; everything else goes here."""
-        if self.pack and "state_dict" in checkpoint:
+        pruner = self.pruner
+        if "state_dict" in checkpoint:
             checkpoint["state_dict"] = dict(checkpoint["state_dict"])
-            packing.pack_(checkpoint["state_dict"])
-        if self.pruner is not None:
+            scores = pruner is None or pruner.has_updates_left
+            packing.pack_(checkpoint["state_dict"], scores)
+        if pruner is not None:
             cost = {"cost": self.meter.state_dict()}
-            checkpoint[STATE_KEY] = resume.take(self.pruner) | cost
-            if self.pack and checkpoint.get("optimizer_states"):
-                resume.pack_optimizer(checkpoint, trainer.optimizers[0], self.pruner.online)
+            checkpoint[STATE_KEY] = resume.take(pruner) | cost
+            if checkpoint.get("optimizer_states"):
+                resume.pack_optimizer(checkpoint, trainer.optimizers[0], pruner.online)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -32,8 +32,7 @@ class Saving(Callback):
 
 def run(folder=None, ckpt=None, seed=0, optimizer="sgd", momentum=True, section=SPARSE, **kwargs):
     model = toy(seed, width=32, optimizer=OPTIMIZERS[optimizer], momentum=momentum)
-    callback = sparsify(model, section)
-    callback.pack = True
+    sparsify(model, section)
     callbacks = [] if folder is None else [Saving(folder)]
     loader = data(width=32)
     trainer(epochs=4, callbacks=callbacks, **kwargs).fit(model, loader, ckpt_path=ckpt)
@@ -94,7 +93,7 @@ def test_a_packed_sparse_checkpoint_is_no_larger_than_a_dense_one(tmp_path, fina
     for name, section in {"dense": None, "sparse": {**SPARSE, "final": final}}.items():
         model = toy(width=96)
         if section is not None:
-            sparsify(model, section).pack = True
+            sparsify(model, section)
         fit = trainer(epochs=3)
         fit.fit(model, data(width=96))
         path = tmp_path / f"{name}.ckpt"
