@@ -33,8 +33,8 @@ def pack_(state: dict[str, Any], scores: bool = True) -> None:
         if shadow is not None:
             state[f"{prefix}shadow{PACKED}"] = _planes(shadow.cpu()[~mask])
         if score is not None:
-            values = score.cpu().contiguous().flatten()
-            state[f"{prefix}score{PACKED}"] = _planes(values if scores else values[:0])
+            values = score.cpu().contiguous().flatten() if scores else torch.empty(0)
+            state[f"{prefix}score{PACKED}"] = _planes(values)
 
 
 def unpack_(state: dict[str, Any], prefix: str, dtype: torch.dtype) -> None:
