@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from math import isclose
 from pathlib import Path
@@ -81,6 +82,8 @@ def dataset_cfg(
     """
     choice(cfg, "data.dataset", [*catalogue.single_label(), *more])
     fill(cfg, "data", data, keys)
+    if cfg.data.num_workers is None:
+        cfg.data.num_workers = default_workers(count_devices(cfg))
     fill(cfg, "", schema.Pretrain, ["debug_augmentations"])
     return cfg
 
@@ -155,6 +158,23 @@ def check_format(cfg: DictConfig) -> None:
         raise ConfigError(
             "data.skip_unreadable works with image_folder, h5, resident and webdataset, not dali"
         )
+
+
+def default_workers(processes: int = 1, most: int = 8) -> int:
+    """Loader processes where nobody says how many: the cores of this machine, shared.
+
+    Args:
+        processes: that train here, each with its own loaders.
+        most: for one process; more than that seldom have something to do.
+    """
+    return max(1, min(most, cores() // processes))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def count_devices(cfg: DictConfig) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
-from solo.args import common, schema
+from solo.args import common, own_images, schema
 from solo.args.check import check_section, fill
 from solo.args.common import add_and_assert_lightning_cfg, add_and_assert_wandb_cfg
 from solo.data import catalogue
@@ -29,7 +29,15 @@ def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: when the dataset is missing or unknown.
     """
-    keys = ["val_path", "train_path", "format", "no_labels", "fraction", "num_workers"]
+    keys = [
+        "val_path",
+        "train_path",
+        "val_fraction",
+        "format",
+        "no_labels",
+        "fraction",
+        "num_workers",
+    ]
     several = ()
     if cfg.get("method") == "multilabel":
         several = catalogue.named(lambda info: info.multilabel)
@@ -46,6 +54,7 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
         ConfigError: for an unknown key, a wrong type or a value that is not supported.
         DataError: when the folder of a custom dataset does not exist.
     """
+    own_images.settle(cfg)
     common.check_keys(cfg, schema.Pretrain)
     common.run_sections(cfg)
     fill(cfg, "auto_umap", schema.AutoUMAP)
@@ -56,7 +65,7 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
     common.set_num_classes(cfg)
     _set_num_crops(cfg)
     common.check_format(cfg)
-    given = cfg.data.val_path is not None
+    given = cfg.data.val_path is not None or cfg.data.val_fraction > 0
     validated = given or catalogue.info_of(cfg.data.dataset).path == "none"
     common.scale_lr(cfg, ["lr", "classifier_lr"] if validated else ["lr"])
     common.set_optimizer_kwargs(cfg)

@@ -33,6 +33,7 @@ from solo.data.datasets.folders import (
     require_same_classes,
     take_fraction,
 )
+from solo.data.datasets.holdout import Holdout
 from solo.data.datasets.images import readers
 from solo.data.datasets.splits import Split
 from solo.data.loading import make_loader, seeded, with_seeds
@@ -110,6 +111,7 @@ def prepare_datasets(
     split: Split | None = None,
     exif: str = "ignore",
     value_range: Sequence[float] | None = None,
+    holdout: Holdout | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
 
@@ -126,6 +128,7 @@ def prepare_datasets(
         split: that part as an earlier run has drawn it; None draws.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
         value_range: what is black and white in images of int32 or float values, see `readers`.
+        holdout: which of the training images validate, where there is no `val_data_path`.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
@@ -133,7 +136,11 @@ def prepare_datasets(
     """
     reading = readers(exif, value_range=value_range)
     train = _split(dataset, True, T_train, train_data_path, data_format, download, reading)
+    if holdout is not None:
+        val_data_path = train_data_path
     val = _split(dataset, False, T_val, val_data_path, data_format, download, reading)
+    if holdout is not None:
+        train, val = holdout.keep(train, "train"), holdout.keep(val, "val")
     return take_fraction(train, data_fraction, split=split), val
 
 
@@ -198,6 +205,8 @@ def prepare_data(
     split: Split | None = None,
     exif: str = "ignore",
     value_range: Sequence[float] | None = None,
+    holdout: Holdout | None = None,
+    skip_unreadable: bool = False,
 ) -> tuple[DataLoader, DataLoader]:
     """Transforms, datasets and loaders in one call.
 
@@ -205,6 +214,7 @@ def prepare_data(
         auto_augment: train with timm's RandAugment pipeline (as MAE fine-tunes).
         image_size: see `prepare_transforms`.
         images: see `prepare_transforms`.
+        skip_unreadable: leave broken files out, with a warning.
         others: see `prepare_datasets` and `prepare_dataloaders`.
 
     Raises:
@@ -217,8 +227,11 @@ def prepare_data(
         T_train = _auto_augment(images)
     train, val = prepare_datasets(
         dataset, T_train, T_val, train_data_path, val_data_path, data_format, download,
-        data_fraction, split, exif, value_range,
+        data_fraction, split, exif, value_range, holdout,
     )  # fmt: skip
+    if skip_unreadable:
+        train = _readable(train, train_data_path, num_workers, TRAIN_KEY)
+        val = _readable(val, val_data_path or train_data_path, num_workers, VAL_KEY)
     check_classes(train, val)
     return prepare_dataloaders(train, val, batch_size, num_workers)
 
@@ -233,11 +246,15 @@ def prepare_val_data(
     exif: str = "ignore",
     value_range: Sequence[float] | None = None,
     images: Shown | None = None,
+    holdout: Holdout | None = None,
+    skip_unreadable: bool = False,
 ) -> DataLoader:
     """The validation loader alone, for runs that need no labelled training set.
 
     Args:
         images: see `prepare_transforms`.
+        holdout: `val_data_path` holds the training images, of which this part validates.
+        skip_unreadable: leave broken files out, with a warning.
         others: see `prepare_datasets` and `prepare_dataloaders`.
 
     Raises:
@@ -246,7 +263,17 @@ def prepare_val_data(
     _, T_val = prepare_transforms(dataset, images=images)
     reading = readers(exif, value_range=value_range)
     val = _split(dataset, False, T_val, val_data_path, data_format, download, reading)
+    if holdout is not None:
+        val = holdout.keep(val, "val")
+    if skip_unreadable:
+        val = _readable(val, val_data_path, num_workers, VAL_KEY)
     return prepare_val_dataloader(val, batch_size, num_workers)
+
+
+def _readable(dataset: Dataset, path: str | Path | None, threads: int, key: str) -> Dataset:
+    from solo.data.datasets.unreadable import without_unreadable
+
+    return without_unreadable(dataset, f"'{path}'", max(1, threads), key)
 
 
 def _auto_augment(images: Shown) -> Callable:

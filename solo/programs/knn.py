@@ -17,6 +17,7 @@ from solo.programs.evaluation import (
     device_of,
     evaluation_loaders,
     extract_features,
+    held_out,
     load_method,
 )
 from solo.utils.knn import WeightedKNNClassifier
@@ -59,7 +60,8 @@ def knn(args: Namespace) -> list[dict]:
     """
     if args.no_labels:
         raise ConfigError("--no_labels: a nearest-neighbour accuracy needs labels")
-    if args.val_data_path is None and info_of(args.dataset).path == "required":
+    missing = args.val_data_path is None and info_of(args.dataset).path == "required"
+    if missing and held_out(args) is None:
         raise ConfigError("--val_data_path is missing: the images whose neighbours vote")
     device = device_of(args.device)
     model = load_method(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo.args import schema
 from solo.args.check import require
 from solo.args.common import count_devices, processes
+from solo.args.own_images import settle
 from solo.args.pretrain import parse_cfg
 from solo.data.catalogue import info_of
 from solo.errors import ConfigError, did_you_mean
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from torch.utils.data import DataLoader
 
+    from solo.data.datasets.holdout import Holdout
     from solo.programs.training import Data
 
 
@@ -29,27 +32,33 @@ def pretrain(cfg: DictConfig) -> Trainer:
         SoloError: a mistake in the configuration, the data or a checkpoint.
     """
     OmegaConf.set_struct(cfg, False)
+    chosen = settle(cfg)
     parse_cfg(cfg)
     require(cfg, schema.Pretrain)
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print("".join(f"{line}\n" for line in chosen), end="", flush=True)
 
     from lightning.pytorch import seed_everything
 
+    from solo.data.datasets import holdout as holdouts
     from solo.data.datasets.images import ReadError
-    from solo.programs.training import fit
+    from solo.programs.resuming import find_resume
+    from solo.programs.training import SaveParts, fit
 
     watching = _watching(cfg)
     seed_everything(cfg.seed)
     model = build_model(cfg)
-    data = build_data(cfg)
+    logdir = Path(cfg.checkpoint.dir) / cfg.method
+    holdout, resume = None, None
+    if cfg.data.val_fraction and cfg.data.val_path is None:
+        resume = find_resume(cfg, logdir)
+        kept = None if resume.path is None else holdouts.read(resume.path.parent)
+        holdout = kept or holdouts.Holdout(cfg.data.val_fraction)
+    data = build_data(cfg, holdout)
+    parts = [] if holdout is None else [SaveParts([holdout], logdir)]
     try:
-        return fit(
-            cfg,
-            model,
-            data,
-            Path(cfg.checkpoint.dir) / cfg.method,
-            [*_umap(cfg), *_frozen(cfg)],
-            watching=watching,
-        )
+        callbacks = [*_umap(cfg), *_frozen(cfg), *parts]
+        return fit(cfg, model, data, logdir, callbacks, resume, watching=watching)
     except ReadError as error:
         hint = "With data.skip_unreadable=True broken training files are counted and left out."
         raise ReadError(f"{error} {hint}") from error
@@ -106,17 +115,26 @@ def build_model(cfg: DictConfig) -> LightningModule:
     return model
 
 
-def build_data(cfg: DictConfig) -> Data:
-    """Training views and, where there are labels, validation images."""
+def build_data(cfg: DictConfig, holdout: Holdout | None = None) -> Data:
+    """Training views and, where there are labels, validation images.
+
+    Args:
+        holdout: the training images that validate, where there are no others.
+    """
     from solo.data.datasets.folders import compare_folders
 
-    val = validation_loader(cfg)
+    if holdout is not None and cfg.data.format not in ("image_folder", "resident"):
+        raise ConfigError(
+            "data.val_fraction works with data.format=image_folder and resident, not "
+            f"{cfg.data.format}: give data.val_path, or data.val_fraction=0"
+        )
+    val = validation_loader(cfg, holdout)
     if cfg.data.format in ("dali", "resident") and not cfg.data.no_labels:
         compare_folders(cfg.data.train_path, cfg.data.val_path)
     if cfg.data.format == "dali":
         return _dali(cfg, val)
     if cfg.data.format == "resident":
-        return _resident(cfg, val)
+        return _resident(cfg, val, holdout)
     from solo.data.classification_dataloader import check_classes
     from solo.data.pretrain_dataloader import (
         build_transform_pipeline,
@@ -147,6 +165,7 @@ def build_data(cfg: DictConfig) -> Data:
         train_data_path=cfg.data.train_path,
         data_format=cfg.data.format,
         pixels=device_views is not None,
+        holdout=holdout,
         **_which_images(cfg),
     )
     if cfg.data.get("skip_unreadable"):
@@ -172,7 +191,9 @@ def _which_images(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
+def _resident(
+    cfg: DictConfig, val: DataLoader | None, holdout: Holdout | None
+) -> LightningDataModule:
     from solo.data.pretrain_dataloader import require_full_batch
     from solo.data.resident.loader import ResidentData, prepare_resident
     from solo.data.views.batched import build_views
@@ -190,6 +211,7 @@ def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
         skip_unreadable=cfg.data.get("skip_unreadable", False),
         threads=cfg.data.num_workers,
         processes=count_devices(cfg),
+        holdout=holdout,
         **_which_images(cfg),
     )
     require_full_batch(dataset, cfg.optimizer.batch_size, processes(cfg))
@@ -197,11 +219,16 @@ def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
     return ResidentData(dataset, cfg.optimizer.batch_size, val)
 
 
-def validation_loader(cfg: DictConfig) -> DataLoader | None:
-    """Labelled validation images, None where there are none."""
+def validation_loader(cfg: DictConfig, holdout: Holdout | None = None) -> DataLoader | None:
+    """Labelled validation images, None where there are none.
+
+    Args:
+        holdout: the training images that validate, where there are no others.
+    """
     data = cfg.data
     info = info_of(data.dataset)
-    if (info.any_images and data.no_labels) or (info.path == "required" and data.val_path is None):
+    path = data.train_path if holdout is not None else data.val_path
+    if (info.any_images and data.no_labels) or (info.path == "required" and path is None):
         return None
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format
@@ -209,13 +236,15 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
 
     return prepare_val_data(
         data.dataset,
-        val_data_path=data.val_path,
-        data_format=stored_format(data.format, data.val_path),
+        val_data_path=path,
+        data_format=stored_format(data.format, path),
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
         exif=data.get("exif", "ignore"),
         value_range=data.get("value_range"),
         images=shown(data.dataset, cfg, size=data.get("image_size")),
+        holdout=holdout,
+        skip_unreadable=data.get("skip_unreadable", False),
     )
 
 

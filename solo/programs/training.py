@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices
-from solo.data.datasets import splits
+from solo.data.datasets.holdout import Holdout
+from solo.data.datasets.splits import Split
 from solo.errors import ConfigError
 from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
 from solo.monitoring.interruptions import Interruptions, WithinEpoch
@@ -224,17 +225,21 @@ class LogFigures(Callback):
                 logger.log_metrics(self.figures, step=0)
 
 
-class SaveSplit(Callback):
-    """Leaves a file beside the run that says which part of the images it trains on."""
+class SaveParts(Callback):
+    """Leaves files beside the run that say which images it trains on, and which validate.
 
-    def __init__(self, data: Data, logdir: Path):
+    Args:
+        parts: each a `Split`, a `Holdout`, or None.
+        logdir: in which the run has its folder.
+    """
+
+    def __init__(self, parts: Sequence[Split | Holdout | None], logdir: Path):
         super().__init__()
-        self.data, self.logdir = data, logdir
+        self.parts, self.logdir = [part for part in parts if part is not None], logdir
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, also when the run goes on in another folder."""
-        split = splits.of_data(self.data)
-        if split is not None and trainer.is_global_zero:
-            folder = self.logdir / str(trainer.logger.version)
+        """Write them, also when the run goes on in another folder."""
+        folder = self.logdir / str(trainer.logger.version)
+        for part in self.parts if trainer.is_global_zero else ():
             folder.mkdir(parents=True, exist_ok=True)
-            split.write(folder)
+            part.write(folder)

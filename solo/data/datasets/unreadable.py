@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from solo.data.catalogue import TRAIN_KEY
 from solo.data.datasets.folders import keep_items
 from solo.data.datasets.images import ReadError
 from solo.errors import DataError
@@ -20,7 +21,8 @@ BLOCK = 1024  # images read ahead, at most
 
 
 def read_all(dataset: Dataset, threads: int) -> Iterator[Any]:
-    """Every image of a pretraining set (items `(index, image, target)`) in order, read by threads.
+    """Every image of a data set (items `(image, target)` or `(index, image, target)`) in order,
+    read by threads.
 
     Yields:
         What the dataset's transform makes of the image, or the `ReadError` of a broken one.
@@ -28,7 +30,7 @@ def read_all(dataset: Dataset, threads: int) -> Iterator[Any]:
 
     def read(index: int) -> Any:
         try:
-            return dataset[index][1]
+            return dataset[index][-2]
         except ReadError as error:
             return error
 
@@ -37,13 +39,14 @@ def read_all(dataset: Dataset, threads: int) -> Iterator[Any]:
             yield from pool.map(read, range(start, min(start + BLOCK, len(dataset))))
 
 
-def without_unreadable(dataset: Dataset, where: str, threads: int) -> Dataset:
+def without_unreadable(dataset: Dataset, where: str, threads: int, key: str = TRAIN_KEY) -> Dataset:
     """`dataset`, in place, without the files that cannot be decoded; every file is read once.
 
     Args:
-        dataset: from `solo.data.pretrain_dataloader.prepare_datasets`.
+        dataset: from one of the functions `prepare_datasets`.
         where: folder or file, for messages.
         threads: that decode.
+        key: configuration key that holds it, for messages.
 
     Raises:
         DataError: nothing is left.
@@ -59,14 +62,16 @@ def without_unreadable(dataset: Dataset, where: str, threads: int) -> Dataset:
         }
     finally:
         dataset.transform = transform
-    return leave_out(dataset, broken, where, skip=True)
+    return leave_out(dataset, broken, where, skip=True, key=key)
 
 
 def _nothing(image: Any) -> None:
     """Forget the image: that it could be decoded is all that matters."""
 
 
-def leave_out(dataset: Dataset, broken: dict[int, ReadError], where: str, skip: bool) -> Dataset:
+def leave_out(
+    dataset: Dataset, broken: dict[int, ReadError], where: str, skip: bool, key: str = TRAIN_KEY
+) -> Dataset:
     """`dataset`, in place, without its broken items, or an error.
 
     Args:
@@ -74,18 +79,19 @@ def leave_out(dataset: Dataset, broken: dict[int, ReadError], where: str, skip: 
         broken: index to error.
         where: folder or file, for messages.
         skip: warn and go on, instead of stopping.
+        key: configuration key that holds `where`, for messages.
 
     Raises:
         DataError: something is broken and `skip` is off, or nothing is left.
     """
     if not broken:
         return dataset
-    found = f"data.train_path: {len(broken):,} of {len(dataset):,} images in {where} are broken."
+    found = f"{key}: {len(broken):,} of {len(dataset):,} images in {where} are broken."
     named = [f"  {error}" for error in list(broken.values())[:NAMED]]
     if len(broken) > NAMED:
         named.append(f"  ... and {len(broken) - NAMED:,} more")
     if len(broken) == len(dataset):
-        action = "Nothing is left to train on."
+        action = "Nothing is left to train on." if key == TRAIN_KEY else "Nothing is left."
     elif skip:
         action = "They are left out, as data.skip_unreadable=True asks."
     else:
