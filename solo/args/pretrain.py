@@ -64,7 +64,7 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
 
 
 def _set_num_crops(cfg: DictConfig) -> None:
-    """Count large crops (those of the first entry's size) and small ones."""
+    """Put the large crops (those of the largest size) first, and count them and the small ones."""
     entries = common.required(cfg, "augmentations")
     if not OmegaConf.is_list(entries) or not entries:
         raise ConfigError("'augmentations' must be a list with at least one pipeline")
@@ -73,7 +73,10 @@ def _set_num_crops(cfg: DictConfig) -> None:
         check_section(entry, schema.Augmentation, f"augmentations.{index}", strict)
         for key in ("crop_size", "num_crops"):
             common.required(cfg, f"augmentations.{index}.{key}")
-    size = entries[0].crop_size
+    size = max(entry.crop_size for entry in entries)
+    order = sorted(range(len(entries)), key=lambda index: entries[index].crop_size != size)
+    if order != list(range(len(entries))):
+        entries = cfg.augmentations = [entries[index] for index in order]
     large = sum(entry.num_crops for entry in entries if entry.crop_size == size)
     cfg.data.num_large_crops = large
     cfg.data.num_small_crops = sum(entry.num_crops for entry in entries) - large

@@ -196,7 +196,8 @@ def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
         (T.RandomApply, [Equalization()], "equalization"),
         (T.RandomHorizontalFlip, None, "horizontal_flip"),
     ]
-    steps: list[Callable] = [crop_of(entry)]
+    crop = crop_of(entry)
+    steps: list[Callable] = [*crop.transforms] if isinstance(crop, T.Compose) else [crop]
     for op, inner, section in optional:
         prob = entry[section]["prob"]
         if prob:

@@ -80,7 +80,7 @@ def build_model(cfg: DictConfig) -> LightningModule:
     if wanted not in (None, cfg.data.num_large_crops):
         raise ConfigError(
             f"{cfg.method} needs {wanted} large crops, but 'augmentations' makes "
-            f"{cfg.data.num_large_crops} (those with the crop_size of the first entry)"
+            f"{cfg.data.num_large_crops} (those of the largest crop_size)"
         )
     model = METHODS[cfg.method](cfg)
     if cfg.get("init_from"):

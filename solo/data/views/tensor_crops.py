@@ -21,7 +21,7 @@ from solo.data.views.batched.crop import RATIO, ResizedCrop, crop_boxes, rows_co
 
 
 def tensor_crop_of(cfg: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
-    """The first step of the pipeline of one entry, from (3, H, W) to (3, crop_size, crop_size) uint8.
+    """The first step of the pipeline of one entry, from (3, H, W) uint8 to a square.
 
     For the same state of torch's generator it cuts out the box that `crop_of` does.
     """
