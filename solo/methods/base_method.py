@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from solo import extensions
 from solo.args import schema
-from solo.args.check import defaults_of
 from solo.backbones import BACKBONES, build_encoder, features_dim
 from solo.errors import ConfigError
 from solo.methods.heads import Head, apply_heads, has_batch_norm
 from solo.methods.kwargs import check_kwargs
-from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
+from solo.methods.optimization import DEFAULT_KEYS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
 from solo.methods.step import average, by_key, class_metrics, val_metrics
 from solo.monitoring.step_metrics import StepMetrics
 from solo.utils.metrics import weighted_mean
@@ -34,12 +33,7 @@ from solo.utils.ranks import get_world_size
 from solo.utils.views import encoding
 
 BASE_MOMENTUM = "solo.methods.base_momentum"  # a step there has no loss of its own either
-_METHOD_DEFAULTS = {
-    **defaults_of(schema.Backbone, "backbone"),
-    **DEFAULTS,
-    **defaults_of(schema.KnnEval, "knn_eval"),
-    **defaults_of(schema.Pretrain, "", "method_kwargs"),
-}
+_METHOD_DEFAULTS = ("backbone", *DEFAULT_KEYS, "knn_eval", "method_kwargs")
 _METHOD_REQUIRED = (
     "method",
     "backbone.name",
@@ -130,7 +124,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
         """Check the keys this method reads and fill in its defaults, in place; may be repeated."""
-        fill_defaults(cfg, _METHOD_REQUIRED, _METHOD_DEFAULTS)
+        fill_defaults(cfg, schema.Pretrain, _METHOD_REQUIRED, _METHOD_DEFAULTS)
         if cls.KWARGS is not None:
             check_kwargs(cfg, cls.KWARGS, cls.IGNORED_KWARGS)
         return cfg
