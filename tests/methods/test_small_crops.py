@@ -13,7 +13,7 @@ from tests.methods.test_modern import VIT
 
 USE = {"byol", "simclr", "supcon", "swav", "deepclusterv2", "dino", "lejepa", "ibot", "dinov2"}
 # the last two ask for a teacher and for other labels before
-OTHERS = {*METHODS} - USE - {"base", "linear", "distill", "multilabel"}
+OTHERS = {*METHODS} - USE - {"base", "linear", "wmse", "distill", "multilabel"}
 OF_PATCHES = {"ibot", "dinov2", "mae", "ijepa"}
 
 
@@ -60,6 +60,11 @@ def test_the_loss_uses_them(name):
 def test_or_they_are_refused(name):
     with pytest.raises(ConfigError, match=f"{name} has no use for small crops: .* makes 2"):
         built(name)
+
+
+def test_a_published_recipe_that_makes_some_is_warned():
+    with pytest.warns(UserWarning, match=r"wmse's loss has no use for the 2 small crops"):
+        built("wmse")
 
 
 def test_a_method_from_elsewhere_may_say_that_it_uses_them():
