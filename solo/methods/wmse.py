@@ -56,7 +56,7 @@ class WMSE(BaseMethod):
         return cfg
 
     def _require_small_crops(self, method: str) -> None:
-        """Only warn: solo-learn's recipe for ImageNet-100, whose results are published, has some."""
+        """Only warn: solo-learn's published recipe for ImageNet-100 has some."""
         warnings.warn(
             f"{method}'s loss has no use for the {self.num_small_crops} small crops that "
             "'augmentations' makes: only batch norm sees them. Leave them out to save their time",
