@@ -157,7 +157,7 @@ def test_bf16_only_where_the_processor_has_it(tmp_path):
 def test_recipes_compose_and_ask_for_what_the_quickstart_promises(tmp_path):
     from omegaconf import OmegaConf
 
-    from scripts.experiments.quickstart.baselines import compose
+    from scripts.experiments.programs import compose
     from sparse_ext.config.sections import build
 
     cfg = compose(plan.PRETRAIN, plan.SPARSE)
