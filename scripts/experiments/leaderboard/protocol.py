@@ -66,6 +66,7 @@ PROTOCOLS: dict[str, Protocol] = {
         linear="scripts/linear/digits/linear.yaml",
         dataset="digits",
         steps_per_epoch=44,
+        overrides=("++quality.enabled=False",),
     ),
 }
 
