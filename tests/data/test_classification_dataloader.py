@@ -8,6 +8,7 @@ from torch.utils.data import RandomSampler, SequentialSampler
 from torchvision import transforms as T
 from torchvision.datasets import CIFAR10, ImageFolder
 
+from solo.data.catalogue import info_of
 from solo.data.classification_dataloader import (
     build_custom_pipeline,
     prepare_data,
@@ -16,6 +17,7 @@ from solo.data.classification_dataloader import (
     prepare_transforms,
     prepare_val_data,
 )
+from solo.data.shown import shown
 from solo.errors import ConfigError, DataError
 from tests.data.conftest import write_folder
 from tests.data.test_pretrain_dataloader import write_cifar
@@ -109,7 +111,8 @@ def test_auto_augment_is_timm_randaugment(folder, val_folder):
 
 
 def test_validation_alone(val_folder):
-    loader = prepare_val_data("custom", val_folder, batch_size=4, num_workers=0)
+    custom = info_of("custom")
+    loader = prepare_val_data(custom, shown(custom, None), val_folder, batch_size=4, num_workers=0)
     assert [len(targets) for _, targets in loader] == [4, 2]
 
 
