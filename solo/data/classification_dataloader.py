@@ -49,7 +49,7 @@ def _pipeline(info: DatasetInfo, shown: Shown) -> dict[str, T.Compose]:
     if info.side is None:
         fit: list[Callable] = [T.Resize(round(side * 256 / 224)), T.CenterCrop(side)]
     else:
-        fit = [] if side == info.side else [T.Resize((side, side))]
+        fit = [T.Resize((side, side))]  # leaves an image of that size as it is
     if info.shift and info.side:
         shift = T.RandomCrop(info.side, padding=info.shift, padding_mode="reflect")
         train = [shift, *fit]
