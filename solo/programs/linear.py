@@ -14,6 +14,7 @@ from solo.args.common import processes
 from solo.args.linear import parse_cfg
 from solo.data.shown import Shown
 from solo.errors import CheckpointError, ConfigError, DataError
+from solo.files.run_args import read_args
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
