@@ -118,9 +118,11 @@ def _eight_bits(image: Image.Image, value_range: Range) -> Image.Image:
     """Grey images of 16 bits, int32 and floats as one byte per pixel; Pillow cuts them at 255.
 
     Raises:
-        ReadError: what is white in it is not known.
+        ReadError: what is white in it is not known, or a value is no number.
     """
     values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{(~np.isfinite(values)).sum()} of its values are not finite")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         low, high = 0.0, 65535.0
     elif value_range is not None:

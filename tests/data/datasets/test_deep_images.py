@@ -75,3 +75,14 @@ def test_the_same_pixels_in_every_format(tmp_path):
     found.append(resident_images(pretraining("custom", None, images, **options), "x")[0][0])
     for image in found:
         assert (image.int() - wanted.int()).abs().max() <= 1
+
+
+def test_values_that_are_no_numbers_are_named(tmp_path):
+    """They would become any level, without a word."""
+    values = np.full((4, 5), 0.5, np.float32)
+    values[1, 2], values[3, 0] = np.nan, np.inf
+    Image.fromarray(values).save(tmp_path / "x.tiff")
+    for pixels in (False, True):
+        load, _ = readers(pixels=pixels, value_range=[0, 1])
+        with pytest.raises(ReadError, match=r"x\.tiff.*2 of its values are not finite"):
+            load(tmp_path / "x.tiff")
