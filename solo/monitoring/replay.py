@@ -118,6 +118,8 @@ class StepKeeper(Callback):
             "random": before["random"],
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,
+            "batches": _finite(trainer.num_training_batches),
+            "accumulated": trainer.accumulate_grad_batches,
             "seed": self.cfg.get("seed"),
             "world_size": trainer.world_size,
             "loss": loss,
@@ -126,3 +128,8 @@ class StepKeeper(Callback):
             torch.save(content, file)
         write_json(folder / "args.json", OmegaConf.to_container(self.cfg, resolve=True))
         self.folder = folder
+
+
+def _finite(batches: float) -> int:
+    """Batches of an epoch; 1 where nobody knows."""
+    return int(batches) if batches != float("inf") else 1
