@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from solo import extensions
 from solo.checkpoints.files import read_args
 from solo.checkpoints.runs import open_run
+from solo.data.catalogue import info_of
 from solo.data.shown import reading_of, shown
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
@@ -174,7 +175,7 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
 
     trained = read_args(args.pretrained_checkpoint_dir)
     asked = {name: getattr(args, name, None) for name in ("mean", "std")}
-    images = shown(args.dataset, trained, size=getattr(args, "image_size", None), **asked)
+    images = shown(info_of(args.dataset), trained, size=getattr(args, "image_size", None), **asked)
     _, transform = prepare_transforms(args.dataset, images=images)
     reading = trained_reading(args.pretrained_checkpoint_dir)
     for name, key in (("exif", "data_exif"), ("value_range", "value_range")):

@@ -73,7 +73,7 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
     path = select(cfg, "pretrained_feature_extractor")
     if path is None:
         raise CheckpointError(
-            "pretrained_feature_extractor is null: give the checkpoint to evaluate, as in "
+            "pretrained_feature_extractor is not given: name the checkpoint to evaluate, as in "
             "pretrained_feature_extractor='\"trained_models/byol/0/name-0-ep=99.ckpt\"'"
         )
     from solo import extensions
