@@ -73,6 +73,10 @@ class StepKeeper(Callback):
         on_host = device.type == "cpu"
         return self.folder is None and (on_host if self.always is None else self.always)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Become the last callback, so that what others change before a step is kept as changed."""
+        trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Agree on the folder of the run while all processes are together."""
         version = None if trainer.logger is None else trainer.logger.version

@@ -134,7 +134,7 @@ def test_sparse_and_gated_steps_are_reproduced(name, tmp_path):
     trainer.fit(METHODS["simclr"](cfg), *tiny_loaders(steps=2))
     done = replay(keeper.folder)
     assert done.findings == []
-    assert done.loss == losses.seen[5]
+    assert done.loss == pytest.approx(losses.seen[5], rel=1e-6)  # to the rounding of products
 
 
 def test_images_that_are_not_finite_are_named(tmp_path):
