@@ -63,11 +63,14 @@ def max_epochs(recipe: Path, overrides: Sequence[str] = ()) -> int:
 
 
 def epochs(total: int) -> Callable[[str], float | None]:
-    """Reads Lightning's progress bar: `Epoch 3:  40%|...`."""
+    """Reads bars (`Epoch 3 of 17:  40%`) and lines of finished epochs (`epoch 3 of 17:`)."""
 
     def progress(line: str) -> float | None:
-        found = re.search(r"Epoch (\d+): +(\d+)%", line)
-        return None if found is None else (int(found[1]) + int(found[2]) / 100) / total
+        found = re.search(r"([Ee])poch +(\d+) of \d+:(?: +(\d+)%)?", line)
+        if found is None:
+            return None
+        begun = found[1] == "E"  # a bar's epoch is not over
+        return (int(found[2]) - begun + int(found[3] or 0) / 100 * begun) / total
 
     return progress
 

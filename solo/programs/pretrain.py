@@ -35,14 +35,15 @@ def pretrain(cfg: DictConfig) -> Trainer:
     from lightning.pytorch import seed_everything
 
     from solo.data.datasets.images import ReadError
+    from solo.programs.closing import finish
     from solo.programs.training import fit
 
     watching = _watching(cfg)
-    seed_everything(cfg.seed)
+    seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg)
     data = build_data(cfg)
     try:
-        return fit(
+        trainer = fit(
             cfg,
             model,
             data,
@@ -53,6 +54,8 @@ def pretrain(cfg: DictConfig) -> Trainer:
     except ReadError as error:
         hint = "With data.skip_unreadable=True broken training files are counted and left out."
         raise ReadError(f"{error} {hint}") from error
+    finish(cfg, trainer)
+    return trainer
 
 
 def _watching(cfg: DictConfig) -> list[Callback]:
@@ -68,7 +71,8 @@ def _watching(cfg: DictConfig) -> list[Callback]:
     if cfg.get("probes"):
         callbacks.append(Probes(OmegaConf.to_container(cfg.probes, resolve=True)))
     if cfg.get("milestones"):
-        callbacks.append(Milestones(OmegaConf.to_container(cfg.milestones, resolve=True)))
+        wanted = OmegaConf.to_container(cfg.milestones, resolve=True)
+        callbacks.append(Milestones(wanted, cfg.max_epochs))
     return callbacks
 
 

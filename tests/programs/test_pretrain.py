@@ -26,6 +26,7 @@ def test_files_of_a_run(pretrained):
     assert sorted(path.name for path in run.iterdir()) == [
         "args.json",
         "metrics.csv",
+        "results.json",
         "tiny-0-ep=0.ckpt",
     ]
     args = json.loads((run / "args.json").read_text())

@@ -6,6 +6,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 from solo.data.datasets.folders import keep_items
 from solo.data.datasets.images import ReadError
 from solo.errors import DataError
+from solo.monitoring.console import bar
 
 NAMED = 5  # files that a message names
 BLOCK = 1024  # images read ahead, at most
@@ -33,8 +35,9 @@ def read_all(dataset: Dataset, threads: int) -> Iterator[Any]:
             return error
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        for start in range(0, len(dataset), BLOCK):
-            yield from pool.map(read, range(start, min(start + BLOCK, len(dataset))))
+        starts = range(0, len(dataset), BLOCK)
+        blocks = (pool.map(read, range(i, min(i + BLOCK, len(dataset)))) for i in starts)
+        yield from bar(chain.from_iterable(blocks), "decoding images", len(dataset))
 
 
 def without_unreadable(dataset: Dataset, where: str, threads: int) -> Dataset:
