@@ -72,7 +72,7 @@ class Throughput:
 class ThroughputBar(TQDMProgressBar):
     """Lightning's bar with the loss, `images/s` (all processes together) and `data wait`.
 
-    The bar of an epoch makes room for its line (`solo.monitoring.epoch_lines`). Nothing is read
+    The bar of an epoch makes room for its line (`solo.programs.epoch_lines`). Nothing is read
     from a GPU more often than once a second. A file that the output goes to gets a line of the bar
     every ten seconds at most.
     """

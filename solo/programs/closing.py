@@ -28,7 +28,7 @@ def finish(cfg: DictConfig, trainer: Trainer) -> None:
     """
     if not trainer.is_global_zero:
         return
-    from solo.monitoring.epoch_lines import figures
+    from solo.programs.epoch_lines import figures
 
     folder = csv_of(trainer.loggers).path.parent
     try:

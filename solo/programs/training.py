@@ -23,13 +23,13 @@ from torch.utils.data import DataLoader
 from solo.args.common import count_devices
 from solo.data.datasets import splits
 from solo.errors import ConfigError
-from solo.monitoring.epoch_lines import EpochLines
 from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
 from solo.monitoring.interruptions import Interruptions, WithinEpoch
 from solo.monitoring.loggers import CSVMetrics, csv_of
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
 from solo.monitoring.replay import StepKeeper
+from solo.programs.epoch_lines import EpochLines
 from solo.programs.resuming import Resume, Run, announce, explained, find_resume, run_folder
 from solo.utils.best_checkpoint import BestCheckpoint
 from solo.utils.misc import omegaconf_select

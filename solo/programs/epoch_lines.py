@@ -61,7 +61,7 @@ class EpochLines(Callback):
             say(*headline(trainer, pl_module, self.cfg))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The line of the epoch before."""
+        """Print the line of the epoch before, now that all have logged what they saw in it."""
         self._line(trainer)
         self._epoch_started = self._last_batch = self.clock()
         self._images, self._validated = 0, False
@@ -85,7 +85,7 @@ class EpochLines(Callback):
         self.images_per_second = self._images / seconds if seconds > 0 else None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last line."""
+        """Print the line of the last epoch."""
         self._line(trainer)
         self._before, self._started = self.seconds, None
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from solo.files.results import read_results
-from solo.monitoring.epoch_lines import figures
+from solo.programs.epoch_lines import figures
 from solo.programs.linear import linear
 from solo.programs.pretrain import pretrain
 from sparse_ext import extension
