@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from solo.data.catalogue import info_of
 from solo.data.shown import Shown, shown
 from solo.errors import CheckpointError
 from sparse_ext.report import plots
@@ -98,20 +99,20 @@ def _images(log: RunLog) -> Any:
     from solo.data.datasets.folders import stored_format
 
     data = log.args["data"]
-    path = data.get("val_path")
+    info, path = info_of(data["dataset"]), data.get("val_path")
     loader = prepare_val_data(
-        data["dataset"],
+        info,
+        _shown(log),
         val_data_path=path,
         data_format=stored_format(data.get("format") or "image_folder", path),
         num_workers=0,
         download=False,
         exif=data.get("exif") or "ignore",
         value_range=data.get("value_range"),
-        images=_shown(log),
     )
     return loader.dataset
 
 
 def _shown(log: RunLog) -> Shown:
     data = log.args["data"]
-    return shown(data["dataset"], log.args, size=data.get("image_size"))
+    return shown(info_of(data["dataset"]), log.args, size=data.get("image_size"))
