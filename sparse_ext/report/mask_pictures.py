@@ -53,9 +53,8 @@ def mask_codes(measured: Measured) -> tuple[dict[str, np.ndarray], dict[str, lis
     names = [name for name in masks[0] if all(name in other for other in masks)]
     places = sorted({round(i) for i in np.linspace(0, len(names) - 1, SHOWN)})
     chosen = [names[place] for place in places]
-    codes = {
-        name: sum((1 << i) * _corner(kept[name]) for i, kept in enumerate(masks)) for name in chosen
-    }
+    corners = {name: [_corner(kept[name]) << i for i, kept in enumerate(masks)] for name in chosen}
+    codes = {name: np.sum(parts, axis=0) for name, parts in corners.items()}
     return codes, {name: [float(kept[name].mean()) for kept in masks] for name in chosen}
 
 

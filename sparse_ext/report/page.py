@@ -67,7 +67,12 @@ class Page:
         """
         first = rows[0] if rows else ()
         texts = [i for i, cell in enumerate(first) if not _number(cell)]
-        content = {"columns": columns, "rows": rows, "strong": strong, "sortable": sortable}
+        content: dict[str, Any] = {
+            "columns": columns,
+            "rows": rows,
+            "strong": strong,
+            "sortable": sortable,
+        }
         self._card(title, caption, texts=texts, **content)
 
     def html(self) -> str:

@@ -123,7 +123,7 @@ class RunLog:
         from solo.methods import METHODS
         from solo.methods.base_momentum import BaseMomentumMethod
 
-        method = METHODS.get(self.args.get("method"))
+        method = METHODS.get(str(self.args.get("method")))
         logged = "sparse/momentum_sparsity" in self
         return logged or (method is not None and issubclass(method, BaseMomentumMethod))
 
