@@ -28,10 +28,11 @@ from solo.errors import ConfigError
 from solo.methods.heads import BATCH_NORMS
 from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
 from solo.monitoring.interruptions import Interruptions, WithinEpoch
-from solo.monitoring.loggers import CSVMetrics
+from solo.monitoring.loggers import CSVMetrics, csv_of
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
 from solo.monitoring.replay import StepKeeper
+from solo.programs.epoch_lines import EpochLines
 from solo.programs.resuming import Resume, Run, announce, explained, find_resume, run_folder
 from solo.utils.best_checkpoint import BestCheckpoint
 from solo.utils.misc import omegaconf_select
@@ -161,14 +162,29 @@ def _quiet() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
         # a method's own hooks before and after the transfer are what is wanted with a data module
         ".*You have overridden `on_.*_batch_transfer` in `LightningModule`.*",
         # figures of extensions, the same on all ranks: sparse/online_sparsity and the like
         ".*self.log.'[a-z_]+/.*sync_dist.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(lambda record: "Tip:" not in record.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_matters)
+
+
+#: how Lightning begins to say what our own lines say, or what does not apply to our runs
+_IRRELEVANT = (
+    "GPU available:",
+    "TPU available:",
+    "HPU available:",
+    "Loading `train_dataloader` to estimate",
+    "`Trainer.fit` stopped:",
+)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return "Tip:" not in text and not text.startswith(_IRRELEVANT)
 
 
 def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]) -> Trainer:
@@ -185,7 +201,7 @@ def _own_callbacks(
     cfg: DictConfig, logdir: Path, run: Run, watching: Sequence[Callback]
 ) -> list[Callback]:
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
-    csv = next(logger for logger in run.loggers if isinstance(logger, CSVMetrics))
+    csv = csv_of(run.loggers)
     saver = run.saver
     keeper = StepKeeper(cfg, logdir, omegaconf_select(cfg, "performance.replay"))
     # in this order: the step draws after the seed
@@ -194,7 +210,7 @@ def _own_callbacks(
     savers: list[Callback] = [] if saver is None else [saver]
     if saver is not None and cfg.checkpoint.get("monitor"):
         savers.append(BestCheckpoint(saver, cfg.checkpoint.monitor, cfg.checkpoint.mode or "max"))
-    return [*guards, *watching, *savers, Interruptions(saver)]
+    return [*guards, EpochLines(cfg, csv), *watching, *savers, Interruptions(saver)]
 
 
 class _ContinueMetrics(Callback):
@@ -221,6 +237,8 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     names = set(inspect.signature(Trainer.__init__).parameters)
     names -= {"self", "logger", "callbacks", "enable_checkpointing"}
     kwargs = {name: _plain(cfg[name]) for name in names if name in cfg}
+    if kwargs.get("enable_model_summary") is None:  # the first lines of a run say its size
+        kwargs["enable_model_summary"] = False
     if str(kwargs.get("precision")) in ("bf16-true", "16-true"):
         warnings.warn(
             f"precision={kwargs['precision']} keeps batch norm's running statistics and momentum "

@@ -26,6 +26,7 @@ def test_files_of_a_run(pretrained):
     assert sorted(path.name for path in run.iterdir()) == [
         "args.json",
         "metrics.csv",
+        "results.json",
         "tiny-0-ep=0.ckpt",
     ]
     args = json.loads((run / "args.json").read_text())
@@ -209,8 +210,9 @@ def test_another_seed_is_another_run(cwd):
 
 def test_metrics_are_written_without_checkpoints(cwd):
     pretrain(config(PRETRAIN, checkpoint={"enabled": False}))
-    (only,) = (path for path in cwd.rglob("*") if path.is_file())
-    assert only == cwd / "trained_models" / "mocov2plus" / "0" / "metrics.csv"
+    files = {path.relative_to(cwd).as_posix() for path in cwd.rglob("*") if path.is_file()}
+    run = "trained_models/mocov2plus/0"
+    assert files == {f"{run}/metrics.csv", f"{run}/results.json"}
 
 
 def test_nan_stops_the_run_and_keeps_what_was_good(cwd):
