@@ -25,18 +25,41 @@ _N_CLASSES_PER_DATASET = catalogue.class_counts()
 _SUPPORTED_DATASETS = catalogue.single_label()
 
 
+_DATA = tuple(
+    f"data.{key}"
+    for key in (
+        *("val_path", "train_path", "format", "fraction", "num_workers", "image_size"),
+        *("augment", "skip_unreadable", "fraction_of", "no_labels"),
+    )
+)
+_KEYS = (
+    *("backbone", "data.augmentations", "pretrain_method", "eval_encoder"),
+    *("auto_augment", "label_smoothing", "mixup", "cutmix"),
+)
+
+
 def add_and_assert_dataset_cfg(cfg: DictConfig) -> DictConfig:
     """Check `data.dataset`, `data.train_path` and `data.val_path`; set the defaults of `data`.
 
     Raises:
         ConfigError: when the dataset is unknown or a path is missing (`digits` needs none).
     """
-    keys = ["val_path", "train_path", "format", "fraction", "num_workers", "image_size"]
-    common.dataset_cfg(cfg, schema.LinearData, keys)
-    if catalogue.info_of(cfg.data.dataset).path != "none":
+    fill(cfg, schema.Linear, *_DATA, "debug_augmentations")
+    _dataset_of(cfg)
+    return cfg
+
+
+def _dataset_of(cfg: DictConfig) -> catalogue.DatasetInfo:
+    info = common.dataset_of(cfg)
+    if cfg.data.no_labels:
+        raise ConfigError(
+            "data.no_labels=True: a classifier is trained and judged by labels. Leave it out; "
+            "images without labels are for main_pretrain.py"
+        )
+    if info.path != "none":
         common.required(cfg, "data.train_path")
         common.required(cfg, "data.val_path")
-    return cfg
+    return info
 
 
 def parse_cfg(cfg: DictConfig) -> DictConfig:
@@ -48,31 +71,22 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
         ConfigError: for an unknown key, a wrong type or a value that is not supported.
         DataError: when the folder of a custom dataset does not exist.
     """
-    common.check_keys(cfg, schema.Linear)
-    common.run_sections(cfg)
-    add_and_assert_dataset_cfg(cfg)
-    add_and_assert_wandb_cfg(cfg)
-    add_and_assert_lightning_cfg(cfg)
+    common.complete(cfg, schema.Linear, (*_DATA, *_KEYS))
+    info = _dataset_of(cfg)
     _check_backbone(cfg)
-    fill(cfg, "backbone", schema.Backbone)
-    if "pretrained_feature_extractor" not in cfg:
-        raise ConfigError("the key 'pretrained_feature_extractor' is missing: give a checkpoint")
-    keys = ["pretrain_method", "eval_encoder", "auto_augment", "label_smoothing", "mixup", "cutmix"]
-    fill(cfg, "", schema.Linear, keys)
-    _set_images(cfg)
-    common.set_num_classes(cfg)
-    common.check_format(cfg)
+    _set_images(cfg, info)
+    common.set_num_classes(cfg, info)
+    common.check_format(cfg, info)
     common.scale_lr(cfg, ["lr"])
     common.set_optimizer_kwargs(cfg)
     return cfg
 
 
-def _set_images(cfg: DictConfig) -> None:
+def _set_images(cfg: DictConfig, info: catalogue.DatasetInfo) -> None:
     """`data.image_size` and `data.augmentations` become what is shown to the encoder."""
-    fill(cfg, "data.augmentations", schema.LinearAugmentations)
     path, asked = select(cfg, "pretrained_feature_extractor"), cfg.data.augmentations
     images = shown(
-        cfg.data.dataset,
+        info,
         None if path is None else read_args(path),
         size=select(cfg, "data.image_size") or asked.crop_size,
         mean=asked.mean,

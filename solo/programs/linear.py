@@ -73,7 +73,7 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
     path = select(cfg, "pretrained_feature_extractor")
     if path is None:
         raise CheckpointError(
-            "pretrained_feature_extractor is null: give the checkpoint to evaluate, as in "
+            "pretrained_feature_extractor is not given: name the checkpoint to evaluate, as in "
             "pretrained_feature_extractor='\"trained_models/byol/0/name-0-ep=99.ckpt\"'"
         )
     from solo import extensions
@@ -134,6 +134,12 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
     data = cfg.data
     look = data.augmentations
     images = Shown(look.crop_size, tuple(look.mean), tuple(look.std))
+    part = {name: data[name] for name in ("fraction_of", "skip_unreadable")}
+    on_device = data.augment == "device"
+    if cfg.auto_augment and on_device:
+        raise ConfigError(
+            "auto_augment changes images in the loader's workers: leave data.augment=device out"
+        )
     if data.format == "dali":
         if cfg.auto_augment:
             raise ConfigError("auto_augment does not work with data.format=dali")
@@ -152,6 +158,7 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
             exif=_reading(cfg)["exif"],
             split=split,
             images=images,
+            **part,
         )
     from solo.data.classification_dataloader import prepare_data
     from solo.data.pretrain_dataloader import require_full_batch
@@ -166,7 +173,9 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
         data_fraction=data.fraction,
         auto_augment=cfg.auto_augment,
         images=images,
+        as_bytes=on_device,
         split=split,
+        **part,
         **_reading(cfg),
     )
     classes = getattr(train.dataset, "classes", None)
@@ -175,6 +184,10 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
             f"data.train_path has one class ('{classes[0]}'): a classifier needs at least two."
         )
     require_full_batch(train.dataset, cfg.optimizer.batch_size, processes(cfg))
+    if on_device:
+        from solo.data.views.device_normalise import NormalisedOnDevice
+
+        return NormalisedOnDevice(train, val, images.mean, images.std)
     return train, val
 
 
