@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -108,7 +108,7 @@ def seconds(nets: Sequence[nn.Module], shape: Sequence[int]) -> list[float]:
         net.eval()
     for turn in range(WARM_UP + ROUNDS):
         for i, net in enumerate(nets):
-            taken = _time(lambda net=net: net(x), x.device)
+            taken = _time(net, x)
             best[i] = min(best[i], taken) if turn >= WARM_UP else best[i]
     for before in modes:
         for module, mode in before.items():
@@ -116,16 +116,20 @@ def seconds(nets: Sequence[nn.Module], shape: Sequence[int]) -> list[float]:
     return best
 
 
-def _time(work: Callable[[], object], device: torch.device) -> float:
+def _time(net: nn.Module, x: torch.Tensor) -> float:
     """Seconds of the processor where one thread computes, and otherwise of the wall."""
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    alone = x.device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    _wait(x.device)
     start = clock()
-    work()
-    wait()
+    net(x)
+    _wait(x.device)
     return clock() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _device(net: nn.Module) -> torch.device:

@@ -196,10 +196,10 @@ class Units:
     ) -> Kept:
         """As `largest`, the same share of each kind, ranked within it (Fang et al., "Isomorphic
         Pruning for Vision Models", 2024); together exactly the budget."""
-        open_, kinds, kept = eligible or {}, self.kinds, {}
+        open_, kept = eligible or {}, dict[str, Tensor]()
         room = self.sizes | {name: int(mask.count_nonzero()) for name, mask in open_.items()}
         members: dict[Hashable, list[str]] = {}
-        for name, kind in kinds.items():
+        for name, kind in self.kinds.items():
             members.setdefault(kind, []).append(name)
         named = {str(i): names for i, names in enumerate(members.values())}
         sizes = {kind: sum(self.sizes[n] for n in names) for kind, names in named.items()}
