@@ -107,7 +107,7 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
 
 
 def calibration_and_unseen(request: Request, source: Source) -> tuple[images.Images, images.Images]:
-    """See `sparse_ext.prune.images.calibration_and_unseen`."""
+    """Calibration images of a request, and as many that it does not see."""
     seed, args = request.settings.seed, source.args
     return images.calibration_and_unseen(request.data, request.count, seed, args, source.size)
 
