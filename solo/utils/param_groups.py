@@ -10,7 +10,8 @@ from torch import nn
 
 
 def _layer_ids(model: nn.Module) -> dict[str, int]:
-    """Depth of every parameter, 0 at the input: timm's own grouping, or one layer per child with parameters."""
+    """Depth of every parameter, 0 at the input: timm's own grouping, or a layer per child that has
+    parameters."""
     if hasattr(model, "group_matcher"):
         from timm.models import group_parameters
 
