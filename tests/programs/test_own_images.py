@@ -19,7 +19,6 @@ from tests.data.pictures import textured
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 QUICK = [
-    "++max_steps=1",
     "max_epochs=1",
     "data.num_workers=0",
     "++enable_progress_bar=False",
@@ -117,6 +116,7 @@ def test_a_step_of_every_method(method, labelled, tmp_path):
             f"data.path={tmp_path / 'images'}",
             "image_size=32",
             f"checkpoint.dir={tmp_path}",
+            "++max_steps=1",
             *small,
         )
     )
