@@ -76,7 +76,7 @@ def read_source(source: str) -> dict[str, Any]:
 
 
 def timm_look(source: str) -> dict[str, Any]:
-    """Side, mean and std of the images that `timm:NAME` was trained on, named as in `augmentations`.
+    """Side, mean and std of the images of `timm:NAME`, named as in `augmentations`.
 
     Empty where timm knows no such weights: opening them says what is wrong with the name.
     """
