@@ -35,10 +35,12 @@ def pretrain(cfg: DictConfig) -> Trainer:
 
     from lightning.pytorch import seed_everything
 
+    from solo.monitoring.quiet import quiet
     from solo.programs.closing import finish
     from solo.programs.training import fit
 
     watching = _watching(cfg)
+    quiet()
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg)
     data = build_data(cfg)
