@@ -21,6 +21,7 @@ from solo.programs.evaluation import (
     device_of,
     evaluation_loaders,
     extract_features,
+    held_out,
     load_method,
 )
 from solo.utils.knn import WeightedKNNClassifier
@@ -63,7 +64,8 @@ def knn(args: Namespace) -> list[dict]:
     """
     if args.no_labels:
         raise ConfigError("--no_labels: a nearest-neighbour accuracy needs labels")
-    if args.val_data_path is None and info_of(args.dataset).path == "required":
+    missing = args.val_data_path is None and info_of(args.dataset).path == "required"
+    if missing and held_out(args) is None:
         raise ConfigError("--val_data_path is missing: the images whose neighbours vote")
     quiet()
     device = device_of(args.device)

@@ -16,13 +16,16 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
-from solo.args.common import count_devices
-from solo.data.datasets import splits
+from solo.args.common import count_devices, processes
+from solo.data.datasets.holdout import Holdout
 from solo.data.datasets.images import ReadError
+from solo.data.datasets.splits import Split
 from solo.errors import ConfigError
+from solo.methods.heads import BATCH_NORMS
 from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
 from solo.monitoring.interruptions import Interruptions, WithinEpoch
 from solo.monitoring.loggers import CSVMetrics, csv_of
@@ -62,6 +65,7 @@ def fit(
         The trainer, after the run.
     """
     quiet()
+    _require_statistics(cfg, model)
     resume = find_resume(cfg, logdir) if resume is None else resume
     with run_folder(cfg, logdir, resume) as run:
         announce(run.resume)
@@ -93,11 +97,36 @@ def _fit(
     return trainer
 
 
+def _require_statistics(cfg: DictConfig, model: LightningModule) -> None:
+    """Batch norm has nothing to compare a single image with.
+
+    Raises:
+        ConfigError: it would have to, in the networks that are trained.
+    """
+    trained = model.modules() if cfg.get("finetune", True) else ()
+    together = processes(cfg) if cfg.get("sync_batchnorm") and not _on_cpu(cfg) else 1
+    if cfg.optimizer.batch_size * together > 1:
+        return
+    if norm := next((m for m in trained if isinstance(m, BATCH_NORMS)), None):
+        raise ConfigError(
+            f"optimizer.batch_size=1: batch norm ({type(norm).__name__}) takes its statistics over "
+            "a batch, and one image has none to compare it with: take at least 2"
+        )
+
+
 @contextmanager
 def _way_out(cfg: DictConfig) -> Iterator[None]:
-    """Name the key that leaves broken files out."""
+    """Name the key that leaves broken files out, or that asks for validation too late."""
     try:
         yield
+    except ValueError as error:
+        if "`val_check_interval`" not in str(error):
+            raise
+        raise ConfigError(
+            f"val_check_interval={cfg.val_check_interval} is more than an epoch has batches: "
+            f"{' '.join(str(error).split())} As a number between 0 and 1 it is a part of an epoch; "
+            "check_val_every_n_epoch validates every few epochs"
+        ) from error
     except ReadError as error:
         if omegaconf_select(cfg, "data.skip_unreadable", False):
             raise
@@ -131,7 +160,9 @@ def _profiled(
 def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]) -> Trainer:
     try:
         return Trainer(**arguments, logger=loggers, callbacks=callbacks, enable_checkpointing=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        if isinstance(error, MisconfigurationException) and "invalid value" not in str(error):
+            raise  # of the machine, which `explain` puts into words
         reason = " ".join(str(error).split())
         raise ConfigError(f"Lightning's Trainer refuses its arguments: {reason}") from error
 
@@ -224,17 +255,21 @@ class LogFigures(Callback):
                 logger.log_metrics(self.figures, step=0)
 
 
-class SaveSplit(Callback):
-    """Leaves a file beside the run that says which part of the images it trains on."""
+class SaveParts(Callback):
+    """Leaves files beside the run that say which images it trains on, and which validate.
 
-    def __init__(self, data: Data, logdir: Path):
+    Args:
+        parts: each a `Split`, a `Holdout`, or None.
+        logdir: in which the run has its folder.
+    """
+
+    def __init__(self, parts: Sequence[Split | Holdout | None], logdir: Path):
         super().__init__()
-        self.data, self.logdir = data, logdir
+        self.parts, self.logdir = [part for part in parts if part is not None], logdir
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, also when the run goes on in another folder."""
-        split = splits.of_data(self.data)
-        if split is not None and trainer.is_global_zero:
-            folder = self.logdir / str(trainer.logger.version)
+        """Write them, also when the run goes on in another folder."""
+        folder = self.logdir / str(trainer.logger.version)
+        for part in self.parts if trainer.is_global_zero else ():
             folder.mkdir(parents=True, exist_ok=True)
-            split.write(folder)
+            part.write(folder)

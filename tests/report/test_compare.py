@@ -18,6 +18,7 @@ from tests.report.browser import BROWSER, _run
 from tests.report.test_report import sparse_run
 
 pytestmark = pytest.mark.unit
+SPARSE = {"name": "synccp", "final": 0.9}
 
 
 def table(page):
@@ -46,9 +47,7 @@ def run(folder, name, accuracy, seconds, **args):
 
 def test_the_table_has_what_each_run_found(tmp_path, capsys):
     one = run(tmp_path / "x" / "0", "one", 70.5, 1234.4, seed=1)
-    two = run(
-        tmp_path / "y" / "0", "two", 60.25, 99.0, seed=2, sparse={"name": "synccp", "final": 0.9}
-    )
+    two = run(tmp_path / "y" / "0", "two", 60.25, 99.0, seed=2, sparse=SPARSE)
     assert main([str(one), str(two), "--compare", "--no-timing"]) == 0
     page = tmp_path / "comparison.html"
     assert capsys.readouterr().out.strip() == str(page)
