@@ -77,7 +77,7 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
         f"{len(plan.layers)} layers, {weights:,} weights; {seen} calibration images of "
         f"{source.size} pixels."
     )
-    store = Store(request.out, plan, source.encoder)
+    store = Store(request.out, plan, source.encoder, calibration.batches)
     with tqdm(total=len(plan.layers), desc="layers") as bar:
 
         def advance(name: str) -> None:
