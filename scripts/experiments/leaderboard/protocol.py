@@ -28,6 +28,7 @@ class Protocol:
         evaluation: further `key=value` for every linear evaluation.
         encoders: which encoders the method has.
         needs_data: the command line names a folder with `train/CLASS/` and `val/CLASS/`.
+        workers: processes that read images for kNN.
         resumes: a training that was cut off goes on; otherwise it begins again.
     """
 
@@ -40,6 +41,7 @@ class Protocol:
     evaluation: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ("online",)
     needs_data: bool = False
+    workers: int = 0
     resumes: bool = False
 
     def pretraining(self, cell: Cell, setting: str | None) -> tuple[str, ...]:

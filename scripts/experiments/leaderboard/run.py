@@ -139,8 +139,8 @@ def _evaluate(
         *more,
     ]
     metrics = linear(programs.compose(board.linear, values)).callback_metrics
-    arguments = ["--dataset", board.dataset, *KNN, "--batch_size", "256", "--num_workers", "0"]
-    arguments += images
+    arguments = ["--dataset", board.dataset, *KNN, *images]
+    arguments += ["--batch_size", "256", "--num_workers", str(board.workers)]
     arguments += ["--pretrained_checkpoint_dir", str(checkpoint.parent), "--eval_encoder", encoder]
     neighbours = knn(parse_args_knn(arguments))[0]
     gates = {
