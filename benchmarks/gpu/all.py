@@ -20,11 +20,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +110,9 @@ def run(part: Part, data: Path | None, out: Path, end: float, tiny: bool) -> dic
     paths = [str(ROOT), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with open(out / f"gpu_{part.name}.log", "w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         ended = wait(process, seconds)
     lines = (out / f"gpu_{part.name}.log").read_text("utf-8", errors="replace").splitlines()
     taken = round(time.monotonic() - began, 1)
@@ -117,18 +121,28 @@ def run(part: Part, data: Path | None, out: Path, end: float, tiny: bool) -> dic
 
 
 def wait(process: subprocess.Popen, seconds: float) -> str:
-    """`done`, `failed (code)`, or `time is up: goes on when called again`, and then it is gone."""
+    """`done`, `failed (code)`, or `time is up: goes on when called again`.
+
+    Afterwards it is gone with all that it has started, also when we are interrupted.
+    """
+    code = None
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        process.terminate()
-        try:
+        tell(process, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
         return "time is up: goes on when called again"
+    finally:
+        tell(process, signal.SIGKILL)
+        process.wait()
     return "done" if code == 0 else f"failed (exit code {code})"
+
+
+def tell(process: subprocess.Popen, word: signal.Signals) -> None:
+    """Send a signal to a part and all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, word)
 
 
 def report(log: Results) -> int:
