@@ -35,14 +35,17 @@ def pretrain(cfg: DictConfig) -> Trainer:
 
     from lightning.pytorch import seed_everything
 
+    from solo.programs.closing import finish
     from solo.programs.training import fit
 
     watching = _watching(cfg)
-    seed_everything(cfg.seed)
+    seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg)
     data = build_data(cfg)
     logdir = Path(cfg.checkpoint.dir) / cfg.method
-    return fit(cfg, model, data, logdir, [*_umap(cfg), *_frozen(cfg)], watching=watching)
+    trainer = fit(cfg, model, data, logdir, [*_umap(cfg), *_frozen(cfg)], watching=watching)
+    finish(cfg, trainer)
+    return trainer
 
 
 def _watching(cfg: DictConfig) -> list[Callback]:
@@ -58,7 +61,8 @@ def _watching(cfg: DictConfig) -> list[Callback]:
     if cfg.get("probes"):
         callbacks.append(Probes(OmegaConf.to_container(cfg.probes, resolve=True)))
     if cfg.get("milestones"):
-        callbacks.append(Milestones(OmegaConf.to_container(cfg.milestones, resolve=True)))
+        wanted = OmegaConf.to_container(cfg.milestones, resolve=True)
+        callbacks.append(Milestones(wanted, cfg.max_epochs))
     return callbacks
 
 
