@@ -43,6 +43,8 @@ def board(recipe: str, epochs: int, tiny: bool) -> Protocol:
     shared = [*device, "devices=1", "sync_batchnorm=False", "strategy=auto"]
     shared += ["++enable_progress_bar=False"]
     width = ["++backbone.kwargs.width=4"] if tiny else []
+    heads = ("proj_hidden_dim", "proj_output_dim", "pred_hidden_dim")
+    small = [f"++method_kwargs.{head}=32" for head in heads[: 3 if "byol" in recipe else 2]]
     few = ["++limit_train_batches=12", "++limit_val_batches=1"] if tiny else []
     batch = 16 if tiny else 256
     workers = 0 if tiny else min(16, os.cpu_count() or 1)
@@ -53,7 +55,8 @@ def board(recipe: str, epochs: int, tiny: bool) -> Protocol:
         dataset="cifar10",
         steps_per_epoch=50_000 // batch,
         overrides=(
-            *(*shared, *width, *few, f"max_epochs={epochs}", f"optimizer.batch_size={batch}"),
+            *(*shared, *width, *few, *(small if tiny else [])),
+            *(f"max_epochs={epochs}", f"optimizer.batch_size={batch}"),
             *("data.format=resident", "data.num_workers=0", "++quality.enabled=False"),
         ),
         evaluation=(

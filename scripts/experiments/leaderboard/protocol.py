@@ -102,7 +102,6 @@ PROTOCOLS: dict[str, Protocol] = {
         dataset="digits",
         steps_per_epoch=44,
         overrides=("++quality.enabled=False",),
-        encoders=("online", "momentum"),
     ),
     "cifar": Protocol(
         title="CIFAR-10",
