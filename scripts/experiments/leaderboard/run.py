@@ -80,7 +80,7 @@ def run_cell(
     figures: dict[str, Any] = {}
     for encoder in board.encoders:
         prefix = "" if encoder == "online" else f"{encoder}_"
-        found = _evaluate(board, checkpoint, own, encoder, linear, arguments)
+        found = evaluate(board, checkpoint, own, encoder, linear, arguments)
         figures |= {f"{prefix}{name}": value for name, value in found.items()}
     record = {
         **results.identity(cell),
@@ -119,7 +119,7 @@ def _start(cell: Cell, own: Path) -> list[str]:
     return [f"sparse.dense_checkpoint='{programs.newest(dense, '*/*/*.ckpt')}'"]
 
 
-def _evaluate(
+def evaluate(
     board: Protocol,
     checkpoint: Path,
     own: Path,
