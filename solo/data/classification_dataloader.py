@@ -33,6 +33,7 @@ from solo.data.datasets.folders import (
     require_same_classes,
     take_fraction,
 )
+from solo.data.datasets.holdout import Holdout
 from solo.data.datasets.images import readers
 from solo.data.datasets.splits import Split
 from solo.data.datasets.unreadable import without_unreadable
@@ -116,6 +117,7 @@ def prepare_datasets(
     fraction_of: str = "images",
     skip_unreadable: bool = False,
     threads: int = 1,
+    holdout: Holdout | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
 
@@ -135,6 +137,7 @@ def prepare_datasets(
         fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
         skip_unreadable: broken files are counted and left out of both sets, see `unreadable`.
         threads: that look for them.
+        holdout: which of the training images validate, where there is no `val_data_path`.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
@@ -142,7 +145,11 @@ def prepare_datasets(
     """
     info, reading = info_of(dataset), readers(exif, value_range=value_range)
     train = _split(info, True, T_train, train_data_path, data_format, download, reading)
+    if holdout is not None:
+        val_data_path = train_data_path
     val = _split(info, False, T_val, val_data_path, data_format, download, reading)
+    if holdout is not None:
+        train, val = holdout.keep(train, "train"), holdout.keep(val, "val")
     train = take_fraction(train, data_fraction, fraction_of, split)
     if skip_unreadable:
         train = without_unreadable(train, f"'{train_data_path}'", threads)
@@ -249,12 +256,14 @@ def prepare_val_data(
     exif: str = "ignore",
     value_range: Sequence[float] | None = None,
     skip_unreadable: bool = False,
+    holdout: Holdout | None = None,
 ) -> DataLoader:
     """The validation loader alone, for runs that need no labelled training set.
 
     Args:
         info: the record of the data set.
         images: size and statistics, see `solo.data.shown`.
+        holdout: `val_data_path` holds the training images, of which this part validates.
         others: see `prepare_datasets` and `prepare_dataloaders`.
 
     Raises:
@@ -262,6 +271,8 @@ def prepare_val_data(
     """
     T_val, reading = _pipeline(info, images)["T_val"], readers(exif, value_range=value_range)
     val = _split(info, False, T_val, val_data_path, data_format, download, reading)
+    if holdout is not None:
+        val = holdout.keep(val, "val")
     if skip_unreadable:
         val = without_unreadable(val, f"'{val_data_path}'", max(1, num_workers), VAL_KEY)
     return prepare_val_dataloader(val, batch_size, num_workers)
