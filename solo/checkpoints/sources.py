@@ -92,7 +92,7 @@ def find_encoder(content: Mapping[str, Any], backbone: nn.Module, encoder: str =
                 part = {k.removeprefix(prefix): v for k, v in view.items() if k.startswith(prefix)}
                 matched = len(names & set(part))
                 place = " / ".join(filter(None, (path, prefix)))
-                candidates.append((-matched, _rank(place, encoder), len(candidates), place, part))
+                candidates.append((-matched, rank(place, encoder), len(candidates), place, part))
     candidates.sort(key=lambda candidate: candidate[:3])
     if not candidates or not candidates[0][0]:
         examples = ", ".join(list(own)[:3])
@@ -122,11 +122,16 @@ def _prefixes(state: Mapping[str, Tensor], names: set[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _rank(place: str, encoder: str) -> int:
-    """How soon a place is taken where several fit equally well."""
+def rank(place: str, encoder: str = "online") -> int:
+    """How soon a place in a file is taken where several fit equally well, 0 or -1 first.
+
+    Args:
+        place: such as `teacher / backbone.`.
+        encoder: `online` or `momentum`.
+    """
     order = _MOMENTUM if encoder == "momentum" else _ONLINE
     words = set(re.split(r"[ /.]+", place)) - _SAY_NOTHING
-    named = (rank for rank, name in enumerate(order) if name in words)
+    named = (index for index, name in enumerate(order) if name in words)
     return next(named, len(order) if words else -1 if encoder == "online" else len(order))
 
 

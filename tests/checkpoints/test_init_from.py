@@ -139,8 +139,13 @@ def layout_of_vit(kind, state, other):
             "epoch": 7,
         },
         "dino": {
-            "student": {**prefixed(other, "module.backbone."), "module.head.mlp.0.weight": head},
-            "teacher": {**prefixed(state, "backbone."), "head.last_layer.weight_g": head},
+            "student": {
+                **prefixed(other, "module.backbone."),
+                "module.backbone.masked_embed": head[:1],  # as iBOT writes it: one more than below
+                "module.head.mlp.0.weight": head,
+            },
+            "teacher": {**prefixed(state, "backbone."), "head.mlp.0.weight": head},
+            "optimizer": {"state": {0: {"exp_avg": head}}},
         },
         "moco v3": {
             "state_dict": {
