@@ -151,6 +151,7 @@ def _training_images(cfg: DictConfig, transform: Any, pixels: bool) -> Any:
     from solo.data.datasets.unreadable import without_unreadable
     from solo.data.pretrain_dataloader import prepare_datasets
     from solo.data.resident.loader import prepare_resident
+    from solo.data.shown import channels_of
 
     data = cfg.data
     which = {
@@ -160,6 +161,7 @@ def _training_images(cfg: DictConfig, transform: Any, pixels: bool) -> Any:
         "fraction_of": data.get("fraction_of", "images"),
         "exif": data.get("exif", "ignore"),
         "value_range": data.get("value_range"),
+        "channels": channels_of(cfg),
     }
     if data.format == "resident":
         return prepare_resident(
@@ -187,7 +189,7 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         return None
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format
-    from solo.data.shown import shown
+    from solo.data.shown import channels_of, shown
 
     return prepare_val_data(
         info,
@@ -199,6 +201,7 @@ def validation_loader(cfg: DictConfig) -> DataLoader | None:
         exif=data.get("exif", "ignore"),
         value_range=data.get("value_range"),
         skip_unreadable=data.get("skip_unreadable", False),
+        channels=channels_of(cfg),
     )
 
 
