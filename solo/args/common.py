@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from math import isclose
 from pathlib import Path
@@ -72,6 +73,8 @@ def complete(cfg: DictConfig, program: type, keys: Iterable[str]) -> None:
     for extension in extensions.active(cfg):
         extension.parse(cfg)
     fill(cfg, program, *WRITTEN, *keys)
+    if cfg.data.num_workers is None:
+        cfg.data.num_workers = default_workers(count_devices(cfg))
 
 
 # what checkpoints add to a run's name must fit into the 255 bytes of a file name, too
@@ -198,6 +201,23 @@ def require_statistics(section: Any, channels: int, where: str) -> None:
                 f"{where}.{key}={value}: give {channels} numbers, one for each channel of the "
                 f"images (backbone.kwargs.in_chans)"
             )
+
+
+def default_workers(processes: int = 1, most: int = 8) -> int:
+    """Loader processes where nobody says how many: the cores of this machine, shared.
+
+    Args:
+        processes: that train here, each with its own loaders.
+        most: for one process; more than that seldom have something to do.
+    """
+    return max(1, min(most, cores() // processes))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def count_devices(cfg: DictConfig) -> int:

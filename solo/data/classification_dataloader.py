@@ -34,6 +34,7 @@ from solo.data.datasets.folders import (
     require_same_classes,
     take_fraction,
 )
+from solo.data.datasets.holdout import Holdout
 from solo.data.datasets.images import readers
 from solo.data.datasets.splits import Split
 from solo.data.datasets.unreadable import without_unreadable
@@ -120,6 +121,7 @@ def prepare_datasets(
     skip_unreadable: bool = False,
     threads: int = 1,
     channels: int = 3,
+    holdout: Holdout | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
 
@@ -140,6 +142,7 @@ def prepare_datasets(
         skip_unreadable: broken files are counted and left out of both sets, see `unreadable`.
         threads: that look for them.
         channels: of the images; other than 3, transforms get tensors (channels, H, W) uint8.
+        holdout: which of the training images validate, where there is no `val_data_path`.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
@@ -148,7 +151,11 @@ def prepare_datasets(
     info = info_of(dataset)
     reading = readers(exif, value_range=value_range, channels=channels)
     train = _split(info, True, T_train, train_data_path, data_format, download, reading)
+    if holdout is not None:
+        val_data_path = train_data_path
     val = _split(info, False, T_val, val_data_path, data_format, download, reading)
+    if holdout is not None:
+        train, val = holdout.keep(train, "train"), holdout.keep(val, "val")
     train = take_fraction(train, data_fraction, fraction_of, split)
     if skip_unreadable:
         train = without_unreadable(train, f"'{train_data_path}'", threads)
@@ -256,12 +263,14 @@ def prepare_val_data(
     value_range: Sequence[float] | None = None,
     skip_unreadable: bool = False,
     channels: int = 3,
+    holdout: Holdout | None = None,
 ) -> DataLoader:
     """The validation loader alone, for runs that need no labelled training set.
 
     Args:
         info: the record of the data set.
         images: size and statistics, see `solo.data.shown`.
+        holdout: `val_data_path` holds the training images, of which this part validates.
         others: see `prepare_datasets` and `prepare_dataloaders`.
 
     Raises:
@@ -270,6 +279,8 @@ def prepare_val_data(
     T_val = _pipeline(info, images)["T_val"]
     reading = readers(exif, value_range=value_range, channels=channels)
     val = _split(info, False, T_val, val_data_path, data_format, download, reading)
+    if holdout is not None:
+        val = holdout.keep(val, "val")
     if skip_unreadable:
         val = without_unreadable(val, f"'{val_data_path}'", max(1, num_workers), VAL_KEY)
     return prepare_val_dataloader(val, batch_size, num_workers)

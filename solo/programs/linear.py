@@ -15,11 +15,13 @@ from solo.args.linear import parse_cfg
 from solo.data.shown import Shown, channels_of
 from solo.errors import CheckpointError, ConfigError, DataError
 from solo.files.results import keep_results, read_results
+from solo.files.run_args import read_args
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from solo.checkpoints.loading import LoadReport
+    from solo.data.datasets.holdout import Holdout
     from solo.data.datasets.splits import Split
     from solo.methods.linear import LinearModel
     from solo.programs.training import Data
@@ -42,12 +44,14 @@ def linear(cfg: DictConfig) -> Trainer:
 
     from solo.data.datasets import splits
     from solo.monitoring.loggers import csv_of
+    from solo.monitoring.quiet import quiet
     from solo.programs.closing import finish
     from solo.programs.resuming import find_resume
-    from solo.programs.training import LogFigures, SaveSplit, fit
+    from solo.programs.training import LogFigures, SaveParts, fit
     from solo.utils.compiled_encoder import compile_encoders
     from solo.utils.misc import make_contiguous
 
+    quiet()
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, report.backbone)
     make_contiguous(model)
@@ -58,8 +62,9 @@ def linear(cfg: DictConfig) -> Trainer:
     logdir = Path(cfg.checkpoint.dir) / "linear"
     resume = find_resume(cfg, logdir)
     split = None if resume.path is None else splits.read(resume.path.parent)
-    data = build_data(cfg, split)
-    callbacks = [LogFigures(report.figures), SaveSplit(data, logdir)]
+    holdout = held_out(cfg)
+    data = build_data(cfg, split, holdout)
+    callbacks = [LogFigures(report.figures), SaveParts([splits.of_data(data), holdout], logdir)]
     trainer = fit(cfg, model, data, logdir, callbacks, resume)
     _print_result(trainer, model, cfg)
     if trainer.is_global_zero:
@@ -160,8 +165,27 @@ def build_model(cfg: DictConfig, backbone: Any) -> LinearModel:
     return LinearModel(backbone, cfg, loss_func=loss, mixup_func=mixup)
 
 
-def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
-    """Labelled training and validation images; `split` is what an earlier run trained on."""
+def held_out(cfg: DictConfig) -> Holdout | None:
+    """What validates where there is no `data.val_path`: what the encoder's run held out of the
+    same images, or what it would have held out of others."""
+    from solo.data.datasets import holdout
+
+    if cfg.data.val_path is not None or not cfg.data.val_fraction:
+        return None
+    run = Path(cfg.pretrained_feature_extractor)
+    run = run if run.is_dir() else run.parent
+    trained = ((read_args(run) or {}).get("data") or {}).get("train_path")
+    same = trained is not None and Path(trained).resolve() == Path(cfg.data.train_path).resolve()
+    return (holdout.read(run) if same else None) or holdout.Holdout(cfg.data.val_fraction)
+
+
+def build_data(cfg: DictConfig, split: Split | None = None, holdout: Holdout | None = None) -> Data:
+    """Labelled training and validation images.
+
+    Args:
+        split: what an earlier run trained on.
+        holdout: the training images that validate, where there are no others.
+    """
     data = cfg.data
     look = data.augmentations
     images = Shown(look.crop_size, tuple(look.mean), tuple(look.std))
@@ -170,6 +194,11 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
     if cfg.auto_augment and on_device:
         raise ConfigError(
             "auto_augment changes images in the loader's workers: leave data.augment=device out"
+        )
+    if holdout is not None and data.format != "image_folder":
+        raise ConfigError(
+            f"data.val_fraction works with data.format=image_folder, not {data.format}: give "
+            "data.val_path"
         )
     if data.format == "dali":
         if cfg.auto_augment:
@@ -206,6 +235,7 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
         images=images,
         as_bytes=on_device,
         split=split,
+        holdout=holdout,
         **part,
         **_reading(cfg),
     )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices, processes
-from solo.data.datasets import splits
+from solo.data.datasets.holdout import Holdout
 from solo.data.datasets.images import ReadError
+from solo.data.datasets.splits import Split
 from solo.errors import ConfigError
 from solo.methods.heads import BATCH_NORMS
 from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
@@ -31,6 +31,7 @@ from solo.monitoring.interruptions import Interruptions, WithinEpoch
 from solo.monitoring.loggers import CSVMetrics, csv_of
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
+from solo.monitoring.quiet import quiet
 from solo.monitoring.replay import StepKeeper
 from solo.programs.epoch_lines import EpochLines
 from solo.programs.resuming import Resume, Run, announce, explained, find_resume, run_folder
@@ -63,7 +64,7 @@ def fit(
     Returns:
         The trainer, after the run.
     """
-    _quiet()
+    quiet()
     _require_statistics(cfg, model)
     resume = find_resume(cfg, logdir) if resume is None else resume
     with run_folder(cfg, logdir, resume) as run:
@@ -154,37 +155,6 @@ def _profiled(
         images = cfg.optimizer.batch_size * trainer.world_size
         print(profiler.table(images))
         profiler.write(logdir / str(trainer.logger.version), images)
-
-
-def _quiet() -> None:
-    """Leave out Lightning's advertising and the advice that does not apply to our runs."""
-    for message in (
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*smaller than the logging interval.*",
-        ".*does not have many workers.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        # a method's own hooks before and after the transfer are what is wanted with a data module
-        ".*You have overridden `on_.*_batch_transfer` in `LightningModule`.*",
-        # figures of extensions, the same on all ranks: sparse/online_sparsity and the like
-        ".*self.log.'[a-z_]+/.*sync_dist.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_matters)
-
-
-#: how Lightning begins to say what our own lines say, or what does not apply to our runs
-_IRRELEVANT = (
-    "GPU available:",
-    "TPU available:",
-    "HPU available:",
-    "Loading `train_dataloader` to estimate",
-    "`Trainer.fit` stopped:",
-)
-
-
-def _matters(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return "Tip:" not in text and not text.startswith(_IRRELEVANT)
 
 
 def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]) -> Trainer:
@@ -285,17 +255,21 @@ class LogFigures(Callback):
                 logger.log_metrics(self.figures, step=0)
 
 
-class SaveSplit(Callback):
-    """Leaves a file beside the run that says which part of the images it trains on."""
+class SaveParts(Callback):
+    """Leaves files beside the run that say which images it trains on, and which validate.
 
-    def __init__(self, data: Data, logdir: Path):
+    Args:
+        parts: each a `Split`, a `Holdout`, or None.
+        logdir: in which the run has its folder.
+    """
+
+    def __init__(self, parts: Sequence[Split | Holdout | None], logdir: Path):
         super().__init__()
-        self.data, self.logdir = data, logdir
+        self.parts, self.logdir = [part for part in parts if part is not None], logdir
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, also when the run goes on in another folder."""
-        split = splits.of_data(self.data)
-        if split is not None and trainer.is_global_zero:
-            folder = self.logdir / str(trainer.logger.version)
+        """Write them, also when the run goes on in another folder."""
+        folder = self.logdir / str(trainer.logger.version)
+        for part in self.parts if trainer.is_global_zero else ():
             folder.mkdir(parents=True, exist_ok=True)
-            split.write(folder)
+            part.write(folder)

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from solo.data.datasets.images import readers
-from solo.data.shown import reading_of
 from solo.errors import ConfigError
 from solo.files.whole import write_json
 from solo.monitoring.console import waiting
@@ -79,7 +77,7 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
         f"{len(plan.layers)} layers, {weights:,} weights; {seen} calibration images of "
         f"{source.size} pixels."
     )
-    store = Store(request.out, plan, source.encoder)
+    store = Store(request.out, plan, source.encoder, calibration.batches)
     with tqdm(total=len(plan.layers), desc="layers") as bar:
 
         def advance(name: str) -> None:
@@ -109,19 +107,9 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
 
 
 def calibration_and_unseen(request: Request, source: Source) -> tuple[images.Images, images.Images]:
-    """Calibration images, and as many that it does not see (the same where there are no others)."""
-    from solo.data.classification_dataloader import folder_transform
-
-    transform = folder_transform(source.args, source.size)
-    loader, _ = readers(**reading_of(source.args))
-    seed = request.settings.seed
-    if images.is_embedded(request.data):
-        kept = images.of_dataset(str(request.data), transform, 2 * request.count, seed)
-        return kept.split(request.count)
-    paths = images.draw(request.data, request.count, seed)
-    others = images.draw(request.data, request.count, seed, skip=len(paths)) or paths
-    calibration = images.load(paths, request.data, transform, "calibration images", loader)
-    return calibration, images.load(others, request.data, transform, "images to measure on", loader)
+    """Calibration images of a request, and as many that it does not see."""
+    seed, args = request.settings.seed, source.args
+    return images.calibration_and_unseen(request.data, request.count, seed, args, source.size)
 
 
 def _dense_figures(source: Source, dense: torch.Tensor, unseen: images.Images) -> dict[str, Any]:

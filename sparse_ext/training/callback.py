@@ -31,11 +31,12 @@ from sparse_ext.masks import packing
 from sparse_ext.masks.encoder import Encoder, InvariantError, check_stored
 from sparse_ext.masks.masking import selection
 from sparse_ext.pruning.log import log
+from sparse_ext.pruning.measuring import measure
 from sparse_ext.pruning.pruner import Pruner
 from sparse_ext.pruning.registry import build_pruner, method_class
 from sparse_ext.pruning.scores.first_batch import Probe
 from sparse_ext.training import kernels, mask_agreement, resume, run_checks, slimming
-from sparse_ext.training.cost_meter import CostMeter
+from sparse_ext.training.cost_meter import CostMeter, image_shape
 from sparse_ext.training.mask_figures import all_dead_filters, dead_filters, oscillation
 from sparse_ext.training.momentum_encoder import install
 from sparse_ext.training.teachers import Follower
@@ -209,6 +210,7 @@ class PruningCallback(Callback):
                 slimming.wrap_again(trainer.strategy)
         if not self.meter.looked:
             self.meter.look([unwrapped(e) for e in encoders_of(pl_module).values()], batch)
+        measure(self.running, image_shape(batch))
         if self._unseen:
             self._unseen = False
             self.running.look(Probe(pl_module, trainer, batch))

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.unit
 
 HEAD = {"proj_hidden_dim": 8, "proj_output_dim": 6, "num_prototypes": 5}
 JEPA = {"pred_embed_dim": 8, "pred_depth": 1, "pred_num_heads": 2, "min_context": 1}
+LEJEPA = {"proj_hidden_dim": 8, "proj_output_dim": 4, "num_directions": 8}
+PARTS = {"ijepa": JEPA, "lejepa": LEJEPA}
 VIT = {
     "img_size": 16,
     "patch_size": 4,
@@ -31,7 +33,7 @@ MEAN = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 
 
 def build(name, small=0, vit=None, **changes):
-    kwargs = {**(JEPA if name == "ijepa" else HEAD), **changes.pop("kwargs", {})}
+    kwargs = {**PARTS.get(name, HEAD), **changes.pop("kwargs", {})}
     cfg = tiny_cfg(name, kwargs, data__num_small_crops=small, **changes)
     vit = {**VIT, **(MEAN if name == "ijepa" else {}), **(vit or {})}
     cfg.backbone = {"name": "vit_tiny", "kwargs": vit}
@@ -303,7 +305,7 @@ def test_small_crops_of_one_size_are_encoded_as_one_batch_with_the_same_loss():
 
 
 def _lejepa():
-    cfg = tiny_cfg("lejepa", {"proj_hidden_dim": 8, "proj_output_dim": 4, "num_directions": 8})
+    cfg = tiny_cfg("lejepa", LEJEPA)
     cfg.data.num_small_crops = 3
     cfg.backbone = {"name": "vit_tiny", "kwargs": VIT}
     return METHODS["lejepa"](cfg)
@@ -434,7 +436,7 @@ def test_a_linear_momentum_schedule():
         build("dino", momentum__schedule="linnear")
 
 
-@pytest.mark.parametrize("name", ["dino", "ibot", "dinov2", "ijepa"])
+@pytest.mark.parametrize("name", ["dino", "ibot", "dinov2", "ijepa", "lejepa"])
 def test_training_with_every_option_and_resuming_gives_the_same_run(name, tmp_path):
     options = {
         "optimizer__final_weight_decay": 0.4,
@@ -442,7 +444,7 @@ def test_training_with_every_option_and_resuming_gives_the_same_run(name, tmp_pa
         "optimizer__name": "adamw",
         "scheduler__name": "warmup_cosine",
     }
-    kwargs = {} if name == "ijepa" else {"local_crops": True}
+    kwargs = {} if name in ("ijepa", "lejepa") else {"local_crops": True}
     large, small = (1, 0) if name == "ijepa" else (2, 2)
 
     def fit(epochs, ckpt=None):

@@ -13,6 +13,7 @@ from solo.errors import ConfigError
 from solo.utils.lars import LARS
 from solo.utils.momentum import MomentumUpdater
 from sparse_ext import sparsify
+from sparse_ext.cost.per_layer import count
 from tests.pruning.toys import data, trainer
 from tests.training.test_resume import Forward, Recording, everything, same
 
@@ -214,6 +215,37 @@ def test_masks_are_final_and_channels_with_fresh_statistics_go_later():
     widths = sorted(set(watch.widths), reverse=True)
     assert len(widths) > 2
     assert callback.pruner.slimmed.at > 20
+
+
+@pytest.mark.parametrize("budget", ["macs:0.5", "latency:0.6"])
+def test_a_budget_is_what_the_slim_encoder_costs(budget, monkeypatch):
+    """By a score that any method averages; a clock that ticks with MACs."""
+    from sparse_ext.pruning import measuring
+
+    macs = count(Block(), 8).macs_dense
+    timed = lambda nets, shape: [count(net, shape).macs_dense for net in nets]  # noqa: E731
+    monkeypatch.setattr(measuring, "seconds", timed)
+    section = {k: v for k, v in SECTION.items() if k != "final"}
+    more = {"budget": budget, "score": "mean_taylor", "stem_dense": False}
+    toy, callback, _, fit = run({**section, **more}, toy=model(momentum=False))
+    share = count(toy.backbone, 8).macs_dense / macs
+    assert 0 <= float(budget[-3:]) - share < 0.1
+    assert callback.pruner.slimmed is not None
+    assert toy.backbone.conv1.score.shape == toy.backbone.conv1.weight.shape
+    assert fit.global_step == 40
+
+
+@pytest.mark.parametrize("section", [{"name": "synccp", "csi": "off"}, {"name": "granet_ssl"}])
+def test_methods_with_buffers_of_their_own_slim(section):
+    """The online encoder has a running mean of gradients, which the momentum encoder lacks."""
+    gap = {"gap": 0.0} if section["name"] == "synccp" else {"momentum_final": 0.5}
+    _, callback, watch, _ = run({**SECTION, **section, **gap, "debug": True})
+    assert callback.pruner.slimmed is not None
+    assert watch.widths[-1] < 16
+    for encoder in callback.pruner.encoders:
+        for layer in encoder.layers.values():
+            for name in ("mask", "shadow", "score"):
+                assert getattr(layer, name, layer.weight).shape == layer.weight.shape
 
 
 def test_nothing_to_slim_is_said(caplog):

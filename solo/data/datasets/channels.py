@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from solo.data.datasets import images
-from solo.data.datasets.images import Range, ReadError
+from solo.data.datasets.images import Range
 
 TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
@@ -28,10 +28,8 @@ def read_channels(
     Raises:
         ReadError: the file is missing, broken, or has another number of channels.
     """
-    try:
+    with images.broken_image(str(path)):
         encoded = Path(path).read_bytes()
-    except OSError as error:
-        raise ReadError(images.explain(str(path), error)) from error
     return decode_channels(encoded, str(path), channels, exif, value_range)
 
 
@@ -45,27 +43,19 @@ def decode_channels(
     Raises:
         ReadError: the bytes are no image, or one with another number of channels.
     """
-    try:
+    with images.broken_image(name):
         values = _values(encoded, channels, exif)
         if values.ndim == 2:
             values = values[..., None]
         if values.ndim != 3 or channels not in (values.shape[2], values.shape[0]):
-            raise _OtherChannels(
+            raise images.NotWanted(
                 f"it has the shape {values.shape}, and backbone.kwargs.in_chans={channels} asks "
                 f"for (height, width, {channels})"
             )
         if values.shape[2] != channels:
             values = values.transpose(1, 2, 0)
         levels = images.eight_bits(values, value_range)
-    except _OtherChannels as error:
-        raise ReadError(f"Cannot read image '{name}': {error}.") from None
-    except images.BROKEN as error:
-        raise ReadError(images.explain(name, error)) from error
     return torch.from_numpy(np.ascontiguousarray(levels.transpose(2, 0, 1)))
-
-
-class _OtherChannels(Exception):
-    """An image has another number of channels than the encoder takes."""
 
 
 def _values(encoded: bytes, channels: int, exif: str) -> np.ndarray:
@@ -81,7 +71,7 @@ def _values(encoded: bytes, channels: int, exif: str) -> np.ndarray:
     try:
         import tifffile
     except ImportError:
-        raise _OtherChannels(
+        raise images.NotWanted(
             "Pillow reads no TIFF of so many channels: pip install tifffile, or save it as .npy"
         ) from None
     return tifffile.imread(io.BytesIO(encoded))

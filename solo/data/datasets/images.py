@@ -9,7 +9,8 @@ and take it as it is stored where it is `ignore`, as Pillow and torchvision do b
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,12 @@ from solo.errors import ConfigError, DataError, did_you_mean
 Range = tuple[float, float] | None
 
 
-class _UnknownRange(ValueError):
-    """An image's values have no known white."""
+class NotWanted(ValueError):
+    """A whole image that cannot be used as it is: no known white, or other channels."""
 
 
 # What Pillow raises on broken input: not an image, truncated, corrupt chunks, absurd sizes.
-BROKEN = (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError)
+_BROKEN = (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError)
 JPEG_MAGIC, NPY_MAGIC = b"\xff\xd8", b"\x93NUMPY"
 EXIF = ("ignore", "apply")
 _ORIENTATION = 0x0112
@@ -116,7 +117,8 @@ def readers(
     return tuple(partial(function, **options) for function in pair)  # type: ignore[return-value]
 
 
-def _as_rgb(image: Image.Image, exif: str, value_range: Range) -> Image.Image:
+def as_rgb(image: Image.Image, exif: str, value_range: Range) -> Image.Image:
+    """An opened image as RGB of one byte per channel; for the options see `readers`."""
     image.load()  # some formats keep their EXIF behind the pixels
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image, value_range)
@@ -149,7 +151,7 @@ def eight_bits(values: np.ndarray, value_range: Range) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(f"{(~np.isfinite(values)).sum()} of its values are not finite")
     if not sixteen and value_range is None:
-        raise _UnknownRange(
+        raise NotWanted(
             f"its {kind} values, here from {values.min():g} to {values.max():g}, have no known "
             "white: set data.value_range=[black,white], such as [0,1]"
         )
@@ -185,7 +187,7 @@ def _opened(file: Any, value_range: Range) -> Image.Image:
         values = values.transpose(1, 2, 0)
     if values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3):
         return Image.fromarray(np.ascontiguousarray(eight_bits(values, value_range)))
-    raise ValueError(f"an array of shape {values.shape} is no RGB image (see in_chans)")
+    raise NotWanted(f"an array of shape {values.shape} is no RGB image (see in_chans)")
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -198,17 +200,23 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
+@contextmanager
+def broken_image(name: str) -> Iterator[None]:
+    """Inside, what a decoder raises on broken input becomes a `ReadError` that says `name`."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise ReadError(_explain(name, error)) from error
+
+
 def read_image(path: str | Path, exif: str = "ignore", value_range: Range = None) -> Image.Image:
     """The image at `path` as RGB; for the options see `readers`.
 
     Raises:
         ReadError: the file is missing, truncated or not an image.
     """
-    try:
-        with open(path, "rb") as file, _opened(file, value_range) as image:
-            return _as_rgb(image, exif, value_range)
-    except BROKEN as error:
-        raise ReadError(explain(str(path), error)) from error
+    with broken_image(str(path)), open(path, "rb") as file, _opened(file, value_range) as image:
+        return as_rgb(image, exif, value_range)
 
 
 def decode_image(
@@ -219,11 +227,8 @@ def decode_image(
     Raises:
         ReadError: the bytes are no complete image.
     """
-    try:
-        with _opened(io.BytesIO(encoded), value_range) as image:
-            return _as_rgb(image, exif, value_range)
-    except BROKEN as error:
-        raise ReadError(explain(name, error)) from error
+    with broken_image(name), _opened(io.BytesIO(encoded), value_range) as image:
+        return as_rgb(image, exif, value_range)
 
 
 def read_pixels(path: str | Path, exif: str = "ignore", value_range: Range = None) -> Tensor:
@@ -235,7 +240,7 @@ def read_pixels(path: str | Path, exif: str = "ignore", value_range: Range = Non
     try:
         encoded = Path(path).read_bytes()
     except OSError as error:
-        raise ReadError(explain(str(path), error)) from error
+        raise ReadError(_explain(str(path), error)) from error
     return decode_pixels(encoded, str(path), exif, value_range)
 
 
@@ -258,11 +263,10 @@ def decode_pixels(
     return pil_to_tensor(decode_image(encoded, name, exif, value_range))
 
 
-def explain(name: str, error: BaseException) -> str:
-    """The message about an image that cannot be read."""
+def _explain(name: str, error: BaseException) -> str:
     reason = str(error)
     if isinstance(error, Image.UnidentifiedImageError):
         reason = "not an image"
-    if isinstance(error, _UnknownRange):
+    if isinstance(error, NotWanted):
         return f"Cannot read image '{name}': {reason}."
     return f"Cannot read image '{name}': {reason}. Replace or remove the file."
