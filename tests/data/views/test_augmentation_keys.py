@@ -132,7 +132,7 @@ def test_pil_operations_against_pillow(image):
 
 def test_enabled_is_accepted_with_a_warning_and_acts_only_in_rrc():
     entry = augmentation(grayscale={"prob": 0.2, "enabled": False})
-    with pytest.warns(UserWarning, match=r"grayscale.enabled has no effect"):
+    with pytest.warns(UserWarning, match=r"grayscale.enabled=False has no effect"):
         assert "RandomGrayscale" in names(build_transform_pipeline("cifar10", entry))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
