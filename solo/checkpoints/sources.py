@@ -19,7 +19,10 @@ from solo.errors import CheckpointError
 
 #: what is tried first where two places fit equally well: the encoder that its authors evaluate
 _ONLINE = ("teacher", "encoder_q", "base_encoder", "online", "student")
-_MOMENTUM = ("momentum_backbone", "momentum_encoder", "teacher", "encoder_k", "target_encoder")
+_MOMENTUM = (
+    *("momentum_backbone", "momentum_encoder", "teacher", "encoder_k", "target_encoder"),
+    "backbone_momentum",  # lightly
+)
 _SAY_NOTHING = {"", "backbone", "encoder", "state_dict", "model", "net", "network", "trunk"}
 _WRAPPERS = ("module.", "_orig_mod.")
 #: tokens beside the patches: an encoder that was trained with them computes something else without
@@ -131,7 +134,9 @@ def rank(place: str, encoder: str = "online") -> int:
     """
     order = _MOMENTUM if encoder == "momentum" else _ONLINE
     words = set(re.split(r"[ /.]+", place)) - _SAY_NOTHING
-    named = (index for index, name in enumerate(order) if name in words)
+    named = (
+        i for i, name in enumerate(order) if re.search(rf"(?:^|[ /._]){name}(?:[ /._]|$)", place)
+    )
     return next(named, len(order) if words else -1 if encoder == "online" else len(order))
 
 
