@@ -20,7 +20,7 @@ from typing import Any
 
 from scripts.experiments import programs
 from scripts.experiments.leaderboard import results
-from scripts.experiments.leaderboard.cells import Cell, searches
+from scripts.experiments.leaderboard.cells import FIXED, Cell, searches
 from scripts.experiments.leaderboard.protocol import KNN, Protocol, chosen, protocol, run_folder
 from solo.files.whole import write_json
 from solo.programs.app import run_program
@@ -71,7 +71,7 @@ def run_cell(
     own.mkdir(parents=True, exist_ok=True)
     values, arguments = board.images(data)
     more, linear = (*values, *more), (*board.evaluation, *values, *linear)
-    setting = cell.setting
+    setting = cell.setting or FIXED.get(cell.method)
     if setting is None:
         setting = chosen(results.read(folder), searches(cell.method))
     began = time.process_time(), time.monotonic()
