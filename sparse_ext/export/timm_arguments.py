@@ -22,11 +22,8 @@ def arguments(net: nn.Module) -> dict[str, Any]:
 
 
 def _transformer(net: nn.Module) -> dict[str, Any]:
-    pairs = {
-        (m.fc1.out_features, m.fc1.in_features)
-        for m in net.modules()
-        if isinstance(getattr(m, "fc1", None), nn.Linear)
-    }
+    layers = [fc for m in net.modules() if isinstance(fc := getattr(m, "fc1", None), nn.Linear)]
+    pairs = {(fc.out_features, fc.in_features) for fc in layers}
     if not hasattr(net, "blocks") or len(pairs) != 1:
         return {}
     hidden, width = pairs.pop()
@@ -37,7 +34,7 @@ def _transformer(net: nn.Module) -> dict[str, Any]:
 
 def _resnet(net: nn.Module) -> dict[str, Any]:
     """Blocks of timm's bottleneck are floor(planes * base_width / 64) * cardinality wide."""
-    blocks = [m for m in net.modules() if hasattr(m, "conv3") and hasattr(m, "conv1")]
+    blocks: list[Any] = [m for m in net.modules() if hasattr(m, "conv3") and hasattr(m, "conv1")]
     shares = set()
     for block in blocks:
         planes = block.conv3.out_channels // 4
