@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from solo import extensions
+from solo.args.common import default_workers
 from solo.data.catalogue import info_of, single_label
 from solo.errors import ConfigError, did_you_mean
 from solo.registry import import_plugins
@@ -101,7 +102,9 @@ def evaluation_args(parser: ArgumentParser) -> None:
     """Add the arguments about the checkpoint under evaluation and the machine."""
     parser.add_argument("--pretrained_checkpoint_dir", type=str, required=True)
     parser.add_argument("--batch_size", type=at_least(int, 1), default=16)
-    parser.add_argument("--num_workers", type=at_least(int, 0), default=10)
+    parser.add_argument(
+        "--num_workers", type=at_least(int, 0), default=default_workers(), help="%(default)s here"
+    )
     parser.add_argument("--eval_encoder", choices=["online", "momentum"], default="online")
     for extension in extensions.registered():
         extension.evaluation_arguments(parser)

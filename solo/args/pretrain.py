@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
-from solo.args import common, schema
+from solo.args import common, own_images, schema
 from solo.args.check import fill
 from solo.args.common import add_and_assert_lightning_cfg, add_and_assert_wandb_cfg
 from solo.data import catalogue
@@ -26,7 +26,10 @@ _SUPPORTED_DATASETS = catalogue.single_label()
 
 _DATA = tuple(
     f"data.{key}"
-    for key in ("val_path", "train_path", "format", "no_labels", "fraction", "num_workers")
+    for key in (
+        *("val_path", "train_path", "val_fraction"),
+        *("format", "no_labels", "fraction", "num_workers"),
+    )
 )
 
 
@@ -51,19 +54,22 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
         ConfigError: for an unknown key, a wrong type or a value that is not supported.
         DataError: when the folder of a custom dataset does not exist.
     """
+    own_images.settle(cfg)
     common.complete(cfg, schema.Pretrain, (*_DATA, "auto_umap", "quality"))
     info = common.dataset_of(cfg)
     common.set_num_classes(cfg, info)
     _set_num_crops(cfg)
     common.check_format(cfg, info)
-    validated = cfg.data.val_path is not None or info.path == "none"
+    common.check_channels(cfg)
+    given = cfg.data.val_path is not None or cfg.data.val_fraction > 0
+    validated = given or info.path == "none"
     common.scale_lr(cfg, ["lr", "classifier_lr"] if validated else ["lr"])
     common.set_optimizer_kwargs(cfg)
     return cfg
 
 
 def _set_num_crops(cfg: DictConfig) -> None:
-    """Count large crops (those of the first entry's size) and small ones."""
+    """Put the large crops (those of the largest size) first, and count them and the small ones."""
     entries = common.required(cfg, "augmentations")
     if not OmegaConf.is_list(entries) or not entries:
         raise ConfigError("'augmentations' must be a list with at least one pipeline")
@@ -73,7 +79,10 @@ def _set_num_crops(cfg: DictConfig) -> None:
         )
         for key in ("crop_size", "num_crops"):
             common.required(cfg, f"augmentations.{index}.{key}")
-    size = entries[0].crop_size
+    size = max(entry.crop_size for entry in entries)
+    order = sorted(range(len(entries)), key=lambda index: entries[index].crop_size != size)
+    if order != list(range(len(entries))):
+        entries = cfg.augmentations = [entries[index] for index in order]
     large = sum(entry.num_crops for entry in entries if entry.crop_size == size)
     cfg.data.num_large_crops = large
     cfg.data.num_small_crops = sum(entry.num_crops for entry in entries) - large

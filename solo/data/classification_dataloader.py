@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
@@ -33,6 +34,7 @@ from solo.data.datasets.folders import (
     require_same_classes,
     take_fraction,
 )
+from solo.data.datasets.holdout import Holdout
 from solo.data.datasets.images import readers
 from solo.data.datasets.splits import Split
 from solo.data.datasets.unreadable import without_unreadable
@@ -45,11 +47,13 @@ from solo.errors import DataError
 def _pipeline(info: DatasetInfo, shown: Shown) -> dict[str, T.Compose]:
     """Transforms of a data set, under T_train and T_val."""
     side, mean, std = shown.size, shown.mean, shown.std
-    ending = [T.ToTensor(), T.Normalize(mean, std)]
+    # images of other channels than three are tensors already
+    convert = T.ToTensor() if len(mean) == 3 else T.ConvertImageDtype(torch.float32)
+    ending = [convert, T.Normalize(mean, std)]
     if info.side is None:
         fit: list[Callable] = [T.Resize(round(side * 256 / 224)), T.CenterCrop(side)]
     else:
-        fit = [] if side == info.side else [T.Resize((side, side))]
+        fit = [T.Resize((side, side))]  # leaves an image of that size as it is
     if info.shift and info.side:
         shift = T.RandomCrop(info.side, padding=info.shift, padding_mode="reflect")
         train = [shift, *fit]
@@ -116,6 +120,8 @@ def prepare_datasets(
     fraction_of: str = "images",
     skip_unreadable: bool = False,
     threads: int = 1,
+    channels: int = 3,
+    holdout: Holdout | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
 
@@ -135,14 +141,21 @@ def prepare_datasets(
         fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
         skip_unreadable: broken files are counted and left out of both sets, see `unreadable`.
         threads: that look for them.
+        channels: of the images; other than 3, transforms get tensors (channels, H, W) uint8.
+        holdout: which of the training images validate, where there is no `val_data_path`.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
         DataError: the data is missing or unreadable, or `split` is a part of other data.
     """
-    info, reading = info_of(dataset), readers(exif, value_range=value_range)
+    info = info_of(dataset)
+    reading = readers(exif, value_range=value_range, channels=channels)
     train = _split(info, True, T_train, train_data_path, data_format, download, reading)
+    if holdout is not None:
+        val_data_path = train_data_path
     val = _split(info, False, T_val, val_data_path, data_format, download, reading)
+    if holdout is not None:
+        train, val = holdout.keep(train, "train"), holdout.keep(val, "val")
     train = take_fraction(train, data_fraction, fraction_of, split)
     if skip_unreadable:
         train = without_unreadable(train, f"'{train_data_path}'", threads)
@@ -249,19 +262,25 @@ def prepare_val_data(
     exif: str = "ignore",
     value_range: Sequence[float] | None = None,
     skip_unreadable: bool = False,
+    channels: int = 3,
+    holdout: Holdout | None = None,
 ) -> DataLoader:
     """The validation loader alone, for runs that need no labelled training set.
 
     Args:
         info: the record of the data set.
         images: size and statistics, see `solo.data.shown`.
+        holdout: `val_data_path` holds the training images, of which this part validates.
         others: see `prepare_datasets` and `prepare_dataloaders`.
 
     Raises:
         DataError: the data is missing or unreadable.
     """
-    T_val, reading = _pipeline(info, images)["T_val"], readers(exif, value_range=value_range)
+    T_val = _pipeline(info, images)["T_val"]
+    reading = readers(exif, value_range=value_range, channels=channels)
     val = _split(info, False, T_val, val_data_path, data_format, download, reading)
+    if holdout is not None:
+        val = holdout.keep(val, "val")
     if skip_unreadable:
         val = without_unreadable(val, f"'{val_data_path}'", max(1, num_workers), VAL_KEY)
     return prepare_val_dataloader(val, batch_size, num_workers)

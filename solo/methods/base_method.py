@@ -32,6 +32,7 @@ from solo.utils.param_groups import split_by_layer
 from solo.utils.ranks import get_world_size
 from solo.utils.views import encoding
 
+BASE_MOMENTUM = "solo.methods.base_momentum"  # a step there has no loss of its own either
 _METHOD_DEFAULTS = ("backbone", *DEFAULT_KEYS, "knn_eval", "method_kwargs")
 _METHOD_REQUIRED = (
     "method",
@@ -55,6 +56,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
             the optimizer gets them. A mapping of extra keys for the parameter group stands for a
             head that the method applies itself.
         HEADS_ON_SMALL_CROPS: whether small crops go through the heads, too.
+        SMALL_CROPS: whether the loss uses small crops; None: whether they go through the heads.
         LARGE_CROPS: the number of large crops that the method is made for; None for any.
 
     Raises:
@@ -65,6 +67,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
     IGNORED_KWARGS: frozenset[str] | set[str] = frozenset()
     HEADS: Mapping[str, Head | Mapping[str, Any]] = {}
     HEADS_ON_SMALL_CROPS = False
+    SMALL_CROPS: bool | None = None
     LARGE_CROPS: int | None = 2
 
     _BACKBONES = BACKBONES
@@ -92,6 +95,8 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         self.num_small_crops: int = cfg.data.num_small_crops
         self.num_crops: int = self.num_large_crops + self.num_small_crops
         self.multicrop: bool = self.num_small_crops != 0
+        if self.multicrop:
+            self._require_small_crops(cfg.method)
         self.knn_eval: bool = cfg.knn_eval.enabled
         self.knn_k: int = cfg.knn_eval.k
         if self.knn_eval:
@@ -101,6 +106,18 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         self.validation_step_outputs: list[dict[str, Any]] = []
         self._all_labelled = False  # of the batch under way; what is not known is looked at
         self._labelled: bool = not omegaconf_select(cfg, "data.no_labels", False)
+
+    def _require_small_crops(self, method: str) -> None:
+        """Raise ConfigError where small crops would be encoded and then forgotten."""
+        uses = self.HEADS_ON_SMALL_CROPS if self.SMALL_CROPS is None else self.SMALL_CROPS
+        if uses or self.training_step.__module__ in (__name__, BASE_MOMENTUM):
+            return
+        raise ConfigError(
+            f"{method} has no use for small crops: 'augmentations' makes {self.num_small_crops}, "
+            "smaller than the largest. Leave them out, or take dino, ibot, dinov2, lejepa, swav, "
+            "deepclusterv2, simclr, supcon or byol. (A method of your own that uses them "
+            "says SMALL_CROPS = True.)"
+        )
 
     # ---- configuration ----
 

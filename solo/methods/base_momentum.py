@@ -161,6 +161,8 @@ class BaseMomentumMethod(BaseMethod):
             return
         self.momentum_updater.cur_tau = resumed["cur_tau"]
         self.last_step = resumed["last_step"]
+        if self.last_step:  # as this run's configuration has it, which may be longer
+            self._update_tau(self.last_step)
         if step > self.last_step:  # saved between an optimizer step and its momentum update
             self._update_momentum(step)
 

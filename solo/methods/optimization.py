@@ -11,12 +11,17 @@ import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
 from solo.args.check import fill
 from solo.errors import ConfigError, did_you_mean
 from solo.utils.lars import LARS
-from solo.utils.lr_scheduler import MultiStep, WarmupCosine, WarmupMultiStep
+from solo.utils.lr_scheduler import (
+    Exponential,
+    MultiStep,
+    Plateau,
+    WarmupCosine,
+    WarmupMultiStep,
+)
 from solo.utils.misc import omegaconf_select
 from solo.utils.param_groups import remove_bias_and_norm_from_weight_decay
 
@@ -208,12 +213,12 @@ class OptimizationMixin:
         if name == "reduce":
             return self._plateau(optimizer)
         if name == "exponential":  # solo-learn takes the decay rate from the weight decay
-            return ExponentialLR(optimizer, self.weight_decay)
+            return Exponential(optimizer, self.weight_decay)
         return None
 
     def _plateau(self, optimizer: Optimizer) -> Any:
         """Bare, as solo-learn returns it, but with what to watch when Lightning will run it."""
-        plateau = ReduceLROnPlateau(optimizer)
+        plateau = Plateau(optimizer)
         state = getattr(self._trainer, "state", None)  # type: ignore[attr-defined]
         if state is not None and state.status == TrainerStatus.RUNNING:
             return {"scheduler": plateau, "monitor": "val_loss"}

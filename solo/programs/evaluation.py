@@ -18,9 +18,12 @@ from solo import extensions
 from solo.checkpoints.files import read_args
 from solo.checkpoints.runs import open_run
 from solo.data.catalogue import info_of
+from solo.data.datasets import holdout
+from solo.data.datasets.holdout import Holdout
 from solo.data.shown import reading_of, shown
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
+from solo.monitoring.console import bar
 
 _ENCODER_PREFIXES = ("backbone.", "momentum_backbone.", "encoder.", "momentum_encoder.")
 
@@ -147,7 +150,7 @@ def extract_features(loader: DataLoader, model: nn.Module) -> tuple[Tensor, Tens
     model.eval()
     device = next(model.parameters()).device
     feats, projections, labels = [], [], []
-    for images, targets in loader:
+    for images, targets in bar(loader, "features"):
         with sizes_explained():
             out = model(images.to(device, non_blocking=True))
         feats.append(out["feats"].float().cpu())
@@ -156,6 +159,13 @@ def extract_features(loader: DataLoader, model: nn.Module) -> tuple[Tensor, Tens
         labels.append(targets)
     z = torch.cat(projections) if projections else None
     return torch.cat(feats), z, torch.cat(labels)
+
+
+def held_out(args: Namespace) -> Holdout | None:
+    """What the run held out of the training images, where no validation images are given."""
+    if args.val_data_path is not None or not info_of(args.dataset).any_images:
+        return None
+    return holdout.read(args.pretrained_checkpoint_dir)
 
 
 def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
@@ -203,6 +213,7 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
             data_fraction=args.data_fraction,
             skip_unreadable=skip,
             threads=threads,
+            holdout=held_out(args),
             **reading,
         )
         if sets[1] is not None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo.args import schema
 from solo.args.check import require
 from solo.args.common import count_devices, processes
+from solo.args.own_images import settle
 from solo.args.pretrain import parse_cfg
 from solo.data.catalogue import info_of
 from solo.errors import ConfigError, did_you_mean
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from torch.utils.data import DataLoader
 
+    from solo.data.datasets.holdout import Holdout
     from solo.data.views.device_views import DeviceViews
     from solo.programs.training import Data
 
@@ -30,19 +33,35 @@ def pretrain(cfg: DictConfig) -> Trainer:
         SoloError: a mistake in the configuration, the data or a checkpoint.
     """
     OmegaConf.set_struct(cfg, False)
+    chosen = settle(cfg)
     parse_cfg(cfg)
     require(cfg, schema.Pretrain)
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print("".join(f"{line}\n" for line in chosen), end="", flush=True)
 
     from lightning.pytorch import seed_everything
 
-    from solo.programs.training import fit
+    from solo.data.datasets import holdout as holdouts
+    from solo.monitoring.quiet import quiet
+    from solo.programs.closing import finish
+    from solo.programs.resuming import find_resume
+    from solo.programs.training import SaveParts, fit
 
     watching = _watching(cfg)
-    seed_everything(cfg.seed)
+    quiet()
+    seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg)
-    data = build_data(cfg)
     logdir = Path(cfg.checkpoint.dir) / cfg.method
-    return fit(cfg, model, data, logdir, [*_umap(cfg), *_frozen(cfg)], watching=watching)
+    holdout, resume = None, None
+    if cfg.data.val_fraction and cfg.data.val_path is None:
+        resume = find_resume(cfg, logdir)
+        kept = None if resume.path is None else holdouts.read(resume.path.parent)
+        holdout = kept or holdouts.Holdout(cfg.data.val_fraction)
+    data = build_data(cfg, holdout)
+    callbacks = [*_umap(cfg), *_frozen(cfg), SaveParts([holdout], logdir)]
+    trainer = fit(cfg, model, data, logdir, callbacks, resume, watching=watching)
+    finish(cfg, trainer)
+    return trainer
 
 
 def _watching(cfg: DictConfig) -> list[Callback]:
@@ -58,7 +77,8 @@ def _watching(cfg: DictConfig) -> list[Callback]:
     if cfg.get("probes"):
         callbacks.append(Probes(OmegaConf.to_container(cfg.probes, resolve=True)))
     if cfg.get("milestones"):
-        callbacks.append(Milestones(OmegaConf.to_container(cfg.milestones, resolve=True)))
+        wanted = OmegaConf.to_container(cfg.milestones, resolve=True)
+        callbacks.append(Milestones(wanted, cfg.max_epochs))
     return callbacks
 
 
@@ -81,7 +101,7 @@ def build_model(cfg: DictConfig) -> LightningModule:
     if wanted not in (None, cfg.data.num_large_crops):
         raise ConfigError(
             f"{cfg.method} needs {wanted} large crops, but 'augmentations' makes "
-            f"{cfg.data.num_large_crops} (those with the crop_size of the first entry)"
+            f"{cfg.data.num_large_crops} (those of the largest crop_size)"
         )
     model = METHODS[cfg.method](cfg)
     if cfg.get("init_from"):
@@ -96,8 +116,12 @@ def build_model(cfg: DictConfig) -> LightningModule:
     return model
 
 
-def build_data(cfg: DictConfig) -> Data:
-    """Training views and, where there are labels, validation images."""
+def build_data(cfg: DictConfig, holdout: Holdout | None = None) -> Data:
+    """Training views and, where there are labels, validation images.
+
+    Args:
+        holdout: the training images that validate, where there are no others.
+    """
     from solo.data.classification_dataloader import check_classes
     from solo.data.datasets.folders import compare_folders
     from solo.data.pretrain_dataloader import prepare_dataloader, require_full_batch
@@ -105,7 +129,12 @@ def build_data(cfg: DictConfig) -> Data:
     from solo.data.views.device_views import DeviceData
     from solo.data.views.long_images import image_sizes, warn_of_long_images
 
-    val, resident = validation_loader(cfg), cfg.data.format == "resident"
+    if holdout is not None and cfg.data.format not in ("image_folder", "resident"):
+        raise ConfigError(
+            "data.val_fraction works with data.format=image_folder and resident, not "
+            f"{cfg.data.format}: give data.val_path, or data.val_fraction=0"
+        )
+    val, resident = validation_loader(cfg, holdout), cfg.data.format == "resident"
     if cfg.data.format in ("dali", "resident") and not cfg.data.no_labels:
         compare_folders(cfg.data.train_path, cfg.data.val_path)
     if cfg.data.format == "dali":
@@ -113,7 +142,7 @@ def build_data(cfg: DictConfig) -> Data:
     on_device, transform = _views(cfg)
     if cfg.debug_augmentations:
         print("Transforms:\n", transform)
-    dataset = _training_images(cfg, transform, pixels=on_device is not None)
+    dataset = _training_images(cfg, transform, on_device is not None, holdout)
     batch_size = cfg.optimizer.batch_size
     require_full_batch(dataset, batch_size, processes(cfg))
     neighbours = len(dataset) * cfg.data.num_large_crops
@@ -148,10 +177,11 @@ def _views(cfg: DictConfig) -> tuple[DeviceViews | None, Any]:
     return None, prepare_n_crop_transform(pipelines, [entry.num_crops for entry in entries])
 
 
-def _training_images(cfg: DictConfig, transform: Any, pixels: bool) -> Any:
+def _training_images(cfg: DictConfig, transform: Any, pixels: bool, holdout: Holdout | None) -> Any:
     from solo.data.datasets.unreadable import without_unreadable
     from solo.data.pretrain_dataloader import prepare_datasets
     from solo.data.resident.loader import prepare_resident
+    from solo.data.shown import channels_of
 
     data = cfg.data
     which = {
@@ -161,6 +191,8 @@ def _training_images(cfg: DictConfig, transform: Any, pixels: bool) -> Any:
         "fraction_of": data.get("fraction_of", "images"),
         "exif": data.get("exif", "ignore"),
         "value_range": data.get("value_range"),
+        "channels": channels_of(cfg),
+        "holdout": holdout,
     }
     if data.format == "resident":
         return prepare_resident(
@@ -180,26 +212,33 @@ def _training_images(cfg: DictConfig, transform: Any, pixels: bool) -> Any:
     return dataset
 
 
-def validation_loader(cfg: DictConfig) -> DataLoader | None:
-    """Labelled validation images, None where there are none."""
+def validation_loader(cfg: DictConfig, holdout: Holdout | None = None) -> DataLoader | None:
+    """Labelled validation images, None where there are none.
+
+    Args:
+        holdout: the training images that validate, where there are no others.
+    """
     data = cfg.data
     info = info_of(data.dataset)
-    if (info.any_images and data.no_labels) or (info.path == "required" and data.val_path is None):
+    path = data.train_path if holdout is not None else data.val_path
+    if (info.any_images and data.no_labels) or (info.path == "required" and path is None):
         return None
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format
-    from solo.data.shown import shown
+    from solo.data.shown import channels_of, shown
 
     return prepare_val_data(
         info,
         shown(info, cfg, size=data.get("image_size")),
-        val_data_path=data.val_path,
-        data_format=stored_format(data.format, data.val_path),
+        val_data_path=path,
+        data_format=stored_format(data.format, path),
+        holdout=holdout,
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
         exif=data.get("exif", "ignore"),
         value_range=data.get("value_range"),
         skip_unreadable=data.get("skip_unreadable", False),
+        channels=channels_of(cfg),
     )
 
 

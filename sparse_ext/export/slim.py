@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solo.backbones import input_channels
 from solo.checkpoints.files import write_tensors
 from solo.errors import CheckpointError, ConfigError
 from solo.files.whole import write_json
@@ -32,6 +33,7 @@ class Slim:
         difference: largest difference of outputs on random images, over the largest output.
         cost: MACs per image before and after.
         input_size: side of those images.
+        seconds: per image before and after, measured one image at a time.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Slim:
     difference: float
     cost: tuple[int, int]
     input_size: int
+    seconds: tuple[float, float]
 
 
 def slim(
@@ -63,6 +66,7 @@ def slim(
     from solo.checkpoints.runs import load_run, weights_file
     from solo.data.shown import input_size
     from sparse_ext.cost.per_layer import count
+    from sparse_ext.pruning.measuring import seconds
 
     if multiple < 1:
         raise ConfigError(f"multiple={multiple}: widths are multiples of 1 or more.")
@@ -81,8 +85,10 @@ def slim(
     save_slim(backbone, path, about | {"widths": json.dumps(report.widths)})
     kept = {key: value for key, value in run.items() if key != "sparse"}
     write_json(folder / "args.json", kept)
-    macs = macs, count(backbone, size).macs_dense  # type: ignore[assignment]
-    return Slim(path, report, difference(full, backbone, size), macs, size)  # type: ignore[arg-type]
+    costs = macs, count(backbone, size).macs_dense
+    before, after = seconds([full, backbone], (3, size, size))
+    off = difference(full, backbone, size)
+    return Slim(path, report, off, costs, size, (before, after))
 
 
 def save_slim(net: nn.Module, path: str | Path, about: dict[str, str] | None = None) -> None:
@@ -124,7 +130,8 @@ def load_slim(path: str | Path) -> nn.Module:
 @torch.no_grad()
 def difference(a: nn.Module, b: nn.Module, size: int, images: int = 4) -> float:
     """Largest difference of two encoders' outputs in eval mode, over the largest output."""
-    x = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
+    shape = (images, input_channels(a), size, size)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, right = (_evaluate(net, x) for net in (a, b))
     return float((left - right).abs().max() / left.abs().max().clamp(min=1e-12))
 

@@ -5,8 +5,8 @@
 
 Every classification model of torchvision, and of timm one of each family named here, with random
 weights, biases and statistics. Each runs in a process of its own; a file of an interrupted survey
-is taken up again. Of networks with more than 200 million parameters the repeated blocks are left
-out but for two of each kind: width and structure stay.
+is taken up again. Of networks with more than 100 million parameters the repeated blocks are left
+out but for one of each kind: width and structure stay.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ FAMILIES = {
     "ghostnetv2": "ghostnetv2_100",
     "mixer": "mixer_s32_224",
 }
-LARGE = 200_000_000  # parameters
+LARGE = 100_000_000  # parameters
 EXACT = 1e-5  # of the largest output
 CLASSES = 10
 SHARES = (0.54, 0.66, 0.8)  # of the channels that are masked, until half of them are gone
@@ -272,7 +272,7 @@ def _thin_out(net: nn.Module) -> None:
             kind = (type(child), [tuple(p.shape) for p in child.parameters()])
             run = run + 1 if kind == last and kind[1] else 1
             last = kind
-            if run > 2:
+            if run > 1:
                 delattr(module, name)
 
 

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -29,12 +30,13 @@ from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks import packing
 from sparse_ext.masks.encoder import Encoder, InvariantError, check_stored
 from sparse_ext.masks.masking import selection
-from sparse_ext.pruning.log import log
+from sparse_ext.pruning.log import in_words, log
+from sparse_ext.pruning.measuring import measure
 from sparse_ext.pruning.pruner import Pruner
 from sparse_ext.pruning.registry import build_pruner, method_class
 from sparse_ext.pruning.scores.first_batch import Probe
 from sparse_ext.training import kernels, mask_agreement, resume, run_checks, slimming
-from sparse_ext.training.cost_meter import CostMeter
+from sparse_ext.training.cost_meter import CostMeter, image_shape
 from sparse_ext.training.mask_figures import all_dead_filters, dead_filters, oscillation
 from sparse_ext.training.momentum_encoder import install
 from sparse_ext.training.teachers import Follower
@@ -143,7 +145,7 @@ class PruningCallback(Callback):
         log.info(
             "%s, granularity %s: update period %d steps, sparsity now %s.\n%s",
             *(self.config.name, self.config.granularity, self.pruner.period),
-            [encoder.masks.sparsity for encoder in self._encoders],
+            in_words([encoder.masks.sparsity for encoder in self._encoders]),
             selection(next(iter(encoders_of(pl_module).values())), self.config).describe(),
         )
 
@@ -181,8 +183,10 @@ class PruningCallback(Callback):
         pruner = self.running
         pruner.online.project(optimizer)
         self.meter.step()
+        started = time.perf_counter()
         self._updated = pruner.after_step(optimizer)
         if self._updated:
+            self._watch.update(time.perf_counter() - started)
             self._agree(f"Masks after step {pruner.t}")
         if self.config.debug:
             pruner.check(optimizer)
@@ -207,6 +211,7 @@ class PruningCallback(Callback):
                 slimming.wrap_again(trainer.strategy)
         if not self.meter.looked:
             self.meter.look([unwrapped(e) for e in encoders_of(pl_module).values()], batch)
+        measure(self.running, image_shape(batch))
         if self._unseen:
             self._unseen = False
             self.running.look(Probe(pl_module, trainer, batch))
@@ -305,6 +310,8 @@ class PruningCallback(Callback):
             return
         self._follow()
         self.pruner.report_end()
+        if advice := self._watch.advice():
+            log.info(advice)
         check_stored(self._encoders)
         step, logged = self._logged
         if step == self.pruner.t and logged != self.pruner.weight_sparsities():

@@ -35,9 +35,9 @@ def val_folder(tmp_path):
 @pytest.mark.parametrize(
     ("dataset", "size", "stats", "val_steps"),
     [
-        ("cifar10", 32, CIFAR, []),
-        ("cifar100", 32, CIFAR, []),
-        ("stl10", 96, ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)), []),
+        ("cifar10", 32, CIFAR, ["Resize"]),
+        ("cifar100", 32, CIFAR, ["Resize"]),
+        ("stl10", 96, ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)), ["Resize"]),
         ("imagenet", 224, IMAGENET, ["Resize", "CenterCrop"]),
         ("imagenet100", 224, IMAGENET, ["Resize", "CenterCrop"]),
         ("custom", 224, IMAGENET, ["Resize", "CenterCrop"]),
@@ -52,8 +52,17 @@ def test_transforms(dataset, size, stats, val_steps):
     assert (tuple(normalize.mean), tuple(normalize.std)) == stats
     assert [type(t).__name__ for t in val.transforms] == [*val_steps, "ToTensor", "Normalize"]
     assert (tuple(val.transforms[-1].mean), tuple(val.transforms[-1].std)) == stats
-    image = Image.fromarray(np.zeros((size, size, 3), dtype=np.uint8))
-    assert train(image).shape == val(image).shape == (3, size, size)
+    for shape in ((size, size, 3), (500, 300, 3)):  # its own size, and a photograph
+        image = Image.fromarray(np.zeros(shape, dtype=np.uint8))
+        assert train(image).shape == val(image).shape == (3, size, size)
+
+
+def test_images_of_the_data_sets_own_size_are_shown_as_they_are():
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    shown = prepare_transforms("stl10")[1](Image.fromarray(pixels)).numpy()
+    mean, std = ([[[v]] for v in row] for row in ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)))
+    expected = (pixels.transpose(2, 0, 1) / 255 - mean) / std
+    np.testing.assert_allclose(shown, expected, atol=1e-5)
 
 
 def test_custom_pipeline_names():

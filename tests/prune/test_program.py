@@ -118,7 +118,7 @@ def test_finished_layers_are_not_pruned_again(tmp_path, monkeypatch):
     net = encoder(width=8).eval()
     plan = make_plan(net, batches(), Settings(sparsities=(0.5, 0.8)))
     straight = prune_layers(net, plan, batches())
-    store = Store(tmp_path, plan, net)
+    store = Store(tmp_path, plan, net, batches())
 
     def stop(name):
         if name == "layer2.0.conv1":
@@ -129,7 +129,7 @@ def test_finished_layers_are_not_pruned_again(tmp_path, monkeypatch):
     pruned = []
     one = pruning._one
     monkeypatch.setattr(pruning, "_one", lambda *args: pruned.append(args[1]) or one(*args))
-    again = prune_layers(net, plan, batches(), Store(tmp_path, plan, net))
+    again = prune_layers(net, plan, batches(), Store(tmp_path, plan, net, batches()))
     assert "layer1.0.conv1" not in pruned
     for first, second in zip(straight, again, strict=True):
         for name, layer in first.items():
@@ -137,7 +137,9 @@ def test_finished_layers_are_not_pruned_again(tmp_path, monkeypatch):
             assert torch.equal(layer.mask, second[name].mask)
     other = copy.deepcopy(net)
     other.conv1.weight.data += 1
-    assert Store(tmp_path, plan, other).read("layer1.0.conv1", plan.goals) is None
+    brighter = [batch + 1 for batch in batches()]
+    for strange in (Store(tmp_path, plan, other, batches()), Store(tmp_path, plan, net, brighter)):
+        assert strange.read("layer1.0.conv1", plan.goals) is None
 
 
 def test_a_family_in_one_pass(pretrained, folder, tmp_path):
@@ -193,8 +195,8 @@ def test_weights_of_timm_see_images_as_timm_trained_them(monkeypatch):
 
 
 def test_mistakes_are_named(pretrained, folder, tmp_path):
-    def run(source=str(pretrained[0]), data=folder, **settings):
-        request = program.Request(source, data, tmp_path / "o", Settings(**settings), count=8)
+    def run(source=str(pretrained[0]), data=folder, out=tmp_path / "o", **settings):
+        request = program.Request(source, data, out, Settings(**settings), count=8)
         program.run(request, lambda line: None)
 
     with pytest.raises(DataError, match=r"--data .*nowhere: there is no such folder"):
@@ -204,6 +206,14 @@ def test_mistakes_are_named(pretrained, folder, tmp_path):
         run(data=tmp_path / "empty")
     with pytest.raises(ConfigError, match=r"0\.8 cannot be reached with --granularity 2:4"):
         run(granularity="2:4")
+    before = (pretrained[0] / "args.json").read_text()
+    with pytest.raises(ConfigError, match=r"is the folder of the run 'tiny', .* overwritten"):
+        run(out=pretrained[0])
+    assert (pretrained[0] / "args.json").read_text() == before
+    with pytest.raises(ConfigError, match="is a file: name a folder"):
+        run(out=pretrained[1])
+    with pytest.raises(ConfigError, match=r"--sparsity 0\.5,0\.5: each gets a folder"):
+        run(sparsities=(0.5, 0.5))
     with pytest.raises(ConfigError, match=r"--method wnda is unknown.*'wanda'"):
         run(method="wnda")
     with pytest.raises(ConfigError, match="block8 instead of block8-merged"):

@@ -154,6 +154,8 @@ def test_pretrain_program(tmp_path, monkeypatch, augment):
     entry = PRETRAIN["augmentations"][0]
     cfg = config(
         PRETRAIN,
+        method="simclr",
+        method_kwargs={"proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2},
         data={
             "dataset": "custom",
             "train_path": str(tmp_path / "s"),

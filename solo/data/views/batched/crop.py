@@ -96,7 +96,9 @@ def resize_weights(
     centre = (out + 0.5) * shrink
     tap = torch.arange(full, device=start.device) + 0.5 - start[:, None]
     inside = (tap + 0.5).clamp_(0, 1) * (length - tap + 0.5).clamp_(0, 1)
-    distance = (tap[:, None, :] - centre[..., None]).div_(shrink.clamp(min=1)[..., None]).abs_()
+    distance = (tap[:, None, :] - centre[..., None]).abs_()
+    if full > size:  # else no crop is shrunk
+        distance.div_(shrink.clamp(min=1)[..., None])
     weight = _cubic(distance).mul_(inside[:, None, :])
     return weight.div_(weight.sum(-1, keepdim=True))
 
@@ -158,9 +160,12 @@ def _two_passes(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     # within Pillow's rounding (bfloat16 is three levels off). The CPU is fast in float32.
     dtype = torch.float16 if images.is_cuda else torch.float32
     n, channels, height, width = images.shape
-    x = images.to(dtype).reshape(n, channels * height, width) @ columns.to(dtype).mT
-    x = levels(x.float()).to(dtype).reshape(n, channels, height, -1)
-    return levels((rows.to(dtype)[:, None] @ x).float())
+    # Rows outermost, so that the channels of a row lie side by side for both products.
+    x = images.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
+    x = x.reshape(n, height * channels, width) @ columns.to(dtype).mT
+    x = levels(x.float()).to(dtype).reshape(n, height, -1)
+    x = levels((rows.to(dtype) @ x).float())
+    return x.reshape(n, x.shape[1], channels, -1).transpose(1, 2)
 
 
 class ResizedCrop(Operation):
@@ -184,6 +189,8 @@ class ResizedCrop(Operation):
         top, left, h, w = crop_boxes(u, height, width, self.scale, self.fallback)
         rows = resize_weights(top, h, height, self.size)
         columns = resize_weights(left, w, width, self.size, flip)
+        if height <= self.size:  # no crop of this image loses rows
+            return resample(images, rows, columns)
         return resample(images, rows, columns, rows_come_first(h, w, (self.size, self.size)))
 
 
@@ -227,7 +234,7 @@ class PaddedCrop(Operation):
 
 
 class Resize(Operation):
-    """The whole image, its shorter side brought to `size` pixels."""
+    """The centre of an image whose shorter side is brought to `size` pixels: a square."""
 
     draws = 0
 
@@ -236,14 +243,20 @@ class Resize(Operation):
         self.size = size
 
     def forward(self, images: Tensor, u: Tensor, flip: Tensor | None = None) -> Tensor:
-        """Images (N, 3, H, W) uint8 to the new size; `flip` (N,) mirrors."""
+        """Images (N, 3, H, W) uint8 to (N, 3, size, size); `flip` (N,) mirrors."""
         height, width = images.shape[-2:]
         short = min(height, width)
-        out = [int(self.size * side / short) for side in (height, width)]
-        zero, full = u.new_zeros(1), [u.new_full((1,), side) for side in (height, width)]
-        rows = resize_weights(zero, full[0], height, out[0])
-        columns = resize_weights(zero, full[1], width, out[1], flip)
-        return resample(images, rows, columns, rows_come_first(full[0], full[1], (out[0], out[1])))
+        out = (int(self.size * height / short), int(self.size * width / short))
+        rows, columns = self._centre(u, height, out[0]), self._centre(u, width, out[1])
+        if flip is not None:
+            columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+        full = [u.new_full((1,), side) for side in (height, width)]
+        return resample(images, rows, columns, rows_come_first(*full, out))
+
+    def _centre(self, like: Tensor, full: int, out: int) -> Tensor:
+        """Weights (1, size, full) of the central outputs of an axis resized to `out` pixels."""
+        weights = resize_weights(like.new_zeros(1), like.new_full((1,), full), full, out)
+        return weights.narrow(1, round((out - self.size) / 2), self.size)
 
 
 class Flip(Operation):
