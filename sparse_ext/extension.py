@@ -66,7 +66,9 @@ class SparseExtension(extensions.Extension):
             return []
         from sparse_ext.training.attach import callback_of
 
-        return [callback_of(module, config, seed=cfg.get("seed"))]
+        callback = callback_of(module, config, seed=cfg.get("seed"))
+        callback.pack = bool((cfg.get("checkpoint") or {}).get("pack"))
+        return [callback]
 
     def rebuild(
         self, backbone: nn.Module, state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]

@@ -30,15 +30,25 @@ class Saving(Callback):
         assert pack(path)
 
 
-def run(folder=None, ckpt=None, seed=0, optimizer="sgd", momentum=True, section=SPARSE, **kwargs):
+def run(
+    folder=None,
+    ckpt=None,
+    seed=0,
+    optimizer="sgd",
+    momentum=True,
+    section=SPARSE,
+    packed=True,
+    **kwargs,
+):
     model = toy(seed, width=32, optimizer=OPTIMIZERS[optimizer], momentum=momentum)
-    sparsify(model, section)
+    sparsify(model, section).pack = packed
     callbacks = [] if folder is None else [Saving(folder)]
     loader = data(width=32)
     trainer(epochs=4, callbacks=callbacks, **kwargs).fit(model, loader, ckpt_path=ckpt)
     return model
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(
     ("optimizer", "momentum", "section"),
     [
@@ -49,8 +59,10 @@ def run(folder=None, ckpt=None, seed=0, optimizer="sgd", momentum=True, section=
         ("sgd", False, {"name": "sr_ste", "granularity": "2:4"}),
     ],
 )
-def test_resumed_from_a_packed_checkpoint_equals_straight(tmp_path, optimizer, momentum, section):
-    settings = {"optimizer": optimizer, "momentum": momentum, "section": section}
+def test_resumed_from_a_packed_checkpoint_equals_straight(
+    tmp_path, optimizer, momentum, section, packed
+):
+    settings = {"optimizer": optimizer, "momentum": momentum, "section": section, "packed": packed}
     straight = run(tmp_path, **settings)
     resumed = run(ckpt=tmp_path / "1.ckpt", seed=7, **settings)
     state = resumed.state_dict()
@@ -120,7 +132,7 @@ def test_a_packed_sparse_checkpoint_is_no_larger_than_a_dense_one(tmp_path, fina
     for name, section in {"dense": None, "sparse": {**SPARSE, "final": final}}.items():
         model = toy(width=96)
         if section is not None:
-            sparsify(model, section)
+            sparsify(model, section).pack = True
         fit = trainer(epochs=3)
         fit.fit(model, data(width=96))
         path = tmp_path / f"{name}.ckpt"
