@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from sparse_ext.compat import is_dispatched
 from sparse_ext.kernels.element import choice
 from sparse_ext.kernels.element import op as op
-from sparse_ext.kernels.element.function import element_conv2d, products
+from sparse_ext.kernels.element.function import (
+    element_conv2d,
+    element_conv2d_beside,
+    products,
+)
 from sparse_ext.kernels.element.lanes import TYPES, laid_out
 from sparse_ext.kernels.element.norm import folded
 from sparse_ext.kernels.element.plan import Plan
@@ -151,6 +155,18 @@ class _Convolution(ElementLayer):
         if plan is None:
             return super().forward(laid_out(input))  # type: ignore[misc]
         return self.compute(input, plan)
+
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, and x for whatever else reads it.
+
+        The gradients of both are summed while the input's is computed, in one pass.
+        """
+        alone = not (torch.is_grad_enabled() and x.requires_grad) or x.dtype != _computed_in(x)
+        plan = None if alone else self.chosen(x)
+        if plan is None:
+            return self(x), x
+        dense = self.dense_gradient and hasattr(self, "mask")
+        return element_conv2d_beside(x, self.weight, self.bias, plan, dense)
 
     def folded(
         self, x: Tensor, plan: Plan, scale: Tensor, shift: Tensor, residual: Any, relu: bool
