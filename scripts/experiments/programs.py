@@ -8,8 +8,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from solo.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "solo" / "recipes"
@@ -22,13 +26,17 @@ def require_checkout() -> None:
         raise ConfigError(f"This needs a checkout of the repository; {ROOT} is none.")
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def share_cores() -> tuple[int, dict[str, str]]:
     """How many small programs to run at a time on this machine, and their environment."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    slots = min(SLOTS, cores)
-    threads = str(max(1, min(4, cores // slots)))
+    slots = min(SLOTS, cores())
+    threads = str(max(1, min(4, cores() // slots)))
     return slots, {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
 
@@ -63,11 +71,17 @@ def max_epochs(recipe: Path, overrides: Sequence[str] = ()) -> int:
 
 
 def epochs(total: int) -> Callable[[str], float | None]:
-    """Reads Lightning's progress bar: `Epoch 3:  40%|...`."""
+    """Reads bars, `Epoch 3 of 17:  40%`, and lines of finished epochs, `epoch 3 of 17:`.
+
+    Also Lightning's own bar, `Epoch 2:  40%`, which counts from 0.
+    """
 
     def progress(line: str) -> float | None:
-        found = re.search(r"Epoch (\d+): +(\d+)%", line)
-        return None if found is None else (int(found[1]) + int(found[2]) / 100) / total
+        if found := re.search(r"epoch +(\d+) of \d+:", line):
+            return int(found[1]) / total
+        if found := re.search(r"Epoch (\d+)( of \d+)?: +(\d+)%", line):
+            return (int(found[1]) - bool(found[2]) + int(found[3]) / 100) / total
+        return None
 
     return progress
 
@@ -77,3 +91,19 @@ def precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
     text = cpuinfo.read_text() if cpuinfo.is_file() else ""
     native = re.search(r"^flags.*\b(avx512_bf16|amx_bf16)\b", text, re.MULTILINE)
     return ("precision=bf16-mixed",) if native else ()
+
+
+def compose(recipe: str, overrides: Sequence[str]) -> DictConfig:
+    """What the programs compose from the YAML file `recipe` (a path in the repository)."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from sparse_ext.extension import register
+
+    register()
+    path = ROOT / recipe
+    with initialize_config_dir(str(path.parent), version_base="1.2"):
+        cfg = hydra_compose(path.name, overrides=list(overrides))
+    OmegaConf.set_struct(cfg, False)
+    return cfg

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from solo import extensions
+from solo.args.common import default_workers
 from solo.data.catalogue import info_of, single_label
 from solo.errors import ConfigError, did_you_mean
 from solo.registry import import_plugins
@@ -65,6 +66,9 @@ def dataset_args(parser: ArgumentParser) -> None:
         help="of int32 or float images; by default as the run of the checkpoint had it",
     )
     parser.add_argument(
+        "--skip_unreadable", action="store_true", help="leave broken files out, and count them"
+    )
+    parser.add_argument(
         "--data_exif",
         choices=["ignore", "apply"],
         help="turn images as their EXIF orientation says; default: as the encoder was trained",
@@ -98,7 +102,9 @@ def evaluation_args(parser: ArgumentParser) -> None:
     """Add the arguments about the checkpoint under evaluation and the machine."""
     parser.add_argument("--pretrained_checkpoint_dir", type=str, required=True)
     parser.add_argument("--batch_size", type=at_least(int, 1), default=16)
-    parser.add_argument("--num_workers", type=at_least(int, 0), default=10)
+    parser.add_argument(
+        "--num_workers", type=at_least(int, 0), default=default_workers(), help="%(default)s here"
+    )
     parser.add_argument("--eval_encoder", choices=["online", "momentum"], default="online")
     for extension in extensions.registered():
         extension.evaluation_arguments(parser)

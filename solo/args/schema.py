@@ -52,20 +52,29 @@ class OptimizerArguments:
 
 @dataclass(frozen=True)
 class Backbone:
-    """`backbone`: which encoder, and what its builder receives."""
+    """`backbone`: which encoder, and what its builder receives.
+
+    `small_stem` gives a ResNet the 3x3 stem for small images; None = as the data set has it.
+    """
 
     name: str
     kwargs: dict = field(default_factory=dict)
+    small_stem: bool | None = None
 
 
 @dataclass(frozen=True)
 class Data:
     """`data` of a pretraining run; the last three keys are derived, not typed by users.
 
-    `image_size` is the side of the images that evaluation shows; None = that of the views.
+    `path` is a folder of own images, of which the other paths follow (docs/custom_data.md).
+    `val_fraction` of every class validates, where there is no `val_path`. `image_size` is the side
+    of the images that evaluation shows; None = that of the views. `num_workers` None = by the cores
+    of the machine.
     """
 
     dataset: str
+    path: str | None = None
+    val_fraction: float = number(0.0, least=0, below=1)
     train_path: str | None = None
     val_path: str | None = None
     format: Literal["image_folder", "dali", "h5", "resident", "webdataset"] = "image_folder"
@@ -78,7 +87,7 @@ class Data:
     no_labels: bool = False
     fraction: float = number(-1, most=1)
     fraction_of: Literal["images", "classes"] = "images"
-    num_workers: int = number(4, least=0)
+    num_workers: int | None = number(None, least=0)
     num_classes: int | None = None
     num_large_crops: int | None = None
     num_small_crops: int | None = None
@@ -337,6 +346,8 @@ class Pretrain(Run):
 
     method: str = field(kw_only=True)
     augmentations: Any = field(kw_only=True)
+    image_size: int | None = number(None, least=1)  # with data.path: side of what the encoder sees
+    local_size: int | None = number(None, least=1)  # with data.path: side of the local views
     method_kwargs: dict = field(default_factory=dict)
     momentum: Momentum = field(default_factory=Momentum)
     init_from: str | None = None

@@ -32,8 +32,8 @@ def build_encoder(cfg: DictConfig) -> nn.Module:
     """Build the encoder that `cfg` describes; its output is (N, `features_dim`).
 
     Args:
-        cfg: reads `backbone.{name,kwargs}`, `pretrain_method` or else `method` (ViTs differ by
-            method), `data.dataset`, and the sections of the active extensions.
+        cfg: reads `backbone.{name,kwargs,small_stem}`, `pretrain_method` or else `method` (ViTs
+            differ by method), `data.dataset`, and the sections of the active extensions.
 
     Raises:
         ConfigError: unknown encoder or unknown option of it.
@@ -47,7 +47,8 @@ def build_encoder(cfg: DictConfig) -> nn.Module:
     method = cfg.get("pretrain_method") or cfg.get("method")
     backbone = get_builder(name)(method, **kwargs)
     if name.startswith("resnet"):
-        adapt_resnet(backbone, small_images=known(cfg.data.dataset).small_stem)
+        small = cfg.backbone.get("small_stem")
+        adapt_resnet(backbone, known(cfg.data.dataset).small_stem if small is None else small)
     for extension in extensions.active(cfg):
         backbone = extension.patch_backbone(backbone, cfg)
     return backbone

@@ -24,11 +24,13 @@ from solo.data.datasets.folders import (
     default_data_path,
     image_files,
     image_folder,
+    images_below,
     in_folders,
     require_folder,
     require_format,
     take_fraction,
 )
+from solo.data.datasets.holdout import Holdout
 from solo.data.datasets.images import read_image, readers
 from solo.data.loading import as_instance, make_loader, picklable_state, seeded
 from solo.data.views.augmentation_keys import STRENGTHS, checked_augmentation
@@ -60,15 +62,16 @@ def _unpickle_with_index(DatasetClass: type[Dataset]) -> Dataset:
 
 
 class CustomDatasetWithoutLabels(Dataset):
-    """The images of one flat folder; items are `(image, -1)`.
+    """The images of one folder; items are `(image, -1)`.
 
     Args:
-        root: folder with image files; other files in it are passed over.
+        root: folder with image files; other files in it are passed over. Where none lies directly
+            in it, the images of its subfolders count.
         transform: applied to the image.
         loader: from a path to an image, `read_image` or `read_pixels`.
 
     Attributes:
-        images: file names, sorted, so that all ranks agree on the indexes.
+        images: file names below `root`, sorted, so that all ranks agree on the indexes.
 
     Raises:
         DataError: the folder is missing or holds no images.
@@ -82,13 +85,11 @@ class CustomDatasetWithoutLabels(Dataset):
     ):
         self.root = require_folder(root, TRAIN_KEY)
         self.transform, self.loader = transform, loader
-        self.images = image_files(self.root)
+        self.images = image_files(self.root) or [
+            path.relative_to(self.root).as_posix() for path in images_below(self.root)
+        ]
         if not self.images:
-            holds = "only folders" if any(self.root.iterdir()) else "nothing"
-            raise DataError(
-                f"{TRAIN_KEY}: '{root}' holds {holds}, no images. With data.no_labels=True the "
-                "images lie directly in the folder; with class folders leave no_labels out."
-            )
+            raise DataError(f"{TRAIN_KEY}: there are no images in '{root}' or in its subfolders.")
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = self.loader(self.root / self.images[index])
@@ -196,7 +197,8 @@ def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
         (T.RandomApply, [Equalization()], "equalization"),
         (T.RandomHorizontalFlip, None, "horizontal_flip"),
     ]
-    steps: list[Callable] = [crop_of(entry)]
+    crop = crop_of(entry)
+    steps: list[Callable] = [*crop.transforms] if isinstance(crop, T.Compose) else [crop]
     for op, inner, section in optional:
         prob = entry[section]["prob"]
         if prob:
@@ -205,14 +207,17 @@ def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
 
 
 def crop_of(cfg: Mapping[str, Any]) -> Callable:
-    """The first step of the pipeline of one entry: a crop or a resize of a PIL image."""
+    """The first step of the pipeline of one entry, from a PIL image to one of `crop_size`.
+
+    Without `rrc` and `padding` the shorter side is resized to `crop_size`, and the centre cut out.
+    """
     entry = checked_augmentation(cfg)
     size, rrc = entry["crop_size"], entry["rrc"]
     bicubic = T.InterpolationMode.BICUBIC
     if "padding" in entry:
         return T.RandomCrop(size, padding=entry["padding"])
     if not rrc["enabled"]:
-        return T.Resize(size, interpolation=bicubic)
+        return T.Compose([T.Resize(size, interpolation=bicubic), T.CenterCrop(size)])
     scale = (rrc["crop_min_scale"], rrc["crop_max_scale"])
     law = RandomFallbackCrop if rrc["fallback"] == "random" else T.RandomResizedCrop
     return law(size, scale=scale, interpolation=bicubic)
@@ -246,6 +251,7 @@ def prepare_datasets(
     pixels: bool = False,
     exif: str = "ignore",
     value_range: Sequence[float] | None = None,
+    holdout: Holdout | None = None,
 ) -> Dataset:
     """The training set of a dataset, items `(index, transform(image), target)`.
 
@@ -264,6 +270,7 @@ def prepare_datasets(
             images.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
         value_range: what is black and white in images of int32 or float values, see `readers`.
+        holdout: images that are left out, since they validate.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
@@ -295,6 +302,8 @@ def prepare_datasets(
         built = dataset_with_index(CustomDatasetWithoutLabels)(path, transform, loader)
     else:
         built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ClassFolders), loader)
+    if holdout is not None:
+        built = holdout.keep(built, "train")
     return take_fraction(built, data_fraction, fraction_of)
 
 

@@ -17,9 +17,13 @@ from torch.utils.data import DataLoader
 from solo import extensions
 from solo.checkpoints.files import read_args
 from solo.checkpoints.runs import open_run
+from solo.data.catalogue import info_of
+from solo.data.datasets import holdout
+from solo.data.datasets.holdout import Holdout
 from solo.data.shown import reading_of, shown
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
+from solo.monitoring.console import bar
 
 _ENCODER_PREFIXES = ("backbone.", "momentum_backbone.", "encoder.", "momentum_encoder.")
 
@@ -146,7 +150,7 @@ def extract_features(loader: DataLoader, model: nn.Module) -> tuple[Tensor, Tens
     model.eval()
     device = next(model.parameters()).device
     feats, projections, labels = [], [], []
-    for images, targets in loader:
+    for images, targets in bar(loader, "features"):
         with sizes_explained():
             out = model(images.to(device, non_blocking=True))
         feats.append(out["feats"].float().cpu())
@@ -155,6 +159,13 @@ def extract_features(loader: DataLoader, model: nn.Module) -> tuple[Tensor, Tens
         labels.append(targets)
     z = torch.cat(projections) if projections else None
     return torch.cat(feats), z, torch.cat(labels)
+
+
+def held_out(args: Namespace) -> Holdout | None:
+    """What the run held out of the training images, where no validation images are given."""
+    if args.val_data_path is not None or not info_of(args.dataset).any_images:
+        return None
+    return holdout.read(args.pretrained_checkpoint_dir)
 
 
 def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
@@ -170,14 +181,16 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
         prepare_val_dataloader,
     )
     from solo.data.datasets.images import readers
+    from solo.data.datasets.unreadable import without_unreadable
 
     trained = read_args(args.pretrained_checkpoint_dir)
     asked = {name: getattr(args, name, None) for name in ("mean", "std")}
-    images = shown(args.dataset, trained, size=getattr(args, "image_size", None), **asked)
+    images = shown(info_of(args.dataset), trained, size=getattr(args, "image_size", None), **asked)
     _, transform = prepare_transforms(args.dataset, images=images)
     reading = trained_reading(args.pretrained_checkpoint_dir)
     for name, key in (("exif", "data_exif"), ("value_range", "value_range")):
         reading[name] = getattr(args, key, None) or reading[name]
+    skip, threads = getattr(args, "skip_unreadable", False), max(1, args.num_workers)
     sizes: dict[str, Any] = {"batch_size": args.batch_size, "num_workers": args.num_workers}
     if args.no_labels:
         from solo.data.pretrain_dataloader import CustomDatasetWithoutLabels
@@ -187,6 +200,8 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
         sets = [
             None if p is None else CustomDatasetWithoutLabels(p, transform, loader) for p in paths
         ]
+        if skip:
+            sets = [s and without_unreadable(s, f"'{s.root}'", threads) for s in sets]
     else:
         sets = prepare_datasets(
             args.dataset,
@@ -196,6 +211,9 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
             val_data_path=args.val_data_path,
             data_format="image_folder" if args.data_format == "dali" else args.data_format,
             data_fraction=args.data_fraction,
+            skip_unreadable=skip,
+            threads=threads,
+            holdout=held_out(args),
             **reading,
         )
         if sets[1] is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,11 +13,15 @@ from torch import Tensor
 from solo import extensions
 from solo.data.catalogue import info_of
 from solo.errors import CheckpointError, ConfigError
+from solo.monitoring.loggers import last_weights
+from solo.monitoring.quiet import quiet
+from solo.programs.closing import tell_run
 from solo.programs.evaluation import (
     Features,
     device_of,
     evaluation_loaders,
     extract_features,
+    held_out,
     load_method,
 )
 from solo.utils.knn import WeightedKNNClassifier
@@ -59,8 +64,10 @@ def knn(args: Namespace) -> list[dict]:
     """
     if args.no_labels:
         raise ConfigError("--no_labels: a nearest-neighbour accuracy needs labels")
-    if args.val_data_path is None and info_of(args.dataset).path == "required":
+    missing = args.val_data_path is None and info_of(args.dataset).path == "required"
+    if missing and held_out(args) is None:
         raise ConfigError("--val_data_path is missing: the images whose neighbours vote")
+    quiet()
     device = device_of(args.device)
     model = load_method(
         args.pretrained_checkpoint_dir, args.eval_encoder, extensions.evaluation_settings(args)
@@ -90,7 +97,21 @@ def knn(args: Namespace) -> list[dict]:
             print(f"Result: acc@1={acc1}, acc@5={acc5}")
             found = {"feature_type": kind, "distance_function": distance, "k": k, "temperature": T}
             results.append({**found, **figures, "acc1": acc1, "acc5": acc5})
+    _keep(args, results, [*figures, "acc1", "acc5"])
     return results
+
+
+def _keep(args: Namespace, results: list[dict], figures: list[str]) -> None:
+    """Write the results beside the run, and say where."""
+    names = ("dataset", "val_data_path", "data_fraction", "image_size")
+    given = {name: getattr(args, name, None) for name in names}
+    asked = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
+    weights = last_weights(Path(args.pretrained_checkpoint_dir))
+    asked |= {"encoder": args.eval_encoder, "checkpoint": weights.name if weights else None}
+    entries = [{**asked, **result} for result in results]
+    path = tell_run(args.pretrained_checkpoint_dir, "knn", entries, figures)
+    if path is not None:
+        print(f"Results: {path}")
 
 
 def _check_projector(z: Tensor | None, model: torch.nn.Module, encoder: str) -> None:

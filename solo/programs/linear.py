@@ -14,11 +14,14 @@ from solo.args.common import processes
 from solo.args.linear import parse_cfg
 from solo.data.shown import Shown
 from solo.errors import CheckpointError, ConfigError, DataError
+from solo.files.results import keep_results, read_results
+from solo.files.run_args import read_args
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from solo.checkpoints.loading import LoadReport
+    from solo.data.datasets.holdout import Holdout
     from solo.data.datasets.splits import Split
     from solo.methods.linear import LinearModel
     from solo.programs.training import Data
@@ -40,12 +43,16 @@ def linear(cfg: DictConfig) -> Trainer:
     from lightning.pytorch import seed_everything
 
     from solo.data.datasets import splits
+    from solo.monitoring.loggers import csv_of
+    from solo.monitoring.quiet import quiet
+    from solo.programs.closing import finish
     from solo.programs.resuming import find_resume
-    from solo.programs.training import LogFigures, SaveSplit, fit
+    from solo.programs.training import LogFigures, SaveParts, fit
     from solo.utils.compiled_encoder import compile_encoders
     from solo.utils.misc import make_contiguous
 
-    seed_everything(cfg.seed)
+    quiet()
+    seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, report.backbone)
     make_contiguous(model)
     if not cfg.performance.disable_channel_last:
@@ -55,11 +62,40 @@ def linear(cfg: DictConfig) -> Trainer:
     logdir = Path(cfg.checkpoint.dir) / "linear"
     resume = find_resume(cfg, logdir)
     split = None if resume.path is None else splits.read(resume.path.parent)
-    data = build_data(cfg, split)
-    callbacks = [LogFigures(report.figures), SaveSplit(data, logdir)]
+    holdout = held_out(cfg)
+    data = build_data(cfg, split, holdout)
+    callbacks = [LogFigures(report.figures), SaveParts([splits.of_data(data), holdout], logdir)]
     trainer = fit(cfg, model, data, logdir, callbacks, resume)
     _print_result(trainer, model, cfg)
+    if trainer.is_global_zero:
+        keep_results(csv_of(trainer.loggers).path.parent, {"encoder_figures": report.figures})
+        _tell_the_evaluated_run(cfg, csv_of(trainer.loggers).path.parent)
+    finish(cfg, trainer)
     return trainer
+
+
+def _tell_the_evaluated_run(cfg: DictConfig, folder: Path) -> None:
+    """Write the accuracy into `results.json` of the run whose encoder was evaluated."""
+    from solo.programs.closing import tell_run
+
+    found = read_results(folder).get("run", {})
+    metrics = found.get("metrics", {})
+    if "val_acc1" not in metrics:
+        return
+    weights = Path(str(cfg.pretrained_feature_extractor))
+    entry = {
+        "dataset": cfg.data.dataset,
+        "encoder": cfg.eval_encoder,
+        "finetune": cfg.finetune,
+        "epochs": cfg.max_epochs,
+        "seed": cfg.seed,
+        "folder": str(folder),
+        "checkpoint": weights.name if weights.is_file() else None,
+        "acc1": metrics["val_acc1"],
+        "acc5": metrics.get("val_acc5"),
+    }
+    run = weights.parent if weights.is_file() else weights
+    tell_run(run, "linear", [entry], ("acc1", "acc5", "folder"))
 
 
 def load_backbone(cfg: DictConfig) -> LoadReport:
@@ -73,7 +109,7 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
     path = select(cfg, "pretrained_feature_extractor")
     if path is None:
         raise CheckpointError(
-            "pretrained_feature_extractor is null: give the checkpoint to evaluate, as in "
+            "pretrained_feature_extractor is not given: name the checkpoint to evaluate, as in "
             "pretrained_feature_extractor='\"trained_models/byol/0/name-0-ep=99.ckpt\"'"
         )
     from solo import extensions
@@ -129,11 +165,41 @@ def build_model(cfg: DictConfig, backbone: Any) -> LinearModel:
     return LinearModel(backbone, cfg, loss_func=loss, mixup_func=mixup)
 
 
-def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
-    """Labelled training and validation images; `split` is what an earlier run trained on."""
+def held_out(cfg: DictConfig) -> Holdout | None:
+    """What validates where there is no `data.val_path`: what the encoder's run held out of the
+    same images, or what it would have held out of others."""
+    from solo.data.datasets import holdout
+
+    if cfg.data.val_path is not None or not cfg.data.val_fraction:
+        return None
+    run = Path(cfg.pretrained_feature_extractor)
+    run = run if run.is_dir() else run.parent
+    trained = ((read_args(run) or {}).get("data") or {}).get("train_path")
+    same = trained is not None and Path(trained).resolve() == Path(cfg.data.train_path).resolve()
+    return (holdout.read(run) if same else None) or holdout.Holdout(cfg.data.val_fraction)
+
+
+def build_data(cfg: DictConfig, split: Split | None = None, holdout: Holdout | None = None) -> Data:
+    """Labelled training and validation images.
+
+    Args:
+        split: what an earlier run trained on.
+        holdout: the training images that validate, where there are no others.
+    """
     data = cfg.data
     look = data.augmentations
     images = Shown(look.crop_size, tuple(look.mean), tuple(look.std))
+    part = {name: data[name] for name in ("fraction_of", "skip_unreadable")}
+    on_device = data.augment == "device"
+    if cfg.auto_augment and on_device:
+        raise ConfigError(
+            "auto_augment changes images in the loader's workers: leave data.augment=device out"
+        )
+    if holdout is not None and data.format != "image_folder":
+        raise ConfigError(
+            f"data.val_fraction works with data.format=image_folder, not {data.format}: give "
+            "data.val_path"
+        )
     if data.format == "dali":
         if cfg.auto_augment:
             raise ConfigError("auto_augment does not work with data.format=dali")
@@ -152,6 +218,7 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
             exif=_reading(cfg)["exif"],
             split=split,
             images=images,
+            **part,
         )
     from solo.data.classification_dataloader import prepare_data
     from solo.data.pretrain_dataloader import require_full_batch
@@ -166,7 +233,10 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
         data_fraction=data.fraction,
         auto_augment=cfg.auto_augment,
         images=images,
+        as_bytes=on_device,
         split=split,
+        holdout=holdout,
+        **part,
         **_reading(cfg),
     )
     classes = getattr(train.dataset, "classes", None)
@@ -175,6 +245,10 @@ def build_data(cfg: DictConfig, split: Split | None = None) -> Data:
             f"data.train_path has one class ('{classes[0]}'): a classifier needs at least two."
         )
     require_full_batch(train.dataset, cfg.optimizer.batch_size, processes(cfg))
+    if on_device:
+        from solo.data.views.device_normalise import NormalisedOnDevice
+
+        return NormalisedOnDevice(train, val, images.mean, images.std)
     return train, val
 
 
@@ -188,12 +262,11 @@ def _reading(cfg: DictConfig) -> dict[str, Any]:
 
 def _print_result(trainer: Trainer, model: LinearModel, cfg: DictConfig) -> None:
     """Accuracy and measured cost of the last epoch, and what fine-tuning made of the encoder."""
-    from solo.monitoring.loggers import CSVMetrics, last_values
+    from solo.monitoring.loggers import csv_of, last_values
 
     metrics = trainer.callback_metrics
     if not metrics:  # of a finished run, from its file
-        csv = next(logger for logger in trainer.loggers if isinstance(logger, CSVMetrics))
-        metrics = last_values(csv.path)
+        metrics = last_values(csv_of(trainer.loggers).path)
     if not trainer.is_global_zero or "val_acc1" not in metrics:
         return
     kind = "fine-tuned" if cfg.finetune else "linear"

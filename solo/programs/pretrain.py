@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo.args import schema
 from solo.args.check import require
 from solo.args.common import count_devices, processes
+from solo.args.own_images import settle
 from solo.args.pretrain import parse_cfg
 from solo.data.catalogue import info_of
 from solo.errors import ConfigError, did_you_mean
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from torch.utils.data import DataLoader
 
+    from solo.data.datasets.holdout import Holdout
+    from solo.data.views.device_views import DeviceViews
     from solo.programs.training import Data
 
 
@@ -29,30 +33,35 @@ def pretrain(cfg: DictConfig) -> Trainer:
         SoloError: a mistake in the configuration, the data or a checkpoint.
     """
     OmegaConf.set_struct(cfg, False)
+    chosen = settle(cfg)
     parse_cfg(cfg)
     require(cfg, schema.Pretrain)
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print("".join(f"{line}\n" for line in chosen), end="", flush=True)
 
     from lightning.pytorch import seed_everything
 
-    from solo.data.datasets.images import ReadError
-    from solo.programs.training import fit
+    from solo.data.datasets import holdout as holdouts
+    from solo.monitoring.quiet import quiet
+    from solo.programs.closing import finish
+    from solo.programs.resuming import find_resume
+    from solo.programs.training import SaveParts, fit
 
     watching = _watching(cfg)
-    seed_everything(cfg.seed)
+    quiet()
+    seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg)
-    data = build_data(cfg)
-    try:
-        return fit(
-            cfg,
-            model,
-            data,
-            Path(cfg.checkpoint.dir) / cfg.method,
-            [*_umap(cfg), *_frozen(cfg)],
-            watching=watching,
-        )
-    except ReadError as error:
-        hint = "With data.skip_unreadable=True broken training files are counted and left out."
-        raise ReadError(f"{error} {hint}") from error
+    logdir = Path(cfg.checkpoint.dir) / cfg.method
+    holdout, resume = None, None
+    if cfg.data.val_fraction and cfg.data.val_path is None:
+        resume = find_resume(cfg, logdir)
+        kept = None if resume.path is None else holdouts.read(resume.path.parent)
+        holdout = kept or holdouts.Holdout(cfg.data.val_fraction)
+    data = build_data(cfg, holdout)
+    callbacks = [*_umap(cfg), *_frozen(cfg), SaveParts([holdout], logdir)]
+    trainer = fit(cfg, model, data, logdir, callbacks, resume, watching=watching)
+    finish(cfg, trainer)
+    return trainer
 
 
 def _watching(cfg: DictConfig) -> list[Callback]:
@@ -68,7 +77,8 @@ def _watching(cfg: DictConfig) -> list[Callback]:
     if cfg.get("probes"):
         callbacks.append(Probes(OmegaConf.to_container(cfg.probes, resolve=True)))
     if cfg.get("milestones"):
-        callbacks.append(Milestones(OmegaConf.to_container(cfg.milestones, resolve=True)))
+        wanted = OmegaConf.to_container(cfg.milestones, resolve=True)
+        callbacks.append(Milestones(wanted, cfg.max_epochs))
     return callbacks
 
 
@@ -91,7 +101,7 @@ def build_model(cfg: DictConfig) -> LightningModule:
     if wanted not in (None, cfg.data.num_large_crops):
         raise ConfigError(
             f"{cfg.method} needs {wanted} large crops, but 'augmentations' makes "
-            f"{cfg.data.num_large_crops} (those with the crop_size of the first entry)"
+            f"{cfg.data.num_large_crops} (those of the largest crop_size)"
         )
     model = METHODS[cfg.method](cfg)
     if cfg.get("init_from"):
@@ -106,116 +116,121 @@ def build_model(cfg: DictConfig) -> LightningModule:
     return model
 
 
-def build_data(cfg: DictConfig) -> Data:
-    """Training views and, where there are labels, validation images."""
-    from solo.data.datasets.folders import compare_folders
+def build_data(cfg: DictConfig, holdout: Holdout | None = None) -> Data:
+    """Training views and, where there are labels, validation images.
 
-    val = validation_loader(cfg)
+    Args:
+        holdout: the training images that validate, where there are no others.
+    """
+    from solo.data.classification_dataloader import check_classes
+    from solo.data.datasets.folders import compare_folders
+    from solo.data.pretrain_dataloader import prepare_dataloader, require_full_batch
+    from solo.data.resident.loader import ResidentData
+    from solo.data.views.device_views import DeviceData
+    from solo.data.views.long_images import image_sizes, warn_of_long_images
+
+    if holdout is not None and cfg.data.format not in ("image_folder", "resident"):
+        raise ConfigError(
+            "data.val_fraction works with data.format=image_folder and resident, not "
+            f"{cfg.data.format}: give data.val_path, or data.val_fraction=0"
+        )
+    val, resident = validation_loader(cfg, holdout), cfg.data.format == "resident"
     if cfg.data.format in ("dali", "resident") and not cfg.data.no_labels:
         compare_folders(cfg.data.train_path, cfg.data.val_path)
     if cfg.data.format == "dali":
         return _dali(cfg, val)
-    if cfg.data.format == "resident":
-        return _resident(cfg, val)
-    from solo.data.classification_dataloader import check_classes
-    from solo.data.pretrain_dataloader import (
-        build_transform_pipeline,
-        prepare_dataloader,
-        prepare_datasets,
-        prepare_n_crop_transform,
-        require_full_batch,
-    )
-    from solo.data.views.long_images import image_sizes, warn_of_long_images
-
-    device_views = None
-    if cfg.data.get("augment") == "device":
-        from solo.data.views.device_views import DeviceData, DeviceViews
-
-        compiled = OmegaConf.select(cfg, "performance.compile", default=False)
-        device_views = DeviceViews(cfg.data.dataset, cfg.augmentations, compiled)
-        transform = device_views.transform()
-    else:
-        transform = prepare_n_crop_transform(
-            [build_transform_pipeline(cfg.data.dataset, entry) for entry in cfg.augmentations],
-            [entry.num_crops for entry in cfg.augmentations],
-        )
+    on_device, transform = _views(cfg)
     if cfg.debug_augmentations:
         print("Transforms:\n", transform)
-    dataset = prepare_datasets(
-        cfg.data.dataset,
-        transform,
-        train_data_path=cfg.data.train_path,
-        data_format=cfg.data.format,
-        pixels=device_views is not None,
-        **_which_images(cfg),
-    )
-    if cfg.data.get("skip_unreadable"):
-        from solo.data.datasets.unreadable import without_unreadable
-
-        where = f"'{cfg.data.train_path}'"
-        dataset = without_unreadable(dataset, where, max(1, cfg.data.num_workers))
-    require_full_batch(dataset, cfg.optimizer.batch_size, processes(cfg))
-    if val is not None and not cfg.data.no_labels:
+    dataset = _training_images(cfg, transform, on_device is not None, holdout)
+    batch_size = cfg.optimizer.batch_size
+    require_full_batch(dataset, batch_size, processes(cfg))
+    if not resident and val is not None and not cfg.data.no_labels:
         check_classes(dataset, val.dataset)
-    warn_of_long_images(image_sizes(dataset), cfg.augmentations)
-    train = prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
-    return (train, val) if device_views is None else DeviceData(train, device_views, val)
+    sizes = [tuple(dataset.images.shape[2:])] if resident else image_sizes(dataset)
+    warn_of_long_images(sizes, cfg.augmentations)
+    if resident:
+        return ResidentData(dataset, batch_size, val)
+    train = prepare_dataloader(dataset, batch_size, cfg.data.num_workers)
+    return (train, val) if on_device is None else DeviceData(train, on_device, val)
 
 
-def _which_images(cfg: DictConfig) -> dict[str, Any]:
-    return {
-        "no_labels": cfg.data.no_labels,
-        "data_fraction": cfg.data.fraction,
-        "fraction_of": cfg.data.get("fraction_of", "images"),
-        "exif": cfg.data.get("exif", "ignore"),
-        "value_range": cfg.data.get("value_range"),
-    }
-
-
-def _resident(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
-    from solo.data.pretrain_dataloader import require_full_batch
-    from solo.data.resident.loader import ResidentData, prepare_resident
+def _views(cfg: DictConfig) -> tuple[DeviceViews | None, Any]:
+    """What makes views of loaded images on the device, if asked for; what makes the rest."""
+    from solo.data.pretrain_dataloader import build_transform_pipeline, prepare_n_crop_transform
     from solo.data.views.batched import build_views
-    from solo.data.views.long_images import warn_of_long_images
+    from solo.data.views.device_views import DeviceViews
 
+    name, entries = cfg.data.dataset, cfg.augmentations
     compiled = OmegaConf.select(cfg, "performance.compile", default=False)
-    views = build_views(cfg.data.dataset, cfg.augmentations, compiled)
-    if cfg.debug_augmentations:
-        print("Transforms:\n", views)
-    dataset = prepare_resident(
-        cfg.data.dataset,
-        views,
-        train_data_path=cfg.data.train_path,
-        size=cfg.data.get("resident_size"),
-        skip_unreadable=cfg.data.get("skip_unreadable", False),
-        threads=cfg.data.num_workers,
-        processes=count_devices(cfg),
-        **_which_images(cfg),
+    if cfg.data.format == "resident":
+        return None, build_views(name, entries, compiled)
+    if cfg.data.get("augment") == "device":
+        views = DeviceViews(name, entries, compiled)
+        return views, views.transform()
+    pipelines = [build_transform_pipeline(name, entry) for entry in entries]
+    return None, prepare_n_crop_transform(pipelines, [entry.num_crops for entry in entries])
+
+
+def _training_images(cfg: DictConfig, transform: Any, pixels: bool, holdout: Holdout | None) -> Any:
+    from solo.data.datasets.unreadable import without_unreadable
+    from solo.data.pretrain_dataloader import prepare_datasets
+    from solo.data.resident.loader import prepare_resident
+
+    data = cfg.data
+    which = {
+        "train_data_path": data.train_path,
+        "no_labels": data.no_labels,
+        "data_fraction": data.fraction,
+        "fraction_of": data.get("fraction_of", "images"),
+        "exif": data.get("exif", "ignore"),
+        "value_range": data.get("value_range"),
+        "holdout": holdout,
+    }
+    if data.format == "resident":
+        return prepare_resident(
+            data.dataset,
+            transform,
+            size=data.get("resident_size"),
+            skip_unreadable=data.get("skip_unreadable", False),
+            threads=data.num_workers,
+            processes=count_devices(cfg),
+            **which,
+        )
+    dataset = prepare_datasets(
+        data.dataset, transform, data_format=data.format, pixels=pixels, **which
     )
-    require_full_batch(dataset, cfg.optimizer.batch_size, processes(cfg))
-    warn_of_long_images([tuple(dataset.images.shape[2:])], cfg.augmentations)
-    return ResidentData(dataset, cfg.optimizer.batch_size, val)
+    if data.get("skip_unreadable"):
+        return without_unreadable(dataset, f"'{data.train_path}'", max(1, data.num_workers))
+    return dataset
 
 
-def validation_loader(cfg: DictConfig) -> DataLoader | None:
-    """Labelled validation images, None where there are none."""
+def validation_loader(cfg: DictConfig, holdout: Holdout | None = None) -> DataLoader | None:
+    """Labelled validation images, None where there are none.
+
+    Args:
+        holdout: the training images that validate, where there are no others.
+    """
     data = cfg.data
     info = info_of(data.dataset)
-    if (info.any_images and data.no_labels) or (info.path == "required" and data.val_path is None):
+    path = data.train_path if holdout is not None else data.val_path
+    if (info.any_images and data.no_labels) or (info.path == "required" and path is None):
         return None
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format
     from solo.data.shown import shown
 
     return prepare_val_data(
-        data.dataset,
-        val_data_path=data.val_path,
-        data_format=stored_format(data.format, data.val_path),
+        info,
+        shown(info, cfg, size=data.get("image_size")),
+        val_data_path=path,
+        data_format=stored_format(data.format, path),
+        holdout=holdout,
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
         exif=data.get("exif", "ignore"),
         value_range=data.get("value_range"),
-        images=shown(data.dataset, cfg, size=data.get("image_size")),
+        skip_unreadable=data.get("skip_unreadable", False),
     )
 
 
@@ -246,6 +261,8 @@ def _dali(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
         encode_indexes_into_labels=cfg.dali.encode_indexes_into_labels,
         exif=cfg.data.get("exif", "ignore"),
         augmentations=cfg.augmentations,
+        fraction_of=cfg.data.get("fraction_of", "images"),
+        skip_unreadable=cfg.data.get("skip_unreadable", False),
     )
     module.val_dataloader = lambda: [] if val is None else val
     return module

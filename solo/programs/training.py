@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,18 +16,24 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
-from solo.args.common import count_devices
-from solo.data.datasets import splits
+from solo.args.common import count_devices, processes
+from solo.data.datasets.holdout import Holdout
+from solo.data.datasets.images import ReadError
+from solo.data.datasets.splits import Split
 from solo.errors import ConfigError
+from solo.methods.heads import BATCH_NORMS
 from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
 from solo.monitoring.interruptions import Interruptions, WithinEpoch
-from solo.monitoring.loggers import CSVMetrics
+from solo.monitoring.loggers import CSVMetrics, csv_of
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
+from solo.monitoring.quiet import quiet
 from solo.monitoring.replay import StepKeeper
+from solo.programs.epoch_lines import EpochLines
 from solo.programs.resuming import Resume, Run, announce, explained, find_resume, run_folder
 from solo.utils.best_checkpoint import BestCheckpoint
 from solo.utils.misc import omegaconf_select
@@ -59,7 +64,8 @@ def fit(
     Returns:
         The trainer, after the run.
     """
-    _quiet()
+    quiet()
+    _require_statistics(cfg, model)
     resume = find_resume(cfg, logdir) if resume is None else resume
     with run_folder(cfg, logdir, resume) as run:
         announce(run.resume)
@@ -85,10 +91,47 @@ def _fit(
     trainer = _trainer(trainer_arguments(cfg), run.loggers, [*own, *callbacks, *monitors, *bar])
     loaders = {"datamodule": data} if isinstance(data, LightningDataModule) else {}
     path = None if run.resume.path is None else str(run.resume.path)
-    with _profiled(cfg, trainer, model, data, logdir), explained(run, trainer):
+    with _profiled(cfg, trainer, model, data, logdir), explained(run, trainer), _way_out(cfg):
         given = () if loaders else data
         trainer.fit(model, *given, **loaders, ckpt_path=path, weights_only=True)
     return trainer
+
+
+def _require_statistics(cfg: DictConfig, model: LightningModule) -> None:
+    """Batch norm has nothing to compare a single image with.
+
+    Raises:
+        ConfigError: it would have to, in the networks that are trained.
+    """
+    trained = model.modules() if cfg.get("finetune", True) else ()
+    together = processes(cfg) if cfg.get("sync_batchnorm") and not _on_cpu(cfg) else 1
+    if cfg.optimizer.batch_size * together > 1:
+        return
+    if norm := next((m for m in trained if isinstance(m, BATCH_NORMS)), None):
+        raise ConfigError(
+            f"optimizer.batch_size=1: batch norm ({type(norm).__name__}) takes its statistics over "
+            "a batch, and one image has none to compare it with: take at least 2"
+        )
+
+
+@contextmanager
+def _way_out(cfg: DictConfig) -> Iterator[None]:
+    """Name the key that leaves broken files out, or that asks for validation too late."""
+    try:
+        yield
+    except ValueError as error:
+        if "`val_check_interval`" not in str(error):
+            raise
+        raise ConfigError(
+            f"val_check_interval={cfg.val_check_interval} is more than an epoch has batches: "
+            f"{' '.join(str(error).split())} As a number between 0 and 1 it is a part of an epoch; "
+            "check_val_every_n_epoch validates every few epochs"
+        ) from error
+    except ReadError as error:
+        if omegaconf_select(cfg, "data.skip_unreadable", False):
+            raise
+        hint = "With data.skip_unreadable=True broken files are counted and left out."
+        raise ReadError(f"{error} {hint}") from error
 
 
 @contextmanager
@@ -114,26 +157,12 @@ def _profiled(
         profiler.write(logdir / str(trainer.logger.version), images)
 
 
-def _quiet() -> None:
-    """Leave out Lightning's advertising and the advice that does not apply to our runs."""
-    for message in (
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*smaller than the logging interval.*",
-        ".*does not have many workers.*",
-        # a method's own hooks before and after the transfer are what is wanted with a data module
-        ".*You have overridden `on_.*_batch_transfer` in `LightningModule`.*",
-        # figures of extensions, the same on all ranks: sparse/online_sparsity and the like
-        ".*self.log.'[a-z_]+/.*sync_dist.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(lambda record: "Tip:" not in record.getMessage())
-
-
 def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]) -> Trainer:
     try:
         return Trainer(**arguments, logger=loggers, callbacks=callbacks, enable_checkpointing=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        if isinstance(error, MisconfigurationException) and "invalid value" not in str(error):
+            raise  # of the machine, which `explain` puts into words
         reason = " ".join(str(error).split())
         raise ConfigError(f"Lightning's Trainer refuses its arguments: {reason}") from error
 
@@ -142,7 +171,7 @@ def _own_callbacks(
     cfg: DictConfig, logdir: Path, run: Run, watching: Sequence[Callback]
 ) -> list[Callback]:
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
-    csv = next(logger for logger in run.loggers if isinstance(logger, CSVMetrics))
+    csv = csv_of(run.loggers)
     saver = run.saver
     keeper = StepKeeper(cfg, logdir, omegaconf_select(cfg, "performance.replay"))
     # in this order: the step draws after the seed
@@ -151,7 +180,7 @@ def _own_callbacks(
     savers: list[Callback] = [] if saver is None else [saver]
     if saver is not None and cfg.checkpoint.get("monitor"):
         savers.append(BestCheckpoint(saver, cfg.checkpoint.monitor, cfg.checkpoint.mode or "max"))
-    return [*guards, *watching, *savers, Interruptions(saver)]
+    return [*guards, EpochLines(cfg, csv), *watching, *savers, Interruptions(saver)]
 
 
 class _ContinueMetrics(Callback):
@@ -178,6 +207,8 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     names = set(inspect.signature(Trainer.__init__).parameters)
     names -= {"self", "logger", "callbacks", "enable_checkpointing"}
     kwargs = {name: _plain(cfg[name]) for name in names if name in cfg}
+    if kwargs.get("enable_model_summary") is None:  # the first lines of a run say its size
+        kwargs["enable_model_summary"] = False
     if str(kwargs.get("precision")) in ("bf16-true", "16-true"):
         warnings.warn(
             f"precision={kwargs['precision']} keeps batch norm's running statistics and momentum "
@@ -224,17 +255,21 @@ class LogFigures(Callback):
                 logger.log_metrics(self.figures, step=0)
 
 
-class SaveSplit(Callback):
-    """Leaves a file beside the run that says which part of the images it trains on."""
+class SaveParts(Callback):
+    """Leaves files beside the run that say which images it trains on, and which validate.
 
-    def __init__(self, data: Data, logdir: Path):
+    Args:
+        parts: each a `Split`, a `Holdout`, or None.
+        logdir: in which the run has its folder.
+    """
+
+    def __init__(self, parts: Sequence[Split | Holdout | None], logdir: Path):
         super().__init__()
-        self.data, self.logdir = data, logdir
+        self.parts, self.logdir = [part for part in parts if part is not None], logdir
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, also when the run goes on in another folder."""
-        split = splits.of_data(self.data)
-        if split is not None and trainer.is_global_zero:
-            folder = self.logdir / str(trainer.logger.version)
+        """Write them, also when the run goes on in another folder."""
+        folder = self.logdir / str(trainer.logger.version)
+        for part in self.parts if trainer.is_global_zero else ():
             folder.mkdir(parents=True, exist_ok=True)
-            split.write(folder)
+            part.write(folder)

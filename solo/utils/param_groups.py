@@ -10,13 +10,17 @@ from torch import nn
 
 
 def _layer_ids(model: nn.Module) -> dict[str, int]:
-    """Depth of every parameter, 0 at the input: timm's own grouping, or one layer per child."""
+    """Depth of every parameter, 0 at the input: timm's own grouping, or a layer per child that has
+    parameters."""
     if hasattr(model, "group_matcher"):
         from timm.models import group_parameters
 
         return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
-    children = {name: index for index, (name, _) in enumerate(model.named_children())}
-    return {name: children.get(name.split(".")[0], 0) for name, _ in model.named_parameters()}
+    names = [name for name, _ in model.named_parameters()]
+    order = {
+        child: index for index, child in enumerate(dict.fromkeys(n.split(".")[0] for n in names))
+    }
+    return {name: order[name.split(".")[0]] for name in names}
 
 
 def param_groups_layer_decay(

@@ -23,6 +23,7 @@ __all__ = [
     "erk",
     "erk_densities",
     "exact_budgets",
+    "fit",
     "global_topk",
     "keep_topk",
     "uniform",
@@ -96,6 +97,40 @@ def exact_budgets(
     for name in open_layers[:missing]:
         kept[name] += 1
     return kept
+
+
+def fit(
+    kept: Mapping[str, int],
+    room: Mapping[str, int],
+    total: int,
+    least: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Budgets that add up, none above what a layer has room for or below its least.
+
+    Args:
+        kept: wished budgets.
+        room: the most that a layer can keep.
+        total: their sum.
+        least: what it keeps at least; by default nothing.
+
+    Raises:
+        ConfigError: no such budgets have that sum.
+    """
+    least = least or dict.fromkeys(kept, 0)
+    found = {name: max(least[name], min(k, room[name])) for name, k in kept.items()}
+    missing = total - sum(found.values())
+    rest = {n: room[n] - k if missing > 0 else k - least[n] for n, k in found.items()}
+    if abs(missing) > sum(rest.values()):
+        raise ConfigError(
+            f"{total} units are to be kept, of between {sum(least.values())} and "
+            f"{sum(room.values())} that can be: choose another sparsity."
+        )
+    if missing:
+        share = abs(missing) / sum(rest.values())
+        more = exact_budgets(dict.fromkeys(rest, share), rest, abs(missing))
+        sign = 1 if missing > 0 else -1
+        found = {name: found[name] + sign * more[name] for name in found}
+    return found
 
 
 def erk_densities(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from solo.errors import ConfigError, did_you_mean
 from solo.registry import Registry
+from sparse_ext.config.budget_names import Budget, read_budget
 from sparse_ext.config.granularity_names import Spelling, read
 from sparse_ext.config.scorer_names import NEEDS, scorer_named
 
@@ -20,6 +21,10 @@ ALLOCATIONS: Registry[Any] = Registry(
     "allocation",
     {"erk": f"{_RULES}:erk", "er": f"{_RULES}:er", "uniform": f"{_RULES}:uniform"},
 )
+
+
+#: how scores of several layers are compared, where layers have no budgets of their own
+COMPARED = ("global", "isomorphic")
 
 
 def register_allocation(name: str, rule: Any) -> None:
@@ -57,9 +62,14 @@ class SparseConfig:
         ema_mode: how the momentum encoder follows: `latent` averages the dense views of both
             encoders, `leaky` the stored weights, zeros included, `hold` only where both are kept.
         score: what a weight is worth; the largest are kept: `magnitude`, `snip` (|g W| of the
-            step's gradient), or the name of a registered one.
+            step's gradient), `taylor` ((g W)^2, of a filter or channel the square of the sum),
+            `mean_taylor` (|W| times the running mean of |g|), or the name of a registered one.
         stem_dense: leave the first convolution out of the prunable set.
         exclude: glob patterns of module names that stay dense.
+        budget: what is left of the network in the end, in the place of `final` and with `coupled`:
+            `params:0.5` (half of the parameters), `macs:0.5` (of the multiply-accumulates per
+            image) or `latency:0.5` (of the time per image, measured before the first step). All
+            other sparsities of the run then are shares of these costs that are gone, too.
         coupled: with `filter` or `block<size>`: prune whole channels (or that many neighbours) at
             once, from all layers that share them, so that they can be removed physically. Sparsity
             then is the share of channel groups (see `sparse_ext.pruning.coupled_units`).
@@ -77,7 +87,7 @@ class SparseConfig:
 
     PAIR_ONLY: ClassVar[tuple[str, ...]] = ("momentum_initial", "momentum_final", "ema_mode")
     #: what a score may be made of, when this method makes its masks (see `NEEDS`)
-    SCORED_BY: ClassVar[tuple[str, ...]] = ("weight", "gradient")
+    SCORED_BY: ClassVar[tuple[str, ...]] = ("weight", "gradient", "mean_gradient")
 
     name: str = ""
     granularity: str = "element"
@@ -92,6 +102,7 @@ class SparseConfig:
     stem_dense: bool = True
     exclude: tuple[str, ...] = ()
     coupled: bool = False
+    budget: str | None = None
     slim_at: float | None = None
     multiple: int = 1
     kernel: str = "dense"
@@ -115,6 +126,8 @@ class SparseConfig:
 
     def fill_in(self) -> None:
         """Set the defaults that depend on other keys; twice changes nothing."""
+        if self.spending is not None:
+            self._fill_in_budget(clean(1 - self.spending.share))
         if self.final is None:
             derive(self, "final", 1.0 if self.some_survive else 0.8)
 
@@ -128,6 +141,24 @@ class SparseConfig:
     def spelling(self) -> Spelling:
         """The granularity that the key `granularity` names, by its parts."""
         return read(self.granularity)
+
+    @cached_property
+    def spending(self) -> Budget | None:
+        """The budget that the key `budget` names."""
+        return None if self.budget is None else read_budget(self.budget)
+
+    def _fill_in_budget(self, final: float) -> None:
+        if self.final not in (None, final):
+            raise ConfigError(
+                f"sparse.budget={self.budget} and sparse.final={self.final} are two goals: leave "
+                f"one of them out."
+            )
+        if not self.coupled:
+            raise ConfigError(
+                f"sparse.budget={self.budget} counts what is saved when channels are removed: set "
+                f"sparse.coupled=true and sparse.granularity=filter (or block8)."
+            )
+        derive(self, "final", final)
 
     @property
     def some_survive(self) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from solo.errors import ConfigError
 from sparse_ext.config.base import (
     ALLOCATIONS,
+    COMPARED,
     SparseConfig,
     _fractions,
     require_choice,
@@ -78,8 +79,9 @@ class GMPConfig(SparseConfig):
 
     Attributes:
         ramp_start: fraction of the run at which the ramp starts.
-        allocation: `global` compares weights of all layers; `erk`, `er` and `uniform` give every
-            layer its budget and compare within it.
+        allocation: `global` compares weights of all layers; `isomorphic` compares layers, or
+            channels, of one kind, of each of which the same share goes; `erk`, `er` and `uniform`
+            give every layer its budget and compare within it.
     """
 
     name: str = "gmp"
@@ -88,7 +90,7 @@ class GMPConfig(SparseConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_choice("allocation", self.allocation, ("global", *ALLOCATIONS))
+        require_choice("allocation", self.allocation, (*COMPARED, *ALLOCATIONS))
         if not 0 <= self.ramp_start < self.ramp_end:
             raise ConfigError(
                 f"sparse.ramp_start={self.ramp_start} must be at least 0 and before "

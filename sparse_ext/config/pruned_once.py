@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from solo.errors import ConfigError
 from sparse_ext.config.base import (
     ALLOCATIONS,
+    COMPARED,
     FixedConfig,
     SparseConfig,
     _all_nm,
@@ -50,7 +51,7 @@ class FixedMasksConfig(FixedConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        refuse_unused(self, "score", why="its masks are there already")
+        refuse_unused(self, "score", "budget", why="its masks are there already")
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,15 @@ class OneShotConfig(FixedConfig):
     """Pruning at one moment, by magnitude or another `score`.
 
     Attributes:
-        allocation: `global` compares weights of all layers; `erk`, `er` and `uniform` give every
-            layer its budget and compare within it.
+        allocation: `global` compares weights of all layers; `isomorphic` compares layers, or
+            channels, of one kind, of each of which the same share goes; `erk`, `er` and `uniform`
+            give every layer its budget and compare within it.
         prune_at: fraction of the run after which it happens: 0 = before the first step, 1 = after
             the last; what is left of the run fine-tunes.
         dense_checkpoint: file of a trained dense run, whose weights a fresh run starts from.
     """
 
-    SCORED_BY = ("weight", "gradient", "curvature")
+    SCORED_BY = ("weight", "gradient", "mean_gradient", "curvature")
 
     name: str = "oneshot"
     allocation: str = "global"
@@ -74,7 +76,7 @@ class OneShotConfig(FixedConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_choice("allocation", self.allocation, ("global", *ALLOCATIONS))
+        require_choice("allocation", self.allocation, (*COMPARED, *ALLOCATIONS))
         if self.prune_at and scorer_named(self.score).needs == "curvature":
             raise ConfigError(
                 f"sparse.score={self.score} looks at the first batch, and sparse.prune_at="

@@ -8,7 +8,14 @@ import typing
 from dataclasses import dataclass, field
 
 from solo.errors import ConfigError
-from sparse_ext.config.base import ALLOCATIONS, SparseConfig, clean, derive, require_choice
+from sparse_ext.config.base import (
+    ALLOCATIONS,
+    COMPARED,
+    SparseConfig,
+    clean,
+    derive,
+    require_choice,
+)
 from sparse_ext.config.scorer_names import SCORERS
 
 TOLERANCE = 1e-9  # of a difference of two sparsities that must equal `gap`
@@ -83,8 +90,8 @@ class SyncCPConfig(SparseConfig):
         gap: Delta_s, sparsity of the sparser encoder minus that of the other one.
         sparser: `online` (the paper) or `offline` (its Table 12).
         initial_allocation: layer densities of the initial random masks: `erk`, `er`, `uniform`.
-        scope: magnitudes are compared over all layers (`global`) or within each (`layer`, which
-            then all get the same sparsity).
+        scope: magnitudes are compared over all layers (`global`), over those of one kind
+            (`isomorphic`) or within each (`layer`, which then all get the same sparsity).
         csi: when the ramp starts.
         score: what brings weights back: the running mean of |gradient| (`ema`) or that of the
             update's own step (`instant`); both keep the weights of largest magnitude. Any other
@@ -137,7 +144,7 @@ class SyncCPConfig(SparseConfig):
         self._check_gaps()
         super().__post_init__()
         require_choice("initial_allocation", self.initial_allocation, ALLOCATIONS)
-        require_choice("scope", self.scope, ("global", "layer"))
+        require_choice("scope", self.scope, (*COMPARED, "layer"))
         require_choice("regrow_init", self.regrow_init, ("latent", "zero"))
         require_choice("mp_on", self.mp_on, ("masked", "latent"))
         if self.score_every < 1:

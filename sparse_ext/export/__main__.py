@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from solo.errors import ConfigError
 from solo.registry import import_plugins
 
 SLIM = "without the channels that masks have emptied: a smaller, faster encoder"
@@ -53,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", help="slim --survey: file for the results, taken up again")
     parser.add_argument("--models", nargs="+", default=(), help="slim --survey: only these")
     parser.add_argument("--pattern", default="2:4", help="nm: N:M")
+    parser.add_argument(
+        "--int8", action="store_true", help="onnx, nm: a second file in 8-bit integers (QDQ)"
+    )
+    parser.add_argument("--calibrate", help="--int8: folder of images that show the ranges")
+    parser.add_argument("--images", type=int, default=128, help="--int8: how many of them")
     parser.add_argument("--input_size", type=int, help="image side; by default the dataset's")
     args = parser.parse_args(argv)
     if args.survey:
@@ -68,8 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _slim(args: argparse.Namespace) -> str:
     from sparse_ext.export.slim import slim
 
+    _check_int8(args)
     done = slim(args.checkpoint, args.out, args.encoder, args.multiple)
     before, after = done.report.parameters
+    was, now = (1e3 * seconds for seconds in done.seconds)
     lines = [f"{'channels written by':32} before  after"]
     lines += [f"{name:32} {a:6} {b:6}" for name, (a, b) in done.report.widths.items()]
     lines += [f"kept: {name}: {why}" for name, why in done.report.obstacles.items()]
@@ -81,10 +89,24 @@ def _slim(args: argparse.Namespace) -> str:
             f"parameters {before:,} -> {after:,} ({before / after:.2f}x fewer)",
             f"MACs per image of {done.input_size}x{done.input_size}: {done.cost[0]:,} -> "
             f"{done.cost[1]:,} ({done.cost[0] / done.cost[1]:.2f}x fewer, all of them dense)",
+            f"time per image, measured one by one: {was:.2f} ms -> {now:.2f} ms ({was / now:.2f}x)",
             f"features differ from the masked encoder's by {done.difference:.1e} of the largest",
             _wrote(done.path),
         ]
     )
+
+
+def _check_int8(args: argparse.Namespace) -> None:
+    if args.int8 and args.format not in ("onnx", "nm"):
+        raise ConfigError(f"--int8 is for onnx and nm, and {args.format} is no ONNX file.")
+    if args.int8 != (args.calibrate is not None):
+        have, lack = ("int8", "calibrate FOLDER") if args.int8 else ("calibrate", "int8")
+        raise ConfigError(
+            f"--{have} without --{lack}: integers need images that show the ranges of what layers "
+            f"put out. Give both, such as --int8 --calibrate datasets/imagenet100/train."
+        )
+    if args.images < 2:
+        raise ConfigError(f"--images {args.images}: at least 2 images are needed.")
 
 
 def _write(args: argparse.Namespace) -> str:
@@ -92,12 +114,15 @@ def _write(args: argparse.Namespace) -> str:
     from solo.data.shown import input_size
     from sparse_ext.export.formats import FORMATS, Request
 
+    _check_int8(args)
     backbone, run = load_run(args.checkpoint, args.encoder)
     source, chosen = weights_file(args.checkpoint), FORMATS[args.format]
     suffix = f".{chosen.suffix}" if chosen.suffix else ""
     path = Path(args.out or source.with_name(f"{source.stem}-{args.format}{suffix}"))
     size = args.input_size or input_size(run)
-    lines = chosen(Request(source, backbone, path, size, args.half, args.pattern))
+    folder = args.calibrate if args.int8 else None
+    parts = args.half, args.pattern, run, folder, args.images
+    lines = chosen(Request(source, backbone, path, size, *parts))
     return "\n".join([*lines, _wrote(path)])
 
 

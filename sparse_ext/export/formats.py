@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,9 @@ class Request(NamedTuple):
         input_size: side of its images in pixels.
         half: values in float16, where the format has a choice.
         pattern: N:M, where the format asks for one.
+        run: configuration of the encoder's run.
+        calibrate: folder of images from which ranges of 8-bit integers are taken; None = float32.
+        images: how many of them.
     """
 
     checkpoint: Path
@@ -30,6 +33,9 @@ class Request(NamedTuple):
     input_size: int
     half: bool = False
     pattern: str = "2:4"
+    run: Mapping[str, Any] | None = None
+    calibrate: str | None = None
+    images: int = 128
 
 
 class Format(NamedTuple):
@@ -90,12 +96,36 @@ def write_csr(request: Request) -> None:
 
 
 def write_onnx(request: Request) -> list[str]:
-    """ONNX, whose features are compared with the encoder's."""
+    """ONNX, whose features are compared with the encoder's; with `calibrate` also in integers."""
     from sparse_ext.export.onnx import check_onnx, export_onnx
 
     backbone, path, size = request.backbone, request.path, request.input_size
     export_onnx(backbone, path, size)
-    return [f"ONNX Runtime's features differ by {check_onnx(backbone, path, size):.1e}"]
+    lines = [f"ONNX Runtime's features differ by {check_onnx(backbone, path, size):.1e}"]
+    return lines if request.calibrate is None else [*lines, *_integers(request)]
+
+
+def _integers(request: Request) -> list[str]:
+    """A second file beside the first, in 8-bit integers, and how the two compare."""
+    from sparse_ext.export.int8 import quantise, table
+    from sparse_ext.prune.images import calibration_and_unseen
+
+    seen, unseen = calibration_and_unseen(
+        str(request.calibrate),
+        request.images,
+        0,
+        request.run,
+        request.input_size,
+        key="--calibrate",
+    )
+    path = request.path.with_name(f"{request.path.stem}-int8{request.path.suffix}")
+    quantise(request.path, path, seen.batches)
+    return [
+        *table({"float32": request.path, "int8": path}, unseen),
+        f"on {len(unseen.labels)} images, ranges from {len(seen.labels)}; cosine, nearest "
+        f"neighbours and kNN votes compare with float32",
+        f"wrote {path}",
+    ]
 
 
 def write_nm(request: Request) -> list[str]:

@@ -32,6 +32,7 @@ class Slim:
         difference: largest difference of outputs on random images, over the largest output.
         cost: MACs per image before and after.
         input_size: side of those images.
+        seconds: per image before and after, measured one image at a time.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Slim:
     difference: float
     cost: tuple[int, int]
     input_size: int
+    seconds: tuple[float, float]
 
 
 def slim(
@@ -63,6 +65,7 @@ def slim(
     from solo.checkpoints.runs import load_run, weights_file
     from solo.data.shown import input_size
     from sparse_ext.cost.per_layer import count
+    from sparse_ext.pruning.measuring import seconds
 
     if multiple < 1:
         raise ConfigError(f"multiple={multiple}: widths are multiples of 1 or more.")
@@ -81,8 +84,10 @@ def slim(
     save_slim(backbone, path, about | {"widths": json.dumps(report.widths)})
     kept = {key: value for key, value in run.items() if key != "sparse"}
     write_json(folder / "args.json", kept)
-    macs = macs, count(backbone, size).macs_dense  # type: ignore[assignment]
-    return Slim(path, report, difference(full, backbone, size), macs, size)  # type: ignore[arg-type]
+    costs = macs, count(backbone, size).macs_dense
+    before, after = seconds([full, backbone], (3, size, size))
+    off = difference(full, backbone, size)
+    return Slim(path, report, off, costs, size, (before, after))
 
 
 def save_slim(net: nn.Module, path: str | Path, about: dict[str, str] | None = None) -> None:

@@ -5,7 +5,7 @@
 
 Every classification model of torchvision, and of timm one of each family named here, with random
 weights, biases and statistics. Each runs in a process of its own; a file of an interrupted survey
-is taken up again. Of networks with more than 200 million parameters the repeated blocks are left
+is taken up again. Of networks with more than 100 million parameters the repeated blocks are left
 out but for two of each kind: width and structure stay.
 """
 
@@ -52,7 +52,7 @@ FAMILIES = {
     "ghostnetv2": "ghostnetv2_100",
     "mixer": "mixer_s32_224",
 }
-LARGE = 200_000_000  # parameters
+LARGE = 100_000_000  # parameters
 EXACT = 1e-5  # of the largest output
 CLASSES = 10
 SHARES = (0.54, 0.66, 0.8)  # of the channels that are masked, until half of them are gone

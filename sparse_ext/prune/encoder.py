@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,18 @@ class Store:
         folder: where their files go.
         plan: layers of another plan are not taken for those of this one.
         encoder: nor those of another encoder.
+        batches: nor those that have seen other calibration images.
     """
 
-    def __init__(self, folder: Path, plan: Plan, encoder: nn.Module) -> None:
+    def __init__(
+        self, folder: Path, plan: Plan, encoder: nn.Module, batches: Iterable[Tensor]
+    ) -> None:
         digest = hashlib.sha256(json.dumps(asdict(plan.settings), sort_keys=True).encode())
-        for name, tensor in encoder.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        named = ((f"images {i}", batch) for i, batch in enumerate(batches))
+        for name, tensor in chain(encoder.state_dict().items(), named):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy())
         self.folder = folder / ".layers"
         self.key = digest.hexdigest()
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from solo.data.catalogue import DATASETS
 from solo.data.datasets.folders import images_below
+from solo.data.datasets.images import readers
+from solo.data.shown import reading_of
 from solo.errors import DataError
 
 BATCH = 32
@@ -61,7 +63,39 @@ def of_dataset(name: str, transform: Callable[[Any], Tensor], count: int, seed: 
     return Images(list(pixels.split(BATCH)), torch.tensor([int(label) for _, label in pairs]))
 
 
-def draw(folder: str | Path, count: int, seed: int, skip: int = 0) -> list[Path]:
+def calibration_and_unseen(
+    data: str | Path,
+    count: int,
+    seed: int,
+    args: Mapping[str, Any] | None,
+    size: int,
+    key: str = "--data",
+) -> tuple[Images, Images]:
+    """Calibration images, and as many that it does not see (the same where there are no others).
+
+    Args:
+        data: a folder, or a data set that needs no files.
+        count: how many of each.
+        seed: of the draw.
+        args: configuration of the encoder's run, which says how images look.
+        size: side of the images.
+        key: what messages call `data`.
+    """
+    from solo.data.classification_dataloader import folder_transform
+
+    transform = folder_transform(args, size)
+    loader, _ = readers(**reading_of(args))
+    if is_embedded(data):
+        return of_dataset(str(data), transform, 2 * count, seed).split(count)
+    paths = draw(data, count, seed, key=key)
+    others = draw(data, count, seed, skip=len(paths), key=key) or paths
+    seen = load(paths, data, transform, "calibration images", loader)
+    return seen, load(others, data, transform, "images to measure on", loader)
+
+
+def draw(
+    folder: str | Path, count: int, seed: int, skip: int = 0, key: str = "--data"
+) -> list[Path]:
     """`count` images anywhere below `folder`, drawn at random; fewer if there are no more.
 
     Args:
@@ -69,17 +103,18 @@ def draw(folder: str | Path, count: int, seed: int, skip: int = 0) -> list[Path]
         count: how many.
         seed: of the draw; equal seeds give one order, of which `skip` are passed over.
         skip: images at the beginning of that order that are left to another use.
+        key: what messages call the folder.
 
     Raises:
         DataError: there is no such folder, or no image in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"--data {folder}: there is no such folder.")
+        raise DataError(f"{key} {folder}: there is no such folder.")
     found = images_below(folder)
     if not found:
         raise DataError(
-            f"--data {folder}: there is no image in it (.jpg, .png, ...; folders inside count)."
+            f"{key} {folder}: there is no image in it (.jpg, .png, ...; folders inside count)."
         )
     random.Random(seed).shuffle(found)
     return found[skip : skip + count]

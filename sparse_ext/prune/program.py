@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from solo.data.datasets.images import readers
-from solo.data.shown import reading_of
 from solo.errors import ConfigError
 from solo.files.whole import write_json
+from solo.monitoring.console import waiting
 from sparse_ext.prune import images, results
 from sparse_ext.prune.encoder import (
     Store,
@@ -70,14 +69,15 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
     say(source.report)
     calibration, unseen = calibration_and_unseen(request, source)
     seen = sum(len(batch) for batch in calibration.batches)
-    plan = make_plan(source.encoder, calibration.batches, request.settings)
+    with waiting("budgets of the layers"):
+        plan = make_plan(source.encoder, calibration.batches, request.settings)
     weights = sum(layer.weight.numel() for layer in plan.layers.values())
     say(
         f"{request.settings.method}, {plan.granularity}, budgets by {request.settings.rule}: "
         f"{len(plan.layers)} layers, {weights:,} weights; {seen} calibration images of "
         f"{source.size} pixels."
     )
-    store = Store(request.out, plan, source.encoder)
+    store = Store(request.out, plan, source.encoder, calibration.batches)
     with tqdm(total=len(plan.layers), desc="layers") as bar:
 
         def advance(name: str) -> None:
@@ -85,14 +85,15 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
             bar.update()
 
         found = prune_layers(source.encoder, plan, calibration.batches, store, advance)
-    with torch.no_grad():
+    with torch.no_grad(), waiting("features of the dense encoder"):
         dense = results.features(source.encoder, unseen.batches)
     top = _dense_figures(source, dense, unseen)
     rows = []
     for goal, layers in zip(plan.goals, found, strict=True):
         net = sparse_copy(source.encoder, layers)
-        estimate_batch_norms(net, calibration.batches)
-        row = results.figures(net, dense, unseen, source.size)
+        with waiting(f"statistics and features at sparsity {goal.sparsity:g}"):
+            estimate_batch_norms(net, calibration.batches)
+            row = results.figures(net, dense, unseen, source.size)
         folder = request.out if len(plan.goals) == 1 else request.out / f"{goal.sparsity:g}"
         path = results.write_run(folder, net, source.args, plan, goal.sparsity, layers, row)
         rows.append({**row, "run": str(path.parent)})
@@ -106,19 +107,9 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
 
 
 def calibration_and_unseen(request: Request, source: Source) -> tuple[images.Images, images.Images]:
-    """Calibration images, and as many that it does not see (the same where there are no others)."""
-    from solo.data.classification_dataloader import folder_transform
-
-    transform = folder_transform(source.args, source.size)
-    loader, _ = readers(**reading_of(source.args))
-    seed = request.settings.seed
-    if images.is_embedded(request.data):
-        kept = images.of_dataset(str(request.data), transform, 2 * request.count, seed)
-        return kept.split(request.count)
-    paths = images.draw(request.data, request.count, seed)
-    others = images.draw(request.data, request.count, seed, skip=len(paths)) or paths
-    calibration = images.load(paths, request.data, transform, "calibration images", loader)
-    return calibration, images.load(others, request.data, transform, "images to measure on", loader)
+    """Calibration images of a request, and as many that it does not see."""
+    seed, args = request.settings.seed, source.args
+    return images.calibration_and_unseen(request.data, request.count, seed, args, source.size)
 
 
 def _dense_figures(source: Source, dense: torch.Tensor, unseen: images.Images) -> dict[str, Any]:

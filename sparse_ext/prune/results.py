@@ -41,14 +41,19 @@ def knn_accuracy(found: Tensor, labels: Tensor) -> float | None:
     Returns:
         None with fewer than two classes or no more than `NEIGHBOURS` images.
     """
+    votes = knn_votes(found, labels)
+    return None if votes is None else 100 * float((votes == labels[labels >= 0]).float().mean())
+
+
+def knn_votes(found: Tensor, labels: Tensor) -> Tensor | None:
+    """The class that a leave-one-out cosine kNN vote gives each labelled image; else as above."""
     found, labels = found[labels >= 0], labels[labels >= 0]
     if len(labels.unique()) < 2 or len(labels) <= NEIGHBOURS:
         return None
     similar = F.normalize(found, dim=1) @ F.normalize(found, dim=1).T
     similar.fill_diagonal_(-math.inf)
     near = similar.topk(NEIGHBOURS, dim=1).indices
-    votes = F.one_hot(labels[near], int(labels.max()) + 1).sum(1)
-    return 100 * float((votes.argmax(1) == labels).float().mean())
+    return F.one_hot(labels[near], int(labels.max()) + 1).sum(1).argmax(1)
 
 
 @torch.no_grad()

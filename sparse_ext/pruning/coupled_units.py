@@ -16,7 +16,7 @@ cut the network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -30,24 +30,7 @@ from sparse_ext.masks.channels.companions import Companion, Companions
 from sparse_ext.masks.channels.tracing import Channels, Space
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.granularity import Block, Granularity
-from sparse_ext.masks.living_weights import LatentEncoder
 from sparse_ext.pruning.units import Kept, Units
-
-
-def make_units(config: SparseConfig, encoder: Encoder) -> Units:
-    """The units of `config.granularity`; channel groups with `config.coupled`.
-
-    Raises:
-        ConfigError: see `CoupledUnits`; or for weights that live on under their masks.
-    """
-    if not config.coupled:
-        return Units(config.spelling, encoder.masks.shapes)
-    if isinstance(encoder, LatentEncoder):
-        raise ConfigError(
-            f"sparse.coupled is for methods that store pruned weights as zero, and "
-            f"sparse.name={config.name} keeps them alive here: leave sparse.coupled out."
-        )
-    return CoupledUnits(config.spelling, encoder, encoder.module)
 
 
 def share_companions(config: SparseConfig, encoders: Sequence[Encoder], found: bool = True) -> None:
@@ -77,17 +60,24 @@ class CoupledUnits(Units):
         granularity: `filter` or `block<size>`, as text or as what `read` has made of it.
         encoder: whose masks are made.
         net: the module it is part of.
+        both_sides: masks cover readers as well as writers, so that no channel has to stay for its
+            constant; also where no gradient needs to reach what is pruned.
 
     Raises:
         ConfigError: if no channel of it could be removed.
     """
 
     def __init__(
-        self, granularity: str | Spelling | Granularity, encoder: Encoder, net: nn.Module
+        self,
+        granularity: str | Spelling | Granularity,
+        encoder: Encoder,
+        net: nn.Module,
+        both_sides: bool = False,
     ) -> None:
         super().__init__(granularity, encoder.masks.shapes)
         self.layers = dict(self.shapes)
         self.step = self.granularity.size if isinstance(self.granularity, Block) else 1
+        self.both_sides = both_sides or self.step > 1
         self.channels = channels = Channels(net)
         found = [s for s in channels.spaces if not self._obstacle(s)]
         self.spaces = {s.name: s for s in found}
@@ -125,7 +115,7 @@ class CoupledUnits(Units):
             one = slice(start, start + self.sizes[name])
             group[space.units] = start + np.arange(space.size) // self.step
             covers[0, one] = True
-            covers[1, one] = space.rough or self.step > 1
+            covers[1, one] = space.rough or self.both_sides
             self._rough[one] = space.rough
             start += self.sizes[name]
         self._groups = group
@@ -181,10 +171,10 @@ class CoupledUnits(Units):
         """The share of units; that of the weights follows from the masks."""
         return share
 
-    def pool(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mean over the weights that write or read a unit."""
+    def pool(self, values: Mapping[str, Tensor], total: bool = False) -> dict[str, Tensor]:
+        """Mean over the weights that write or read a unit; with `total` their sum."""
         pooled = self._pooled(values)
-        return self._apart(pooled / self._counts.to(pooled.device))
+        return self._apart(pooled if total else pooled / self._counts.to(pooled.device))
 
     def _pooled(self, values: Mapping[str, Tensor]) -> Tensor:
         """Sums over all weights of a group; one entry per group."""
@@ -277,18 +267,45 @@ class CoupledUnits(Units):
             counts[name] = 1
         return counts
 
-    def largest(
-        self, values: Mapping[str, Tensor], sparsity: float, eligible: Kept | None = None
-    ) -> Kept:
-        """As the base class, over values relative to their space's mean; one stays in each.
+    def comparable(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values relative to their space's mean.
 
         Weights of deep, wide layers are smaller, so that raw values would empty those altogether.
         """
         tiny = torch.finfo(torch.float32).tiny
         worth = {name: v - v.min().clamp(max=0) for name, v in values.items()}  # scores have signs
-        relative = {name: v / v.mean().clamp(min=tiny) for name, v in worth.items()}
-        top = torch.stack([value.max() for value in relative.values()]).max() + 1
-        for name, value in relative.items():
-            allowed = value if eligible is None else value.where(eligible[name], -torch.inf)
-            value[allowed.argmax()] = top
-        return budgets.global_topk(relative, self.budget(sparsity), eligible)
+        return {name: v / v.mean().clamp(min=tiny) for name, v in worth.items()}
+
+    def _top(self, values: Mapping[str, Tensor], count: int, eligible: Kept) -> Kept:
+        """As the base class; the best unit of each space is among them."""
+        best = torch.stack([value.max() for value in values.values()]).max()
+        top, raised = best + best.abs() + 1, {}
+        for name, value in values.items():
+            allowed = value.where(eligible[name], -torch.inf) if name in eligible else value
+            raised[name] = value.clone()
+            raised[name][allowed.argmax()] = top
+        return budgets.global_topk(raised, count, eligible)
+
+    def least(self, name: str) -> int:
+        """A space without units would cut the network."""
+        return 1
+
+    @property
+    def kinds(self) -> dict[str, Hashable]:
+        """What a space is, and what writes, reads and normalises it: the kernels of all layers."""
+        modules = dict(self.channels.net.named_modules())
+
+        def kernels(names: Iterable[str]) -> tuple:
+            found = ((tuple(w.shape[2:]), w.ndim) for w in (modules[n].weight for n in names))  # type: ignore[union-attr]
+            return tuple(sorted(found))
+
+        return {
+            name: (
+                name.partition(":")[2].rstrip("0123456789:"),
+                kernels(space.producers),
+                kernels(space.consumers),
+                tuple(sorted(type(modules[n]).__name__ for n in space.norms)),
+                len(space.others),
+            )
+            for name, space in self.spaces.items()
+        }

@@ -25,6 +25,7 @@ from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.encoder import Encoder, InvariantError
 from sparse_ext.pruning import coupled_units
 from sparse_ext.pruning.log import log
+from sparse_ext.pruning.priced_units import make_units
 from sparse_ext.pruning.regrow import drop_and_regrow
 from sparse_ext.pruning.scores import scorers
 from sparse_ext.pruning.scores.empty_filters import fair_gradients
@@ -88,6 +89,8 @@ class Pruner:
         kept: weights kept now, online and momentum.
         flips: mask entries changed since they were last reported, both encoders.
         gradient: of the online encoder's weights, dense, in a step that changes masks.
+        measured: whether what units cost is known, in images of the run.
+        timed: whether a budget in seconds has become one in multiply-accumulates.
         update_figures: figures of the last mask update, to be logged with it.
     """
 
@@ -105,6 +108,8 @@ class Pruner:
     allocation: str = "global"
     #: share of the past in the running mean of |gradient|; None = only that of the last update
     history: float | None = None
+    #: the same where only the score asks for that mean
+    score_history: ClassVar[float] = 0.9
     #: steps between two gradients in that running mean; `history` is the past's share over all
     every: int = 1
     #: units that the online encoder kept for a moment of the update under way; others start anew
@@ -130,7 +135,7 @@ class Pruner:
         self.scorer: Scorer = scorer_named(config.ranking)
         # the widths of a slimmed encoder may be no multiples of a block any more
         self.units = (
-            coupled_units.make_units(config, online)
+            make_units(config, online, regrows=self.growth is not None)
             if slimmed is None
             else Units("element", online.masks.shapes)
         )
@@ -142,11 +147,16 @@ class Pruner:
         self.begins = [config.initial, config.momentum[0]][:count]
         self.finals = [config.final, config.momentum[1]][:count]
         self.set_up()
+        if self._scores_by_mean and self.history is None:
+            self.history = self.score_history
+        # what a unit costs depends on the size of the images
+        self.measured = config.spending is None or slimmed is not None
+        self.timed = False
         self.aims = list(self.begins)
         self.ramp = self.plan()
         if slimmed is None:
             for sparsity in self.finals:
-                self.units.budget(sparsity)  # named errors now, not at the last update
+                self.units.check(sparsity)  # named errors now, not at the last update
             check_ramp(self)
 
     # -- what a method overrides ------------------------------------------------------------
@@ -163,7 +173,8 @@ class Pruner:
             shared: there is one encoder, without a momentum encoder.
         """
         follows = not shared and config.ema_mode == "latent"
-        return Needs(latents=follows or (cls.growth is not None and config.some_survive))
+        latents = follows or (cls.growth is not None and config.some_survive)
+        return Needs(latents, scorer_named(config.ranking).needs == "mean_gradient")
 
     @classmethod
     def prepare(cls, config: Any, module: Any, encoders: list[Encoder]) -> list[Encoder]:
@@ -198,8 +209,12 @@ class Pruner:
         """Units kept before the ramp: by score, or at random (the denser masks hold the others)."""
         if self.random_start is None:
             return self.best(encoder, sparsity)
-        counts = self.units.allocate(self.random_start, sparsity)
-        return random_masks(self.units.shapes_of_kept, counts, self.seed)
+        rule = self.random_start
+        shapes = self.units.shapes_of_kept
+        return self.units.within(
+            lambda share: random_masks(shapes, self.units.allocate(rule, share), self.seed),
+            sparsity,
+        )
 
     def due(self) -> bool:
         """Whether masks change after the step under way."""
@@ -271,10 +286,13 @@ class Pruner:
 
     def values(self, encoder: Encoder, scorer: Scorer | None = None) -> dict[str, Tensor]:
         """What each unit of an encoder is worth; the largest are kept."""
-        return self.units.pool(self.scores(encoder, scorer))
+        scorer = scorer or self.scorer
+        pooled = self.units.pool(self.scores(encoder, scorer), total=scorer.of_sum is not None)
+        return {name: scorer.finish(value) for name, value in pooled.items()}
 
     def scores(self, encoder: Encoder, scorer: Scorer | None = None) -> dict[str, Tensor]:
-        """What each weight of an encoder is worth, by `scorer` or the run's own.
+        """What each weight of an encoder is worth, by `scorer` or the run's own; with `of_sum` what
+        is summed over a unit.
 
         A momentum encoder has no gradient: its weights are scored with the online encoder's.
         """
@@ -282,7 +300,8 @@ class Pruner:
         latents = encoder.latents
         if scorer.needs == "weight":
             return {name: scorer(weight) for name, weight in latents.items()}
-        return {name: scorer(weight, self.gradient[name]) for name, weight in latents.items()}
+        beside = self.online.scores if scorer.needs == "mean_gradient" else self.gradient
+        return {name: scorer(weight, beside[name]) for name, weight in latents.items()}
 
     def best(
         self,
@@ -300,9 +319,15 @@ class Pruner:
             scorer: by default the run's own.
         """
         values = self.values(encoder, scorer)
-        if self.allocation == "global":
-            return self.units.largest(values, sparsity, eligible)
-        return self.units.largest_per_layer(values, sparsity, self.allocation, eligible)
+
+        def choose(share: float) -> Kept:
+            if self.allocation == "global":
+                return self.units.largest(values, share, eligible)
+            if self.allocation == "isomorphic":
+                return self.units.largest_per_kind(values, share, eligible)
+            return self.units.largest_per_layer(values, share, self.allocation, eligible)
+
+        return self.units.within(choose, sparsity, eligible)
 
     def swap(
         self,
@@ -327,18 +352,27 @@ class Pruner:
         if self._averages:
             return True
         grows = self.growth is not None and not (self.growth == "mean" and self.history is not None)
-        return (grows or self.scorer.needs != "weight") and self.due()
+        return (grows or self._scores_by_step) and self.due()
+
+    @property
+    def _scores_by_mean(self) -> bool:
+        return self.scorer.needs == "mean_gradient"
+
+    @property
+    def _scores_by_step(self) -> bool:
+        """Whether scores are made of the gradient (or curvature) of one step."""
+        return self.scorer.needs not in ("weight", "mean_gradient")
 
     @property
     def _averages(self) -> bool:
         """Whether this step's gradient goes into the running mean, update or not."""
-        always = self.growth == "mean" and self.history is not None
-        return always and self.t % self.every == 0
+        return self.gradient_share > 0 and self.t % self.every == 0
 
     @property
     def gradient_share(self) -> float:
         """About which share of all steps wants gradients of pruned weights."""
-        return 1 / self.every if self.growth == "mean" and self.history is not None else 0.0
+        wanted = self.growth == "mean" or self._scores_by_mean
+        return 1 / self.every if wanted and self.history is not None else 0.0
 
     def observe(self, finite: Tensor) -> None:
         """Look at the dense, averaged, unscaled gradients of the step under way.
@@ -352,7 +386,7 @@ class Pruner:
             graded = [layer for layer in layers.values() if layer.weight.grad is not None]
             grads = [layer.weight.grad for layer in graded]
             scorers.ema_gradient_([m.score for m in graded], grads, self.history or 0.0, finite)
-        if (self.growth == "step" or self.scorer.needs != "weight") and self.due():
+        if (self.growth == "step" or self._scores_by_step) and self.due():
             self.gradient = {
                 name: torch.zeros_like(layer.weight)
                 if layer.weight.grad is None
@@ -362,9 +396,9 @@ class Pruner:
 
     @property
     def needs_batch(self) -> bool:
-        """Whether initial masks need scores of a batch; `look` then comes before `start`."""
-        by_score = self.random_start is None and any(self.begins)
-        return by_score and self.scorer.needs != "weight"
+        """Whether initial masks need a batch; `measure` and `look` come before `start` then."""
+        by_score = self.random_start is None and self.scorer.needs != "weight"
+        return any(self.begins) and (by_score or not self.measured)
 
     def look(self, probe: Any) -> None:
         """Take what the scorer needs from the first batch.
@@ -374,8 +408,11 @@ class Pruner:
         """
         if self.scorer.needs == "curvature":
             self.gradient = probe.second_order(scorers.hessian_gradient)
-        else:
+        elif self.scorer.needs != "weight":
             self.gradient = probe.gradients()
+        if self._scores_by_mean:
+            for name, score in self.online.scores.items():
+                score.copy_(scorers.gradient(self.gradient[name]))
 
     def start(self) -> None:
         """Apply the initial masks; masks from before are never drawn again (section 0.9)."""
@@ -405,9 +442,9 @@ class Pruner:
         """Values whose size decides who survives in a pruned N:M group; None = the latents."""
         if not self.units.granularity.keeps or self.scorer is scorer_named("magnitude"):
             return None
-        if self.scorer.needs != "weight" and not self.gradient:
+        if self._scores_by_step and not self.gradient:
             return None
-        scores = self.scores(encoder)
+        scores = {n: self.scorer.finish(s) for n, s in self.scores(encoder).items()}
         return {name: score - score.min().clamp(max=0) for name, score in scores.items()}
 
     def check(self, optimizer: Optimizer | None = None) -> None:
@@ -416,11 +453,11 @@ class Pruner:
             encoder.check(optimizer if encoder is self.online else None)
             if self.slimmed is not None:
                 continue
-            kept, budget = self.units.count(encoder.masks), self.units.budget(aim)
-            if kept != budget or not self.units.fit(encoder.masks):
+            if self.units.compare(encoder.masks, aim) or not self.units.fit(encoder.masks):
+                kept = self.units.count(encoder.masks)
                 raise InvariantError(
-                    f"{kept} units ({self.units.granularity}) are kept instead of {budget}, or "
-                    f"masks are not made of whole units."
+                    f"{kept} units ({self.units.granularity}) are kept, which is not a sparsity of "
+                    f"{aim}, or masks are not made of whole units."
                 )
 
     def close_epoch(self, epoch: int) -> dict[str, float]:
@@ -438,7 +475,7 @@ class Pruner:
             else f"it stopped after {self.t} steps, the ramp ends at step {self.ramp.end}"
         )
         for encoder, final in zip(self.encoders, self.finals, strict=True):
-            if self.units.count(encoder.masks) != self.units.budget(final):
+            if self.units.compare(encoder.masks, final):
                 log.warning(
                     "The run ended at sparsity %.4f, not at the final %s: %s.",
                     *(self.sparsity_of(encoder), final, why),
@@ -448,15 +485,20 @@ class Pruner:
         """What the attributes named in `saved` hold, as tensors and plain data."""
         if self.slimmed is not None:
             return {"before": self.slimmed.before, "slimmed_at": self.slimmed.at}
-        values = {name: getattr(self, name) for name in self.saved}
+        values = {name: getattr(self, name) for name in self._saved}
         return {n: v.state_dict() if hasattr(v, "state_dict") else v for n, v in values.items()}
+
+    @property
+    def _saved(self) -> tuple[str, ...]:
+        """What a budget in seconds has come to is measured once in a run."""
+        return (*self.saved, *(("finals", "timed") if self.config.spending is not None else ()))
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take over the state that `extra_state` returned."""
         if self.slimmed is not None:
             return
         device = next(iter(self.online.weights.values())).device
-        for name in self.saved:
+        for name in self._saved:
             mine = getattr(self, name)
             if hasattr(mine, "load_state_dict"):
                 mine.load_state_dict(state[name])
@@ -472,10 +514,10 @@ class Pruner:
                 f"sparse.granularity={self.config.granularity}: choose the granularity that they "
                 f"were made with, or start from a dense encoder."
             )
-        self.begins = self.aims = [self.sparsity_of(encoder) for encoder in self.encoders]
+        self.begins = self.aims = [self.units.share_pruned(e.masks) for e in self.encoders]
         log.info("The encoders have masks already: sparsity starts from %s.", self.begins)
         for encoder, last in zip(self.encoders, self.finals, strict=True):
-            if self.units.count(encoder.masks) < self.units.budget(last):
+            if self.units.compare(encoder.masks, last) < 0:
                 raise ConfigError(
                     f"The encoder has a sparsity of {self.sparsity_of(encoder):.4f} already, more "
                     f"than the final {last} asked for: raise sparse.final, or start from a denser "

@@ -9,7 +9,7 @@ the shape of its weight, and nothing is copied.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from torch import Tensor
@@ -61,8 +61,13 @@ class Units:
         """Share of zero weights when that share of the units is pruned."""
         return self.granularity.sparsity(share, next(iter(self.shapes.values())))
 
-    def pool(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One value per unit from one per weight: sums over the members."""
+    def pool(self, values: Mapping[str, Tensor], total: bool = False) -> dict[str, Tensor]:
+        """One value per unit from one per weight: sums over the members.
+
+        Args:
+            values: of the weights' shapes.
+            total: sums, also where the units of a subclass have means.
+        """
         return {name: self.granularity.pool(value) for name, value in values.items()}
 
     def kept(self, masks: Mapping[str, Tensor]) -> Kept:
@@ -112,6 +117,33 @@ class Units:
             return self.total - math.ceil(round(sparsity * self.total, 6))
         return 0 if sparsity == 1 else allocation.budget(sparsity, self.total)
 
+    def check(self, sparsity: float) -> None:
+        """Raise ConfigError for a sparsity that cannot be reached."""
+        self.budget(sparsity)
+
+    def share_pruned(self, masks: Mapping[str, Tensor]) -> float:
+        """The sparsity of masks in the sense of `within`: by default the share of units."""
+        return 1 - self.count(masks) / self.total
+
+    def compare(self, masks: Mapping[str, Tensor], sparsity: float) -> int:
+        """0 if masks have that sparsity, above 0 if they keep more, below 0 if they keep less."""
+        return self.count(masks) - self.budget(sparsity)
+
+    def within(
+        self, choose: Callable[[float], Kept], sparsity: float, eligible: Kept | None = None
+    ) -> Kept:
+        """The units that `choose` keeps, given which share of all units is to go.
+
+        Args:
+            choose: from a share of the units to those that are kept.
+            sparsity: by default that share; with a budget the share of what they cost.
+            eligible: which units `choose` may keep; by default any.
+        """
+        return choose(sparsity)
+
+    def count_costs(self, shape: tuple[int, ...] | None) -> None:
+        """Find what units cost in images of that shape (C, H, W), where there is a budget."""
+
     def allocate(self, rule: str, sparsity: float) -> dict[str, int]:
         """Kept units per layer by a rule of `ALLOCATIONS`; they add up to the budget."""
         if sparsity == 1:
@@ -127,7 +159,11 @@ class Units:
             values: one per unit.
             eligible: which units may be kept; by default any.
         """
-        return allocation.global_topk(values, self.budget(sparsity), eligible)
+        return self._top(self.comparable(values), self.budget(sparsity), eligible or {})
+
+    def comparable(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Values that can be compared over layers."""
+        return values
 
     def largest_per_layer(
         self,
@@ -139,14 +175,44 @@ class Units:
         """As `largest`, each layer with its own budget by `rule`; together exactly the budget."""
         open_ = eligible or {}
         room = self.sizes | {name: int(mask.count_nonzero()) for name, mask in open_.items()}
-        kept = {name: min(k, room[name]) for name, k in self.allocate(rule, sparsity).items()}
-        missing = self.budget(sparsity) - sum(kept.values())
-        if missing:  # a layer is to keep more than it still has: the others keep it
-            room = {name: room[name] - kept[name] for name in room}
-            share = missing / sum(room.values())
-            more = allocation.exact_budgets(dict.fromkeys(room, share), room, missing)
-            kept = {name: kept[name] + more[name] for name in kept}
+        kept = allocation.fit(self.allocate(rule, sparsity), room, self.budget(sparsity))
         return {
             name: allocation.keep_topk(value, kept[name], open_.get(name))
             for name, value in values.items()
         }
+
+    @property
+    def kinds(self) -> dict[str, Hashable]:
+        """What the units of each layer are, so that only such of one kind are compared
+        (`isomorphic`): the kernel of its weight."""
+        return {name: shape[2:] for name, shape in self.shapes.items()}
+
+    def least(self, name: str) -> int:
+        """How many units of a layer stay in any case."""
+        return 0
+
+    def largest_per_kind(
+        self, values: Mapping[str, Tensor], sparsity: float, eligible: Kept | None = None
+    ) -> Kept:
+        """As `largest`, the same share of each kind, ranked within it (Fang et al., "Isomorphic
+        Pruning for Vision Models", 2024); together exactly the budget."""
+        open_, kept = eligible or {}, dict[str, Tensor]()
+        room = self.sizes | {name: int(mask.count_nonzero()) for name, mask in open_.items()}
+        members: dict[Hashable, list[str]] = {}
+        for name, kind in self.kinds.items():
+            members.setdefault(kind, []).append(name)
+        named = {str(i): names for i, names in enumerate(members.values())}
+        sizes = {kind: sum(self.sizes[n] for n in names) for kind, names in named.items()}
+        total = self.budget(sparsity)
+        counts = allocation.exact_budgets(dict.fromkeys(named, total / self.total), sizes, total)
+        least = {kind: sum(map(self.least, names)) for kind, names in named.items()}
+        room = {kind: sum(room[n] for n in names) for kind, names in named.items()}
+        for kind, count in allocation.fit(counts, room, total, least).items():
+            some = self.comparable({n: values[n] for n in named[kind]})
+            own = {n: open_[n] for n in named[kind] if n in open_}
+            kept |= self._top(some, count, own)
+        return {name: kept[name] for name in values}
+
+    def _top(self, values: Mapping[str, Tensor], count: int, eligible: Kept) -> Kept:
+        """The units of largest value over some layers."""
+        return allocation.global_topk(values, count, eligible)

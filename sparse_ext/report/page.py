@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""HTML in one file: headings, figures, tables, facts; no scripts, nothing fetched."""
+"""HTML in one file: headings, figures, tables, facts; nothing is fetched."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
 
 from solo.files.whole import write_text
 from sparse_ext.report.plots import data_uri
@@ -37,6 +40,11 @@ class Page:
         """Add a figure; its caption says what was measured and how."""
         self._card(title, caption, wide=wide, image=data_uri(figure))
 
+    def verdict(self, figures: Sequence[tuple[str, str, str]]) -> None:
+        """Add the figures that matter most, large: (name, value with unit, what it is of)."""
+        if figures:
+            self._card("", "", verdict=figures)
+
     def facts(self, title: str, facts: Mapping[str, str], caption: str = "") -> None:
         """Add a list of named values to the page."""
         self._card(title, caption, facts=facts)
@@ -48,17 +56,36 @@ class Page:
         rows: Sequence[Sequence[str]],
         caption: str = "",
         strong: int | None = None,
+        sortable: bool = False,
+        links: Sequence[str] = (),
     ) -> None:
-        """Add a table; `strong` is the row to set off."""
-        self._card(title, caption, columns=columns, rows=rows, strong=strong)
+        """Add a table to the page.
+
+        Args:
+            title: above it.
+            columns: heads.
+            rows: cells.
+            caption: below it.
+            strong: the row to set off.
+            sortable: a click on a head sorts by that column.
+            links: of the first cell of each row.
+        """
+        cells = list(zip(*rows, strict=True))
+        texts = [i for i, column in enumerate(cells) if not all(map(_number, column))]
+        content: dict[str, Any] = {"columns": columns, "rows": rows, "strong": strong}
+        content |= {"sortable": sortable, "links": links}
+        self._card(title, caption, texts=texts, **content)
 
     def html(self) -> str:
         """The whole page as an HTML document."""
         from jinja2 import Environment
 
         env = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+        env.filters["breakable"] = breakable
         template = env.from_string(TEMPLATE.read_text(encoding="utf-8"))
-        return template.render(title=self.title, sections=self._sections)
+        cards = [card for section in self._sections for card in section["cards"]]
+        sorting = any(card.get("sortable") for card in cards)
+        return template.render(title=self.title, sections=self._sections, sorting=sorting)
 
     def write(self, path: str | Path) -> Path:
         """Write the document; a file that was there is replaced at once or not at all."""
@@ -67,3 +94,13 @@ class Page:
     def _card(self, title: str, caption: str, wide: bool = True, **content: Any) -> None:
         card = {"title": title, "caption": caption, "wide": wide, **content}
         self._sections[-1]["cards"].append(card)
+
+
+def breakable(text: str) -> Markup:
+    """`text` as HTML whose lines may break behind dots, slashes and underscores."""
+    return Markup("<wbr>").join(Markup.escape(part) for part in re.split(r"(?<=[._/])", text))
+
+
+def _number(cell: str) -> bool:
+    """Whether a cell stands to the right, as figures with their units do."""
+    return not cell or cell[0] in "0123456789-+.–" or cell in ("dense", "nan")

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,11 +31,12 @@ from sparse_ext.masks import packing
 from sparse_ext.masks.encoder import Encoder, InvariantError, check_stored
 from sparse_ext.masks.masking import selection
 from sparse_ext.pruning.log import log
+from sparse_ext.pruning.measuring import measure
 from sparse_ext.pruning.pruner import Pruner
 from sparse_ext.pruning.registry import build_pruner, method_class
 from sparse_ext.pruning.scores.first_batch import Probe
 from sparse_ext.training import kernels, mask_agreement, resume, run_checks, slimming
-from sparse_ext.training.cost_meter import CostMeter
+from sparse_ext.training.cost_meter import CostMeter, image_shape
 from sparse_ext.training.mask_figures import all_dead_filters, dead_filters, oscillation
 from sparse_ext.training.momentum_encoder import install
 from sparse_ext.training.teachers import Follower
@@ -144,7 +146,7 @@ class PruningCallback(Callback):
         log.info(
             "%s, granularity %s: update period %d steps, sparsity now %s.\n%s",
             *(self.config.name, self.config.granularity, self.pruner.period),
-            [encoder.masks.sparsity for encoder in self._encoders],
+            in_words([encoder.masks.sparsity for encoder in self._encoders]),
             selection(next(iter(encoders_of(pl_module).values())), self.config).describe(),
         )
 
@@ -208,6 +210,7 @@ class PruningCallback(Callback):
                 slimming.wrap_again(trainer.strategy)
         if not self.meter.looked:
             self.meter.look([unwrapped(e) for e in encoders_of(pl_module).values()], batch)
+        measure(self.running, image_shape(batch))
         if self._unseen:
             self._unseen = False
             self.running.look(Probe(pl_module, trainer, batch))
@@ -340,3 +343,9 @@ class PruningCallback(Callback):
 def all_finite(grads: list[Tensor]) -> Tensor:
     """Whether no gradient is NaN or infinite, as a 0-dim tensor on their device."""
     return torch.stack([grad.sum(dtype=torch.float32) for grad in grads]).isfinite().all()
+
+
+def in_words(sparsities: Sequence[float]) -> str:
+    """Sparsities of the encoders, online first: `online 30.0%, momentum 0.0%`."""
+    named = zip(("online", "momentum"), sparsities, strict=False)
+    return ", ".join(f"{name} {100 * share:.1f}%" for name, share in named)

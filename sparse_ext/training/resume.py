@@ -104,6 +104,7 @@ def goal(pruner: Pruner) -> dict[str, Any]:
     if pruner.momentum is not None:
         settings |= zip(("momentum_initial", "momentum_final"), config.momentum, strict=True)
     settings |= {"coupled": True} if config.coupled else {}
+    settings |= {"budget": config.budget} if config.budget else {}
     return settings
 
 

@@ -22,14 +22,18 @@ KWARGS = {
     "mocov3": {**HEAD, "pred_hidden_dim": 5, "temperature": 0.3},
     "vicreg": HEAD,
     "lejepa": {**HEAD, "num_directions": 9},
+    "lejepa+local": {**HEAD, "num_directions": 9},
     "dino": {**HEAD, "num_prototypes": 7},
+    "dino+local": {**HEAD, "num_prototypes": 7, "local_crops": True},
     "ibot": {**HEAD, "num_prototypes": 7},
     "dinov2": {**HEAD, "num_prototypes": 7, "koleo_weight": 0.0},  # KoLeo is within the rank
     "ijepa": {"pred_embed_dim": 8, "pred_depth": 1, "pred_num_heads": 2, "min_context": 1},
 }
 VIT = {"img_size": 8, "patch_size": 2, "depth": 1, "embed_dim": 12}
 MEAN = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+ANY = {**VIT, "dynamic_img_size": True}
 BACKBONES = {"ibot": VIT, "dinov2": VIT, "ijepa": {**VIT, **MEAN}}
+BACKBONES |= {"lejepa+local": ANY, "dino+local": ANY}
 
 
 class Step(nn.Module):
@@ -45,10 +49,12 @@ class Step(nn.Module):
 
 def build(name):
     torch.manual_seed(1)
-    cfg = tiny_cfg(name, KWARGS[name], momentum__classifier=True)
+    method, _, local = name.partition("+")
+    small = 2 if local else 0
+    cfg = tiny_cfg(method, KWARGS[name], momentum__classifier=True, data__num_small_crops=small)
     if name in BACKBONES:
         cfg.backbone = {"name": "vit_tiny", "kwargs": BACKBONES[name]}
-    model = METHODS[name](cfg).double()
+    model = METHODS[method](cfg).double()
     # fixed statistics: batch statistics of half a batch are others than those of all of it
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -66,7 +72,7 @@ def train(name, rows):
     optimizer = torch.optim.SGD(groups, lr=0.05)
     losses = []
     for i in range(STEPS):
-        indexes, views, targets = tiny_batch(WORLD * N, seed=i)
+        indexes, views, targets = tiny_batch(WORLD * N, small=model.num_small_crops, seed=i)
         loss = step([indexes[rows], [view[rows].double() for view in views], targets[rows]])
         optimizer.zero_grad()
         loss.backward()

@@ -3,7 +3,6 @@
 
 import copy
 import math
-import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -20,6 +19,8 @@ pytestmark = pytest.mark.unit
 
 HEAD = {"proj_hidden_dim": 8, "proj_output_dim": 6, "num_prototypes": 5}
 JEPA = {"pred_embed_dim": 8, "pred_depth": 1, "pred_num_heads": 2, "min_context": 1}
+LEJEPA = {"proj_hidden_dim": 8, "proj_output_dim": 4, "num_directions": 8}
+PARTS = {"ijepa": JEPA, "lejepa": LEJEPA}
 VIT = {
     "img_size": 16,
     "patch_size": 4,
@@ -32,7 +33,7 @@ MEAN = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 
 
 def build(name, small=0, vit=None, **changes):
-    kwargs = {**(JEPA if name == "ijepa" else HEAD), **changes.pop("kwargs", {})}
+    kwargs = {**PARTS.get(name, HEAD), **changes.pop("kwargs", {})}
     cfg = tiny_cfg(name, kwargs, data__num_small_crops=small, **changes)
     vit = {**VIT, **(MEAN if name == "ijepa" else {}), **(vit or {})}
     cfg.backbone = {"name": "vit_tiny", "kwargs": vit}
@@ -85,18 +86,6 @@ def test_dino_with_local_crops():
     )
     mean = torch.cat(teacher).mean(0, keepdim=True)
     torch.testing.assert_close(model.dino_loss_func.center, 0.1 * mean.detach())
-
-
-def test_without_local_crops_dino_says_so_and_keeps_to_the_large_ones():
-    with pytest.warns(UserWarning, match="method_kwargs.local_crops=True"):
-        model = build("dino", small=3)
-    batch = batch_of(small=3)
-    changed = [batch[0], [*batch[1][:2], *(torch.randn_like(v) for v in batch[1][2:])], batch[2]]
-    other = copy.deepcopy(model)
-    assert torch.equal(model.training_step(batch, 0), other.training_step(changed, 0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        build("dino", small=3, kwargs={"local_crops": True})
 
 
 def by_hand(model, x, hidden):
@@ -316,7 +305,7 @@ def test_small_crops_of_one_size_are_encoded_as_one_batch_with_the_same_loss():
 
 
 def _lejepa():
-    cfg = tiny_cfg("lejepa", {"proj_hidden_dim": 8, "proj_output_dim": 4, "num_directions": 8})
+    cfg = tiny_cfg("lejepa", LEJEPA)
     cfg.data.num_small_crops = 3
     cfg.backbone = {"name": "vit_tiny", "kwargs": VIT}
     return METHODS["lejepa"](cfg)
@@ -447,7 +436,7 @@ def test_a_linear_momentum_schedule():
         build("dino", momentum__schedule="linnear")
 
 
-@pytest.mark.parametrize("name", ["dino", "ibot", "dinov2", "ijepa"])
+@pytest.mark.parametrize("name", ["dino", "ibot", "dinov2", "ijepa", "lejepa"])
 def test_training_with_every_option_and_resuming_gives_the_same_run(name, tmp_path):
     options = {
         "optimizer__final_weight_decay": 0.4,
@@ -455,7 +444,7 @@ def test_training_with_every_option_and_resuming_gives_the_same_run(name, tmp_pa
         "optimizer__name": "adamw",
         "scheduler__name": "warmup_cosine",
     }
-    kwargs = {} if name == "ijepa" else {"local_crops": True}
+    kwargs = {} if name in ("ijepa", "lejepa") else {"local_crops": True}
     large, small = (1, 0) if name == "ijepa" else (2, 2)
 
     def fit(epochs, ckpt=None):

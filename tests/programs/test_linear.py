@@ -69,6 +69,33 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(pretrained):
     assert torch.equal(report.backbone.state_dict()["conv1.weight"], source)
 
 
+@pytest.mark.parametrize("backbone", [None, {"name": "resnet18"}])
+def test_the_encoder_is_built_as_its_run_built_it(pretrained, backbone):
+    from solo.args.linear import parse_cfg
+
+    cfg = evaluation(pretrained[1])
+    del cfg["backbone"], cfg["pretrain_method"]
+    if backbone:
+        cfg.backbone = backbone
+    report = load_backbone(parse_cfg(cfg))
+    assert cfg.backbone.kwargs.width == 2  # of the run
+    assert cfg.pretrain_method == "mocov2plus"
+    source = torch.load(pretrained[1])["state_dict"]["backbone.conv1.weight"]
+    assert torch.equal(report.backbone.state_dict()["conv1.weight"], source)
+
+
+def test_what_the_configuration_says_of_the_encoder_stays(pretrained):
+    from solo.args.linear import parse_cfg
+
+    cfg = parse_cfg(
+        evaluation(pretrained[1], backbone={"name": "resnet18", "kwargs": {"width": 4}})
+    )
+    with pytest.raises(CheckpointError, match=r"backbone\.kwargs={.width.: 2}"):
+        load_backbone(cfg)
+    cfg = parse_cfg(evaluation(pretrained[1], backbone={"name": "resnet50"}))
+    assert cfg.backbone.kwargs == {}
+
+
 def test_fine_tuning_moves_the_encoder(cwd, pretrained):
     linear(evaluation(pretrained[1], finetune=True, mixup=0.8, cutmix=1.0, label_smoothing=0.1))
     source = torch.load(pretrained[1])["state_dict"]["backbone.conv1.weight"]
@@ -126,8 +153,8 @@ def test_data_fraction_acts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pretrained_feature_extractor": None}, "give the checkpoint to evaluate"),
-        ({"pretrained_feature_extractor": "None"}, "give the checkpoint to evaluate"),
+        ({"pretrained_feature_extractor": None}, "name the checkpoint to evaluate"),
+        ({"pretrained_feature_extractor": "None"}, "name the checkpoint to evaluate"),
         ({"pretrained_feature_extractor": "absent.ckpt"}, "there is no such checkpoint"),
         ({"backbone__kwargs": {"width": 3}}, "conv1.weight"),
         (
@@ -228,3 +255,9 @@ def test_knn_of_a_sparse_encoder(sparse_run, capsys):
     model = load_method(sparse_run[0])
     assert zeros(model.state_dict()) == pytest.approx(0.5, abs=0.03)
     assert "sparsity" in capsys.readouterr().out
+
+
+def test_single_images_are_for_frozen_encoders(cwd, pretrained):
+    linear(evaluation(pretrained[1], optimizer__batch_size=1))
+    with pytest.raises(ConfigError, match=r"optimizer\.batch_size=1: batch norm"):
+        linear(evaluation(pretrained[1], optimizer__batch_size=1, finetune=True))

@@ -118,7 +118,7 @@ def test_finished_layers_are_not_pruned_again(tmp_path, monkeypatch):
     net = encoder(width=8).eval()
     plan = make_plan(net, batches(), Settings(sparsities=(0.5, 0.8)))
     straight = prune_layers(net, plan, batches())
-    store = Store(tmp_path, plan, net)
+    store = Store(tmp_path, plan, net, batches())
 
     def stop(name):
         if name == "layer2.0.conv1":
@@ -129,7 +129,7 @@ def test_finished_layers_are_not_pruned_again(tmp_path, monkeypatch):
     pruned = []
     one = pruning._one
     monkeypatch.setattr(pruning, "_one", lambda *args: pruned.append(args[1]) or one(*args))
-    again = prune_layers(net, plan, batches(), Store(tmp_path, plan, net))
+    again = prune_layers(net, plan, batches(), Store(tmp_path, plan, net, batches()))
     assert "layer1.0.conv1" not in pruned
     for first, second in zip(straight, again, strict=True):
         for name, layer in first.items():
@@ -137,7 +137,9 @@ def test_finished_layers_are_not_pruned_again(tmp_path, monkeypatch):
             assert torch.equal(layer.mask, second[name].mask)
     other = copy.deepcopy(net)
     other.conv1.weight.data += 1
-    assert Store(tmp_path, plan, other).read("layer1.0.conv1", plan.goals) is None
+    brighter = [batch + 1 for batch in batches()]
+    for strange in (Store(tmp_path, plan, other, batches()), Store(tmp_path, plan, net, brighter)):
+        assert strange.read("layer1.0.conv1", plan.goals) is None
 
 
 def test_a_family_in_one_pass(pretrained, folder, tmp_path):

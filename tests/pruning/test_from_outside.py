@@ -48,7 +48,7 @@ def test_a_method_trains_from_the_command_line(tmp_path):
     command = " ".join(snippets(PAGE, "sh")).replace("\\\n", " ")
     _, program, *words = shlex.split(command)
     short = ["max_epochs=1", "++limit_train_batches=4", "++limit_val_batches=1"]
-    more = ["sparse.granularity=kernel", "sparse.score=taylor", "++sparse.update_period=2"]
+    more = ["sparse.granularity=kernel", "sparse.score=fisher", "++sparse.update_period=2"]
     more += ["++data.num_workers=0", "backbone.kwargs.width=8"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [str(ROOT / program), *words, *short, *more, f"++checkpoint.dir={tmp_path}/runs"]
@@ -91,8 +91,8 @@ def test_it_keeps_its_sparsity_and_swaps_at_random(plugin):
 
 def test_a_score_decides_in_every_method_that_can_have_it(plugin):
     for name in ("gmp", "oneshot", "rigl", "granet", "granet_ssl", "rigl_itop", "synccp", "set"):
-        assert build({"name": name, "score": "taylor"}).ranking == "taylor"
-    config = build({"name": "gmp", "score": "taylor", "update_period": 5, "final": 0.6})
+        assert build({"name": name, "score": "fisher"}).ranking == "fisher"
+    config = build({"name": "gmp", "score": "fisher", "update_period": 5, "final": 0.6})
     pruner = pruner_of(config, shared=True)
     pruner.start()
     generator = torch.Generator().manual_seed(3)

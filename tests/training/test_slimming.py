@@ -2,7 +2,9 @@
 """Runs that go on with smaller encoders: same loss, resumable, evaluable."""
 
 import copy
+import re
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -13,6 +15,7 @@ from solo.errors import ConfigError
 from solo.utils.lars import LARS
 from solo.utils.momentum import MomentumUpdater
 from sparse_ext import sparsify
+from sparse_ext.cost.per_layer import count
 from tests.pruning.toys import data, trainer
 from tests.training.test_resume import Forward, Recording, everything, same
 
@@ -214,6 +217,71 @@ def test_masks_are_final_and_channels_with_fresh_statistics_go_later():
     widths = sorted(set(watch.widths), reverse=True)
     assert len(widths) > 2
     assert callback.pruner.slimmed.at > 20
+
+
+@pytest.mark.parametrize("budget", ["macs:0.5", "latency:0.6"])
+def test_a_budget_is_what_the_slim_encoder_costs(budget, monkeypatch):
+    """By a score that any method averages; a clock that ticks with MACs."""
+    from sparse_ext.pruning import measuring
+
+    macs = count(Block(), 8).macs_dense
+    timed = lambda nets, shape: [count(net, shape).macs_dense for net in nets]  # noqa: E731
+    monkeypatch.setattr(measuring, "seconds", timed)
+    section = {k: v for k, v in SECTION.items() if k != "final"}
+    more = {"budget": budget, "score": "mean_taylor", "stem_dense": False}
+    toy, callback, _, fit = run({**section, **more}, toy=model(momentum=False))
+    share = count(toy.backbone, 8).macs_dense / macs
+    assert 0 <= float(budget[-3:]) - share < 0.1
+    assert callback.pruner.slimmed is not None
+    assert toy.backbone.conv1.score.shape == toy.backbone.conv1.weight.shape
+    assert fit.global_step == 40
+
+
+@pytest.mark.parametrize("section", [{"name": "synccp", "csi": "off"}, {"name": "granet_ssl"}])
+def test_methods_with_buffers_of_their_own_slim(section):
+    """The online encoder has a running mean of gradients, which the momentum encoder lacks."""
+    gap = {"gap": 0.0} if section["name"] == "synccp" else {"momentum_final": 0.5}
+    _, callback, watch, _ = run({**SECTION, **section, **gap, "debug": True})
+    assert callback.pruner.slimmed is not None
+    assert watch.widths[-1] < 16
+    for encoder in callback.pruner.encoders:
+        for layer in encoder.layers.values():
+            for name in ("mask", "shadow", "score"):
+                assert getattr(layer, name, layer.weight).shape == layer.weight.shape
+
+
+@pytest.mark.parametrize("place", ["in place", "around"])
+def test_compiled_encoders_slim(place):
+    """They are compiled anew for their new widths; losses are those of eager encoders."""
+    shapes = []
+
+    def backend(graph, inputs):
+        shapes.append({tuple(x.shape) for x in inputs})
+        return graph.forward
+
+    toy = model()
+    for name in ("backbone", "momentum_backbone"):
+        net = getattr(toy, name)
+        if place == "in place":
+            net.compile(backend=backend)
+        else:
+            setattr(toy, name, torch.compile(net, backend=backend))
+    eager, watch = run(SECTION)[2], run(SECTION, toy=toy)[2]
+    np.testing.assert_allclose(watch.losses, eager.losses, rtol=1e-6)
+    assert (16, 8, 3, 3) in shapes[0]
+    assert (watch.widths[-1], 8, 3, 3) in shapes[-1]
+
+
+def test_memory_that_is_held_is_said(caplog):
+    """Weights, masks and statistics of both encoders, and momentum, counted by hand."""
+    toy, _, _, fit = run(SECTION)
+    found = re.search(r"([\d.]+) MB of weights.* instead of ([\d.]+) MB", caplog.text)
+    encoders = [toy.backbone, toy.momentum_backbone]
+    tensors = [t for net in encoders for t in net.state_dict().values()]
+    tensors += [s["momentum_buffer"] for s in fit.optimizers[0].state.values()]
+    now = sum(t.nbytes for t in tensors) / 1e6
+    assert float(found[1]) == pytest.approx(now, abs=0.006)
+    assert float(found[1]) < float(found[2])
 
 
 def test_nothing_to_slim_is_said(caplog):

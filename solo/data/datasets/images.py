@@ -9,7 +9,8 @@ and take it as it is stored where it is `ignore`, as Pillow and torchvision do b
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -105,7 +106,8 @@ def readers(
     return tuple(partial(function, **options) for function in pair)  # type: ignore[return-value]
 
 
-def _as_rgb(image: Image.Image, exif: str, value_range: Range) -> Image.Image:
+def as_rgb(image: Image.Image, exif: str, value_range: Range) -> Image.Image:
+    """An opened image as RGB of one byte per channel; for the options see `readers`."""
     image.load()  # some formats keep their EXIF behind the pixels
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image, value_range)
@@ -149,17 +151,23 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
+@contextmanager
+def broken_image(name: str) -> Iterator[None]:
+    """Inside, what a decoder raises on broken input becomes a `ReadError` that says `name`."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise ReadError(_explain(name, error)) from error
+
+
 def read_image(path: str | Path, exif: str = "ignore", value_range: Range = None) -> Image.Image:
     """The image at `path` as RGB; for the options see `readers`.
 
     Raises:
         ReadError: the file is missing, truncated or not an image.
     """
-    try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            return _as_rgb(image, exif, value_range)
-    except _BROKEN as error:
-        raise ReadError(_explain(str(path), error)) from error
+    with broken_image(str(path)), open(path, "rb") as file, Image.open(file) as image:
+        return as_rgb(image, exif, value_range)
 
 
 def decode_image(
@@ -170,11 +178,8 @@ def decode_image(
     Raises:
         ReadError: the bytes are no complete image.
     """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return _as_rgb(image, exif, value_range)
-    except _BROKEN as error:
-        raise ReadError(_explain(name, error)) from error
+    with broken_image(name), Image.open(io.BytesIO(encoded)) as image:
+        return as_rgb(image, exif, value_range)
 
 
 def read_pixels(path: str | Path, exif: str = "ignore", value_range: Range = None) -> Tensor:

@@ -9,7 +9,6 @@ run knows all samples, their labels and their places without reading the shards.
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ import numpy as np
 
 from solo.data.shards.stored_index import fingerprint, read_index, write_index
 from solo.errors import DataError
+from solo.monitoring.console import bar
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")
 LABEL = "cls"
 LIST = "index.json"  # what a converter writes beside shards: their names, sizes and classes
-MANY = 50  # shards, from which on a progress bar is shown
 MAKE = "scripts/utils/convert_imgfolder_to_shards.py makes shards from an image folder."
 
 
@@ -114,11 +113,9 @@ def _listed(path: Path, shards: list[Path], key: str) -> tuple[dict[str, int], l
 
 def _scanned(shards: list[Path], listed: dict[str, int], key: str) -> list[str]:
     """Lines `shard first size label` of all samples; label -1 where there is none."""
-    from tqdm import tqdm
-
     lines: list[str] = []
     unlabelled, labelled = None, False
-    for number, shard in enumerate(tqdm(shards, "index of shards", disable=len(shards) < MANY)):
+    for number, shard in enumerate(bar(shards, "index of shards")):
         before = len(lines)
         for name, first, size, label in _samples(shard, key):
             lines.append(f"{number} {first} {size} {label}")
@@ -143,9 +140,7 @@ def _samples(shard: Path, key: str) -> Iterator[tuple[str, int, int, int]]:
     """Name, first byte, size and label of every sample of a shard."""
     try:
         with tarfile.open(shard, "r:") as tar:
-            members = (
-                m for m in tar if m.isfile() and not os.path.basename(m.name).startswith(".")
-            )
+            members = (m for m in tar if m.isfile() and not _hidden(m.name))
             for name, group in groupby(members, lambda member: _parts(member.name)[0]):
                 fields = {_parts(member.name)[1]: member for member in group}
                 image = fields[_image_of(fields, name, shard, key)]
@@ -159,6 +154,10 @@ def _samples(shard: Path, key: str) -> Iterator[tuple[str, int, int, int]]:
         raise DataError(
             f"{key}: shard '{shard}' is truncated or no tar file ({error}). Copy it again."
         ) from None
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") and part != "." for part in name.split("/"))
 
 
 def _parts(name: str) -> tuple[str, str]:

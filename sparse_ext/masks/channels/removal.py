@@ -105,7 +105,7 @@ def shrink_(
         if not space.fixed and gone[space.units].any()
     }
     if changed:
-        _apply(channels, nets, gone, optimizer)
+        remove_(channels, nets, gone, optimizer)
     after = sum(p.numel() for p in nets[0].parameters())
     facts = obstacles(channels, nets[0], multiple)
     return Report(changed, carriers, (before, after), facts)
@@ -157,8 +157,9 @@ def _empty(channels: Channels, net: nn.Module, train: bool) -> Tensor:
     modules = dict(net.named_modules())
     tensors = dict(net.named_parameters()) | dict(net.named_buffers())
     for name, columns in channels.conditions.items():
-        if name.rpartition(".")[2].startswith("running_"):
-            continue
+        running = name.rpartition(".")[2].startswith("running_")
+        if running or not any(units.size for units in columns):
+            continue  # among these: side buffers, which not every network has
         owner = modules[name.rpartition(".")[0]]
         masked = train and isinstance(owner, Masked) and name.endswith("weight")
         tensor = owner.mask if masked else tensors[name].detach()
@@ -284,13 +285,20 @@ def _clear(channels: Channels, nets: Sequence[nn.Module], space: Space, going: T
                         tensor.data.index_fill_(axis, index.to(tensor.device), 0)
 
 
-def _apply(
+def remove_(
     channels: Channels,
     nets: Sequence[nn.Module],
     gone: np.ndarray,
-    optimizer: Optimizer | None,
+    optimizer: Optimizer | None = None,
 ) -> None:
-    """Cut the tensors, and tell the modules."""
+    """Cut units out of networks, whatever their values are: tensors, and what modules say of them.
+
+    Args:
+        channels: of one of the networks, or of their equal.
+        nets: networks of one architecture.
+        gone: bool per unit, True = it goes.
+        optimizer: whose state is cut, too.
+    """
     keep = channels.keep(gone)
     attributes, norms = channels.attributes(gone), _norms(channels, gone)
     switched = _unfused(channels, gone)

@@ -121,6 +121,13 @@ class Channels:
             recording, self._skipped, self._halves, self._widths, self._scaled, modules
         )
         self.solution = self.reading.atoms.solve()
+        by_length: dict[int, list[tuple[int, Any]]] = {}
+        for component, parts in sorted(self.solution.made_of.items()):
+            by_length.setdefault(len(parts), []).append((component, list(parts)))
+        self._definitions = [
+            (np.array([c for c, _ in some]), np.array([parts for _, parts in some]))
+            for some in by_length.values()
+        ]
         self.spaces, self.why = [], {}
         label, fixed = self.solution.label, self.solution.fixed
         written = self._roots(self.reading.rows)
@@ -273,13 +280,10 @@ class Channels:
         components = np.zeros(size, dtype=bool)
         free = np.flatnonzero(self._unit_of[:size] >= 0)
         components[free] = units[self._unit_of[free]]
-        made = sorted(solution.made_of.items())
-        changed = True
-        while changed:
-            changed = False
-            for component, parts in made:
-                if not components[component] and components[list(parts)].any():
-                    components[component] = changed = True
+        before = -1
+        while before != (before := int(components.sum())):
+            for made, parts in self._definitions:
+                components[made] |= components[parts].any(1)
         return np.append(components[solution.label], False)
 
     def keep(self, units: np.ndarray) -> dict[str, list[np.ndarray | None]]:

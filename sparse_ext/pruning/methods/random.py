@@ -24,4 +24,4 @@ class Random(Constant):
             return super().initial_masks(encoder, sparsity)
         shapes = self.units.shapes_of_kept
         lots = {n: random_draws.random(s, self.seed, n, "initial_mask") for n, s in shapes.items()}
-        return self.units.largest(lots, sparsity)
+        return self.units.within(lambda share: self.units.largest(lots, share), sparsity)

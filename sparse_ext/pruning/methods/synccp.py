@@ -47,7 +47,7 @@ class SyncCP(Pruner):
         config, final = self.config, self.units.sparsity(self.config.final)
         self.regrow_init = config.regrow_init
         self.random_start = config.initial_allocation
-        self.allocation = "global" if config.scope == "global" else "uniform"
+        self.allocation = "uniform" if config.scope == "layer" else config.scope
         averaged = config.growth == "ema"
         self.every = config.score_every
         self.history = config.score_momentum**self.every if averaged else None

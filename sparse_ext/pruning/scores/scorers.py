@@ -65,6 +65,24 @@ def snip(weight: Tensor, grad: Tensor) -> Tensor:
     return (_wide(weight.detach()) * _wide(grad.detach())).abs()
 
 
+def first_order(weight: Tensor, grad: Tensor) -> Tensor:
+    """g * W, with its sign: its sum over a set of weights is, up to its sign, the first-order
+    change of the loss when all of them become zero (Molchanov et al., "Importance Estimation for
+    Neural Network Pruning", 2019, section 3)."""
+    return _wide(weight.detach()) * _wide(grad.detach())
+
+
+def squared(sums: Tensor) -> Tensor:
+    """The square of what a unit's weights add up to (Molchanov et al., 2019, Eq. 8)."""
+    return sums.square()
+
+
+def mean_taylor(weight: Tensor, mean: Tensor) -> Tensor:
+    """|W| times the running mean of |g|: the first-order change of the loss without its sign,
+    averaged over batches."""
+    return magnitude(weight) * _wide(mean.detach())
+
+
 def grasp(weight: Tensor, hessian_gradient: Tensor) -> Tensor:
     """W * (H g) (Wang et al., 2020, GraSP).
 
