@@ -166,7 +166,7 @@ class _Convolution(ElementLayer):
         if plan is None:
             return self(x), x
         dense = self.dense_gradient and hasattr(self, "mask")
-        return element_conv2d_beside(x, self.weight, self.bias, plan, dense)
+        return element_conv2d_beside(x, self.weight, self.bias, plan, dense)  # type: ignore[arg-type]
 
     def folded(
         self, x: Tensor, plan: Plan, scale: Tensor, shift: Tensor, residual: Any, relu: bool
