@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from solo.backbones import input_channels
 from solo.errors import CheckpointError, ConfigError
 from solo.files.whole import whole_file
 from sparse_ext.export.slim import difference
@@ -18,7 +19,7 @@ TOLERANCE = 1e-4  # of the largest output; both sides compute in float32
 
 
 def export_onnx(net: nn.Module, path: str | Path, size: int, opset: int = OPSET) -> Path:
-    """Write an encoder as ONNX: `images` (N, 3, size, size) to `features` (N, F), any N.
+    """Write an encoder as ONNX: `images` (N, C, size, size) to `features` (N, F), any N.
 
     Masks leave no trace: pruned weights are zeros in the file. ONNX Runtime computes with them as
     with others; TensorRT finds 2:4 patterns by itself (`trtexec --onnx=FILE --sparsity=enable`).
@@ -28,7 +29,7 @@ def export_onnx(net: nn.Module, path: str | Path, size: int, opset: int = OPSET)
     """
     need("onnx")
     training = net.training
-    images = torch.zeros(2, 3, size, size)
+    images = torch.zeros(2, input_channels(net), size, size)
     with whole_file(path) as partial:
         torch.onnx.export(
             net.eval().cpu(),
