@@ -23,6 +23,8 @@ from sparse_ext.kernels.element.plan import Plan
 from sparse_ext.kernels.plan import Window
 from sparse_ext.masks.masked_layers import MaskedConv2d, MaskedLinear
 
+SPARSE = 0.4  # density up to which the kernel is about as fast as dense convolutions
+
 
 class ElementLayer(nn.Module):
     """What the layers of this kernel share. Same weight, mask and state as before.
@@ -196,8 +198,9 @@ class ElementConv2d(_Convolution, MaskedConv2d):
 class LaneConv2d(_Convolution, nn.Conv2d):
     """A dense convolution; made by `use_element_kernel`.
 
-    Where most of the sparse layers around it use the kernel, it may do so too, since leaving their
-    layout and coming back to it costs more than some dense convolutions.
+    Where most of the sparse layers around it are sparse enough for the kernel, it may use it too,
+    since leaving their layout and coming back to it costs more than some dense convolutions. That
+    is told by their masks, not by what they last did, so that a resumed run decides alike.
 
     Attributes:
         around: the sparse layers of its encoder.
@@ -206,8 +209,13 @@ class LaneConv2d(_Convolution, nn.Conv2d):
     around: tuple[ElementLayer, ...] = ()
 
     def _choose(self, x: Tensor) -> Plan | None:
-        most = 2 * sum(layer.used for layer in self.around) > len(self.around)
-        return super()._choose(x) if most or self.kernel == "element" else None
+        if self.kernel != "element":
+            if not self._takes(x):
+                return None
+            sparse = sum(layer.plan().density <= SPARSE for layer in self.around)
+            if 2 * sparse <= len(self.around):
+                return None
+        return super()._choose(x)
 
 
 class ElementLinear(ElementLayer, MaskedLinear):
