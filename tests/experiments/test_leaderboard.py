@@ -18,9 +18,10 @@ from scripts.experiments import programs
 from scripts.experiments.jobs import Job
 from scripts.experiments.leaderboard import __main__ as launcher
 from scripts.experiments.leaderboard import again, overall, results, tables, write
-from scripts.experiments.leaderboard.cells import MAIN, SETTINGS, Cell, cells, searches
+from scripts.experiments.leaderboard.cells import FIXED, MAIN, SETTINGS, Cell, cells, searches
 from scripts.experiments.leaderboard.protocol import PROTOCOLS, chosen, protocol
 from scripts.experiments.leaderboard.statistics import paired, spread
+from scripts.experiments.quickstart import plan as quickstart
 from solo.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.unit
@@ -155,6 +156,15 @@ def test_rivals_choose_among_the_same_values():
     assert searches("synccp") == []  # what was tuned by hand is not searched as well
     counts = {len(choices) for choices in SETTINGS.values()}
     assert counts == {3}
+
+
+def test_the_quickstart_runs_cells_of_the_board():
+    board = protocol("digits")
+    cell = Cell("synccp", "element", 0.8, 5)
+    values = {v for v in board.pretraining(cell, FIXED["synccp"]) if "sparse" in v}
+    assert values == {*quickstart.SPARSE, "sparse.final=0.8"}  # which is SyncCP's default
+    assert (board.pretrain, board.linear) == (quickstart.PRETRAIN, quickstart.LINEAR)
+    assert board.overrides == ("++quality.enabled=False",)  # which measures and changes nothing
 
 
 def test_the_best_setting_of_the_search_is_taken():
