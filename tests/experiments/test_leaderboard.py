@@ -264,6 +264,9 @@ def test_documents_are_written_between_their_markers(tmp_path):
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     with pytest.raises(DataError, match=r"does not exist: run scripts/experiments/leaderboard.sh"):
         write.write("digits", tmp_path)
+    (tmp_path / "benchmarks/results/digits_leaderboard.json").write_text(json.dumps(BOARD[-1:]))
+    with pytest.raises(DataError, match="no finished cell of the table yet"):
+        write.write("digits", tmp_path)
     (tmp_path / "benchmarks/results/digits_leaderboard.json").write_text(json.dumps(BOARD))
     marks = "<!-- leaderboard:digits:begin -->\nold\n<!-- leaderboard:digits:end -->"
     (tmp_path / "README.md").write_text(f"before\n{marks}\nafter\n")
