@@ -53,6 +53,13 @@ def hooks_before_loading(module: nn.Module) -> list[Callable]:
     return [getattr(hook, "hook", hook) for hook in hooks]
 
 
+def forget_hooks_before_loading(module: nn.Module, functions: Collection[Callable]) -> None:
+    """Remove these functions from those that are called before `module` loads a state dict."""
+    hooks = module._load_state_dict_pre_hooks
+    for key in [k for k, hook in hooks.items() if getattr(hook, "hook", hook) in functions]:
+        del hooks[key]
+
+
 def unscales_by_itself(optimizer: Optimizer) -> bool:
     """Whether a fused optimizer divides its gradients by the loss scale inside of its step."""
     return getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -135,6 +135,11 @@ def _mask(backbone: nn.Module, names: Iterable[str]) -> nn.Module:
     return backbone
 
 
+def forget(module: nn.Module) -> None:
+    """Let `module` load weights as torch does, without a look at masks and widths."""
+    forget_hooks_before_loading(module, (_adopt, _adopt_widths))
+
+
 def _adopt(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Before loading: a weight without its mask is an error; missing side buffers are made."""
     if prefix + "weight" in state and prefix + "mask" not in state:
