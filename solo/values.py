@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What the value of a key may be: one rule for all sections, those of extensions included.
 
-A schema is a dataclass. A field's type says what its value is; `number` adds limits to it.
+A schema is a dataclass. A field's type says what its value is; `number` adds limits to it; a field
+that is a dataclass itself is a section.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, field
+from dataclasses import Field, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from solo.errors import ConfigError, did_you_mean
 
@@ -69,6 +71,47 @@ def number(default: Any, **limits: float) -> Any:
         **limits: `least`, `most`, `above`, `below`; `infinite=True` allows infinity.
     """
     return field(default=default, metadata=limits)
+
+
+def check_section(node: Any, schema: type, path: str, strict: bool = False) -> None:
+    """Check one section: its keys should be fields of `schema`, its values are of their types.
+
+    Raises:
+        ConfigError: naming the dotted key, what was found and what is valid.
+    """
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"'{path}' must be a section with keys, not {typed(node)}")
+    known = [item.name for item in fields(schema)]
+    for key in node:
+        if key not in known:
+            unknown_key(f"{path}.{key}", known, map(str, node), strict=strict)
+    check_values(node, schema, f"{path}.", strict)
+
+
+def check_values(node: DictConfig, schema: type, prefix: str = "", strict: bool = False) -> None:
+    """Check the values of those keys of `node` that are fields of `schema`, sections included.
+
+    Args:
+        node: a section, or the whole configuration.
+        schema: its dataclass.
+        prefix: of its keys in messages, with the dot.
+        strict: see `unknown_key`.
+
+    Raises:
+        ConfigError: see `check_section`.
+    """
+    for item in fields(schema):
+        if item.name not in node or OmegaConf.is_missing(node, item.name):
+            continue
+        name, hint = f"{prefix}{item.name}", hints(schema)[item.name]
+        try:
+            value = node[item.name]
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"'{name}' cannot be read: {str(error).splitlines()[0]}") from error
+        if not is_dataclass(hint):
+            check_value(value, hint, name, limits_of(item))
+        elif value is not None:
+            check_section(value, hint, name, strict)
 
 
 def check_value(value: Any, hint: Any, name: str, limits: Mapping[str, Any] | None = None) -> None:

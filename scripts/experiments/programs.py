@@ -8,8 +8,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from solo.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "solo" / "recipes"
@@ -22,13 +26,17 @@ def require_checkout() -> None:
         raise ConfigError(f"This needs a checkout of the repository; {ROOT} is none.")
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def share_cores() -> tuple[int, dict[str, str]]:
     """How many small programs to run at a time on this machine, and their environment."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    slots = min(SLOTS, cores)
-    threads = str(max(1, min(4, cores // slots)))
+    slots = min(SLOTS, cores())
+    threads = str(max(1, min(4, cores() // slots)))
     return slots, {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
 
@@ -77,3 +85,19 @@ def precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
     text = cpuinfo.read_text() if cpuinfo.is_file() else ""
     native = re.search(r"^flags.*\b(avx512_bf16|amx_bf16)\b", text, re.MULTILINE)
     return ("precision=bf16-mixed",) if native else ()
+
+
+def compose(recipe: str, overrides: Sequence[str]) -> DictConfig:
+    """What the programs compose from the YAML file `recipe` (a path in the repository)."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from sparse_ext.extension import register
+
+    register()
+    path = ROOT / recipe
+    with initialize_config_dir(str(path.parent), version_base="1.2"):
+        cfg = hydra_compose(path.name, overrides=list(overrides))
+    OmegaConf.set_struct(cfg, False)
+    return cfg

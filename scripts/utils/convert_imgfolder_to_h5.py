@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Container
+from itertools import chain, count
 from pathlib import Path
 
 
@@ -34,16 +36,24 @@ def convert_imgfolder_to_h5(folder_path: str | Path, h5_path: str | Path) -> Non
     target = Path(h5_path)
     if target.exists():
         raise DataError(f"--h5_path: '{target}' exists already; move it away first.")
-    images = image_folder(folder_path, None, "--folder_path").imgs
+    images = image_folder(folder_path, None, "--folder_path")
     with whole_file(target) as partial, h5py.File(partial, "w") as file:
-        for name, _ in tqdm(images, desc=str(target)):
-            relative = Path(name).relative_to(folder_path)
-            file.create_dataset(
-                f"{relative.parts[0]}/{'_'.join(relative.parts[1:])}",
+        for name, label in tqdm(images.imgs, desc=str(target)):
+            parts = Path(name).relative_to(folder_path).parts[1:]
+            group = file.require_group(images.classes[label])
+            group.create_dataset(
+                _free("_".join(parts), group),
                 data=np.fromfile(name, dtype=np.uint8),
                 compression="gzip",
                 compression_opts=9,
             )
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """`name`, or with a number where another image (a/b_c.jpg, a_b/c.jpg) has it already."""
+    stem, dot, suffix = name.rpartition(".")
+    names = chain([name], (f"{stem}-{number}{dot}{suffix}" for number in count(1)))
+    return next(candidate for candidate in names if candidate not in taken)
 
 
 def main() -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Check a configuration against the schema: unknown keys, wrong types, missing values.
+"""A whole configuration against the schema: unknown keys, wrong types, missing values, defaults.
 
 Independent of torch and Lightning, except that an unknown top-level key is looked up in the
 signature of Lightning's Trainer before it is called a mistake.
@@ -8,17 +8,17 @@ signature of Lightning's Trainer before it is called a mistake.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from solo.args.schema import Linear, Pretrain, TrainerArguments
 from solo.errors import ConfigError
-from solo.values import accepts, check_value, hints, limits_of, typed, unknown_key
+from solo.values import accepts, check_values, hints, unknown_key
 
 
 def select(cfg: DictConfig, key: str, default: Any = None) -> Any:
@@ -27,37 +27,32 @@ def select(cfg: DictConfig, key: str, default: Any = None) -> Any:
     return None if isinstance(value, str) and value == "None" else value
 
 
-def fill(cfg: DictConfig, section: str, schema: type, keys: Iterable[str] = ()) -> None:
-    """Set the defaults of `schema` below `cfg.<section>`, in place; idempotent.
+def fill(node: DictConfig, schema: type, *keys: str) -> None:
+    """Set the defaults of `schema` in `node`, in place; idempotent.
+
+    A null where the default is a mapping counts as absent, so that `kwargs:` may be left empty.
 
     Args:
-        cfg: the whole configuration.
-        section: dotted name of the section, empty for the top level.
-        schema: dataclass whose fields with plain defaults are set.
-        keys: only these fields; all of them when empty.
+        node: the whole configuration, or a section.
+        schema: its dataclass.
+        keys: dotted names of fields, where that of a section stands for all of its fields; all
+            fields when there are none. Required ones are left as they are.
     """
-    for key, default in defaults_of(schema, section, *keys).items():
-        OmegaConf.update(cfg, key, select(cfg, key, default), force_add=True)
-
-
-def defaults_of(schema: type, section: str, *keys: str) -> dict[str, Any]:
-    """The defaults of a schema by dotted key, without those of its sections.
-
-    Args:
-        schema: dataclass.
-        section: dotted name of the section, empty for the top level.
-        keys: only these fields; all of them when there are none.
-    """
-    found = {}
-    for item in fields(schema):
-        if (keys and item.name not in keys) or is_dataclass(hints(schema)[item.name]):
-            continue
-        key = f"{section}.{item.name}" if section else item.name
-        if item.default is not MISSING:
-            found[key] = item.default
-        elif item.default_factory is not MISSING:
-            found[key] = item.default_factory()
-    return found
+    known = {item.name: item for item in fields(schema)}
+    with open_dict(node):
+        for key in keys or known:
+            name, _, rest = key.partition(".")
+            hint, item = hints(schema)[name], known[name]
+            if is_dataclass(hint):
+                if node.get(name) is None:
+                    node[name] = {}
+                fill(node[name], hint, *filter(None, [rest]))
+                continue
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            if default is not MISSING:
+                value = select(node, name, default)
+                empty = value is None and isinstance(default, Mapping)
+                node[name] = default if empty else value
 
 
 def check(cfg: DictConfig, schema: type, extra: Iterable[str] = ()) -> None:
@@ -79,23 +74,8 @@ def check(cfg: DictConfig, schema: type, extra: Iterable[str] = ()) -> None:
             options = known | extra | trainer_keys()
             ours = str(key) in _keys_of_programs() and not strict  # no misspelling, but another's
             unknown_key(str(key), () if ours else options, map(str, cfg), strict=strict)
-    _check_values(cfg, schema, "", strict)
-    _check_values(cfg, TrainerArguments, "", strict)
-
-
-def check_section(node: Any, schema: type, path: str, strict: bool = False) -> None:
-    """Check one section: its keys should be fields of `schema`, its values are of their types.
-
-    Raises:
-        ConfigError: naming the dotted key, what was found and what is valid.
-    """
-    if not isinstance(node, DictConfig):
-        raise ConfigError(f"'{path}' must be a section with keys, not {typed(node)}")
-    known = [item.name for item in fields(schema)]
-    for key in node:
-        if key not in known:
-            unknown_key(f"{path}.{key}", known, map(str, node), strict=strict)
-    _check_values(node, schema, path, strict)
+    check_values(cfg, schema, strict=strict)
+    check_values(cfg, TrainerArguments, strict=strict)
 
 
 def require(cfg: DictConfig, schema: type, path: str = "") -> None:
@@ -129,20 +109,3 @@ def trainer_keys() -> frozenset[str]:
     from lightning.pytorch import Trainer
 
     return frozenset(inspect.signature(Trainer.__init__).parameters) - {"self"}
-
-
-def _check_values(node: DictConfig, schema: type, path: str, strict: bool) -> None:
-    limits = {item.name: limits_of(item) for item in fields(schema)}
-    for key, hint in hints(schema).items():
-        if key not in node or OmegaConf.is_missing(node, key):
-            continue
-        name = f"{path}.{key}" if path else key
-        try:
-            value = node[key]
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"'{name}' cannot be read: {str(error).splitlines()[0]}") from error
-        if is_dataclass(hint):
-            if value is not None:
-                check_section(value, hint, name, strict)
-        else:
-            check_value(value, hint, name, limits[key])

@@ -14,11 +14,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from solo import extensions
 from solo.args import schema
-from solo.args.check import check, check_section, fill, select
+from solo.args.check import check, fill, select
 from solo.data import catalogue
 from solo.errors import ConfigError, DataError, did_you_mean
 from solo.registry import import_plugins
-from solo.values import accepts
+from solo.values import accepts, check_section
+
+# what the parsers write into a configuration that leaves it out
+TRAINER_KEYS = ("seed", "resume_from_checkpoint", "strategy")
+LOGGERS = ("wandb", "tensorboard")
+WRITTEN = (
+    *("checkpoint", "auto_resume", "dali", *LOGGERS, *TRAINER_KEYS),
+    *("num_nodes", "optimizer.kwargs", "debug_augmentations"),
+)
 
 
 def required(cfg: DictConfig, key: str):
@@ -48,14 +56,23 @@ def choice(cfg: DictConfig, key: str, options: Iterable[str]) -> str:
     return value
 
 
-def check_keys(cfg: DictConfig, program: type) -> None:
-    """Check all keys and types of `cfg`, then let the active extensions check their sections."""
+def complete(cfg: DictConfig, program: type, keys: Iterable[str]) -> None:
+    """Check all keys and types of `cfg`, its extensions' sections too, and set the defaults.
+
+    Args:
+        cfg: the whole configuration; changed in place.
+        program: its schema.
+        keys: those that get their defaults beside `WRITTEN`, see `fill`.
+    """
     OmegaConf.set_struct(cfg, False)
     import_plugins(select(cfg, "imports"))
     check(cfg, program, extensions.sections())
     _check_name(str(select(cfg, "name", "-")))
     for extension in extensions.active(cfg):
         extension.parse(cfg)
+    fill(cfg, program, *WRITTEN, *keys)
+    if cfg.data.num_workers is None:
+        cfg.data.num_workers = default_workers(count_devices(cfg))
 
 
 # what checkpoints add to a run's name must fit into the 255 bytes of a file name, too
@@ -72,49 +89,36 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"{said}: it may have {LONGEST_NAME} bytes, not {len(name.encode())}")
 
 
-def dataset_cfg(
-    cfg: DictConfig, data: type, keys: Iterable[str], more: Iterable[str] = ()
-) -> DictConfig:
-    """Check `data.dataset` and set the defaults of `keys` in the section `data`.
+def dataset_of(cfg: DictConfig) -> catalogue.DatasetInfo:
+    """What is known of `data.dataset`.
 
-    Args:
-        more: datasets that are allowed beside the usual ones.
+    Raises:
+        ConfigError: it is missing or unknown, or has several labels per image, which only
+            `method: multilabel` reads.
     """
-    choice(cfg, "data.dataset", [*catalogue.single_label(), *more])
-    fill(cfg, "data", data, keys)
-    if cfg.data.num_workers is None:
-        cfg.data.num_workers = default_workers(count_devices(cfg))
-    fill(cfg, "", schema.Pretrain, ["debug_augmentations"])
-    return cfg
+    several = cfg.get("method") == "multilabel"
+    names = catalogue.named(lambda info: several or not info.multilabel)
+    return catalogue.DATASETS[choice(cfg, "data.dataset", names)]
 
 
 def add_and_assert_wandb_cfg(cfg: DictConfig) -> DictConfig:
     """Set the defaults of `wandb` and `tensorboard`."""
-    fill(cfg, "wandb", schema.Wandb)
-    fill(cfg, "tensorboard", schema.TensorBoard)
+    fill(cfg, schema.Run, *LOGGERS)
     return cfg
 
 
 def add_and_assert_lightning_cfg(cfg: DictConfig) -> DictConfig:
     """Set the defaults of the keys that concern the trainer as a whole."""
-    fill(cfg, "", schema.Run, ["seed", "resume_from_checkpoint", "strategy"])
+    fill(cfg, schema.Run, *TRAINER_KEYS)
     return cfg
 
 
-def run_sections(cfg: DictConfig) -> None:
-    """Set the defaults of the sections that checkpoints, resuming and DALI read."""
-    fill(cfg, "checkpoint", schema.Checkpoint)
-    fill(cfg, "auto_resume", schema.AutoResume)
-    fill(cfg, "dali", schema.Dali)
-
-
-def set_num_classes(cfg: DictConfig) -> None:
+def set_num_classes(cfg: DictConfig, info: catalogue.DatasetInfo) -> None:
     """Set `data.num_classes`: known by name, or counted below `data.train_path`.
 
     Raises:
         DataError: when that folder does not exist.
     """
-    info = catalogue.info_of(cfg.data.dataset)
     if info.num_classes is not None:
         cfg.data.num_classes = info.num_classes
         return
@@ -136,9 +140,9 @@ def set_num_classes(cfg: DictConfig) -> None:
     cfg.data.num_classes = max(1, sum(entry.is_dir() for entry in shown))
 
 
-def check_format(cfg: DictConfig) -> None:
+def check_format(cfg: DictConfig, info: catalogue.DatasetInfo) -> None:
     """Refuse formats that do not go with the data set, or with another key of `data`."""
-    data_format, info = cfg.data.format, catalogue.info_of(cfg.data.dataset)
+    data_format = cfg.data.format
     if data_format in ("dali", "webdataset") and data_format not in info.formats:
         raise ConfigError(
             f"data.format={data_format} works with {', '.join(catalogue.formats_of(data_format))}, "
@@ -154,9 +158,10 @@ def check_format(cfg: DictConfig) -> None:
         raise ConfigError(
             "data.value_range works with image_folder, h5, resident and webdataset, not dali"
         )
-    if cfg.data.format == "dali" and cfg.data.get("skip_unreadable"):
+    if data_format != "resident" and cfg.data.get("resident_size") is not None:
         raise ConfigError(
-            "data.skip_unreadable works with image_folder, h5, resident and webdataset, not dali"
+            f"data.resident_size is the side of images in memory and has no effect with data.format"
+            f"={data_format}: leave it out, or pretrain with data.format=resident"
         )
 
 
@@ -222,7 +227,6 @@ def scale_lr(cfg: DictConfig, keys: Iterable[str]) -> None:
     Raises:
         ConfigError: when both are there and contradict each other.
     """
-    fill(cfg, "", schema.Run, ["num_nodes"])
     scale = required(cfg, "optimizer.batch_size") * count_devices(cfg) * cfg.num_nodes / 256
     for key in keys:
         now = required(cfg, f"optimizer.{key}")
@@ -243,21 +247,21 @@ def _is_share(value: Any) -> bool:
 
 
 def set_optimizer_kwargs(cfg: DictConfig) -> None:
-    """Set the defaults of `optimizer.kwargs` and check its keys.
+    """Check the keys of `optimizer.kwargs`, and set the defaults of this optimizer.
 
     Raises:
         ConfigError: for an unknown optimizer or an argument that it does not take.
     """
     name = choice(cfg, "optimizer.name", schema.OPTIMIZER_DEFAULTS)
     valid = schema.OPTIMIZER_KWARGS[name]
-    fill(cfg, "optimizer", schema.Optimizer, ["kwargs"])
-    for key in cfg.optimizer.kwargs:
+    kwargs = cfg.optimizer.kwargs
+    for key in kwargs:
         if key not in valid:
             hint = did_you_mean(str(key), valid)
             raise ConfigError(f"unknown key 'optimizer.kwargs.{key}' for {name}. {hint}")
-    check_section(cfg.optimizer.kwargs, schema.OptimizerArguments, "optimizer.kwargs")
-    betas = cfg.optimizer.kwargs.get("betas")
+    check_section(kwargs, schema.OptimizerArguments, "optimizer.kwargs")
+    betas = kwargs.get("betas")
     if betas is not None and not (len(betas) == 2 and all(_is_share(beta) for beta in betas)):
         raise ConfigError(f"optimizer.kwargs.betas={betas}: two numbers of at least 0 and below 1")
     for key, value in schema.OPTIMIZER_DEFAULTS[name].items():
-        cfg.optimizer.kwargs[key] = select(cfg, f"optimizer.kwargs.{key}", value)
+        kwargs[key] = select(kwargs, key, value)

@@ -66,6 +66,9 @@ def dataset_args(parser: ArgumentParser) -> None:
         help="of int32 or float images; by default as the run of the checkpoint had it",
     )
     parser.add_argument(
+        "--skip_unreadable", action="store_true", help="leave broken files out, and count them"
+    )
+    parser.add_argument(
         "--data_exif",
         choices=["ignore", "apply"],
         help="turn images as their EXIF orientation says; default: as the encoder was trained",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 
 from solo.args.dataset import (
     at_least,
@@ -14,8 +15,8 @@ from solo.args.dataset import (
 )
 
 
-def parse_args_knn() -> Namespace:
-    """Parse `sys.argv`; lists (`k`, `temperature`, ...) are tried in all combinations."""
+def parse_args_knn(argv: Sequence[str] | None = None) -> Namespace:
+    """Parse `argv` (None = `sys.argv`); lists such as `k` are tried in all combinations."""
     parser = ArgumentParser(description="k-nearest-neighbour evaluation of a checkpoint")
     dataset_args(parser)
     custom_dataset_args(parser)
@@ -28,6 +29,6 @@ def parse_args_knn() -> Namespace:
     parser.add_argument(
         "--feature_type", nargs="+", default=["backbone"], choices=["backbone", "projector"]
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     check_paths(parser, args)
     return args

@@ -124,6 +124,9 @@ def _set_data(cfg: DictConfig, layout: Layout, images: Sampled, size: int) -> li
     if layout.val is not None:
         data.val_fraction = 0.0
         return [f"validation: {layout.val}"]
+    if layout.largest < 2:
+        data.val_fraction = 0.0
+        return ["validation: none, as no class has two images"]
     share = select(cfg, "data.val_fraction", 0.0)
     if not share:
         return ["validation: none (data.val_fraction=0)"]

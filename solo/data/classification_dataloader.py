@@ -36,8 +36,10 @@ from solo.data.datasets.folders import (
 from solo.data.datasets.holdout import Holdout
 from solo.data.datasets.images import readers
 from solo.data.datasets.splits import Split
+from solo.data.datasets.unreadable import without_unreadable
 from solo.data.loading import make_loader, seeded, with_seeds
 from solo.data.shown import Shown, shown
+from solo.data.views.device_normalise import left_as_bytes
 from solo.errors import DataError
 
 
@@ -48,7 +50,7 @@ def _pipeline(info: DatasetInfo, shown: Shown) -> dict[str, T.Compose]:
     if info.side is None:
         fit: list[Callable] = [T.Resize(round(side * 256 / 224)), T.CenterCrop(side)]
     else:
-        fit = [] if side == info.side else [T.Resize((side, side))]
+        fit = [T.Resize((side, side))]  # leaves an image of that size as it is
     if info.shift and info.side:
         shift = T.RandomCrop(info.side, padding=info.shift, padding_mode="reflect")
         train = [shift, *fit]
@@ -59,7 +61,7 @@ def _pipeline(info: DatasetInfo, shown: Shown) -> dict[str, T.Compose]:
 
 def build_custom_pipeline(size: int = 224) -> dict[str, T.Compose]:
     """Transforms of a dataset without its own: those of ImageNet, under T_train and T_val."""
-    return _pipeline(DATASETS["custom"], shown("custom", None, size))
+    return _pipeline(DATASETS["custom"], shown(DATASETS["custom"], None, size))
 
 
 def prepare_transforms(
@@ -76,7 +78,8 @@ def prepare_transforms(
     Raises:
         ConfigError: the dataset is unknown.
     """
-    pipeline = _pipeline(info_of(dataset), images or shown(dataset, None, size))
+    info = info_of(dataset)
+    pipeline = _pipeline(info, images or shown(info, None, size))
     return pipeline["T_train"], pipeline["T_val"]
 
 
@@ -92,7 +95,7 @@ def folder_transform(trained: Mapping[str, Any] | None, size: int | None = None)
         size: side of the images; None = the run's own.
     """
     info = known(((trained or {}).get("data") or {}).get("dataset"))
-    images = shown(info.name, trained, size)
+    images = shown(info, trained, size)
     steps = _pipeline(info, images)["T_val"].transforms
     if info.side is None:
         return T.Compose(steps)
@@ -111,6 +114,9 @@ def prepare_datasets(
     split: Split | None = None,
     exif: str = "ignore",
     value_range: Sequence[float] | None = None,
+    fraction_of: str = "images",
+    skip_unreadable: bool = False,
+    threads: int = 1,
     holdout: Holdout | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
@@ -128,24 +134,31 @@ def prepare_datasets(
         split: that part as an earlier run has drawn it; None draws.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
         value_range: what is black and white in images of int32 or float values, see `readers`.
+        fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
+        skip_unreadable: broken files are counted and left out of both sets, see `unreadable`.
+        threads: that look for them.
         holdout: which of the training images validate, where there is no `val_data_path`.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
         DataError: the data is missing or unreadable, or `split` is a part of other data.
     """
-    reading = readers(exif, value_range=value_range)
-    train = _split(dataset, True, T_train, train_data_path, data_format, download, reading)
+    info, reading = info_of(dataset), readers(exif, value_range=value_range)
+    train = _split(info, True, T_train, train_data_path, data_format, download, reading)
     if holdout is not None:
         val_data_path = train_data_path
-    val = _split(dataset, False, T_val, val_data_path, data_format, download, reading)
+    val = _split(info, False, T_val, val_data_path, data_format, download, reading)
     if holdout is not None:
         train, val = holdout.keep(train, "train"), holdout.keep(val, "val")
-    return take_fraction(train, data_fraction, split=split), val
+    train = take_fraction(train, data_fraction, fraction_of, split)
+    if skip_unreadable:
+        train = without_unreadable(train, f"'{train_data_path}'", threads)
+        val = without_unreadable(val, f"'{val_data_path}'", threads, VAL_KEY)
+    return train, val
 
 
 def _split(
-    dataset: str,
+    info: DatasetInfo,
     train: bool,
     transform: Callable,
     path: str | Path | None,
@@ -154,7 +167,6 @@ def _split(
     reading: tuple[Callable, Callable],
 ) -> Dataset:
     """One split of a dataset; see `prepare_datasets`."""
-    info = info_of(dataset)
     path = default_data_path() if path is None else Path(path)
     loader, decode = reading
     wanted = Wanted("train" if train else "val", path, transform, loader, download=download)
@@ -166,7 +178,7 @@ def _split(
     if require_format(data_format) == "h5":
         from solo.data.h5_dataset import H5Dataset
 
-        return seeded(H5Dataset)(dataset, path, transform, key=key, decode=decode)
+        return seeded(H5Dataset)(info.name, path, transform, key=key, decode=decode)
     if data_format == "webdataset":
         from solo.data.shards.dataset import ShardDataset
 
@@ -202,11 +214,8 @@ def prepare_data(
     auto_augment: bool = False,
     image_size: int | None = None,
     images: Shown | None = None,
-    split: Split | None = None,
-    exif: str = "ignore",
-    value_range: Sequence[float] | None = None,
-    holdout: Holdout | None = None,
-    skip_unreadable: bool = False,
+    as_bytes: bool = False,
+    **source: Any,
 ) -> tuple[DataLoader, DataLoader]:
     """Transforms, datasets and loaders in one call.
 
@@ -214,30 +223,31 @@ def prepare_data(
         auto_augment: train with timm's RandAugment pipeline (as MAE fine-tunes).
         image_size: see `prepare_transforms`.
         images: see `prepare_transforms`.
-        skip_unreadable: leave broken files out, with a warning.
+        as_bytes: training images stay uint8, to be normalised on the device.
+        source: further arguments of `prepare_datasets`.
         others: see `prepare_datasets` and `prepare_dataloaders`.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
         DataError: the data is missing or unreadable, or the two splits have other classes.
     """
-    images = images or shown(dataset, None, image_size)
+    images = images or shown(info_of(dataset), None, image_size)
     T_train, T_val = prepare_transforms(dataset, images=images)
     if auto_augment:
         T_train = _auto_augment(images)
+    if as_bytes:
+        T_train = left_as_bytes(T_train)
     train, val = prepare_datasets(
         dataset, T_train, T_val, train_data_path, val_data_path, data_format, download,
-        data_fraction, split, exif, value_range, holdout,
+        data_fraction, threads=max(1, num_workers), **source,
     )  # fmt: skip
-    if skip_unreadable:
-        train = _readable(train, train_data_path, num_workers, TRAIN_KEY)
-        val = _readable(val, val_data_path or train_data_path, num_workers, VAL_KEY)
     check_classes(train, val)
     return prepare_dataloaders(train, val, batch_size, num_workers)
 
 
 def prepare_val_data(
-    dataset: str,
+    info: DatasetInfo,
+    images: Shown,
     val_data_path: str | Path | None = None,
     data_format: str | None = "image_folder",
     batch_size: int = 64,
@@ -245,35 +255,27 @@ def prepare_val_data(
     download: bool = True,
     exif: str = "ignore",
     value_range: Sequence[float] | None = None,
-    images: Shown | None = None,
-    holdout: Holdout | None = None,
     skip_unreadable: bool = False,
+    holdout: Holdout | None = None,
 ) -> DataLoader:
     """The validation loader alone, for runs that need no labelled training set.
 
     Args:
-        images: see `prepare_transforms`.
+        info: the record of the data set.
+        images: size and statistics, see `solo.data.shown`.
         holdout: `val_data_path` holds the training images, of which this part validates.
-        skip_unreadable: leave broken files out, with a warning.
         others: see `prepare_datasets` and `prepare_dataloaders`.
 
     Raises:
         DataError: the data is missing or unreadable.
     """
-    _, T_val = prepare_transforms(dataset, images=images)
-    reading = readers(exif, value_range=value_range)
-    val = _split(dataset, False, T_val, val_data_path, data_format, download, reading)
+    T_val, reading = _pipeline(info, images)["T_val"], readers(exif, value_range=value_range)
+    val = _split(info, False, T_val, val_data_path, data_format, download, reading)
     if holdout is not None:
         val = holdout.keep(val, "val")
     if skip_unreadable:
-        val = _readable(val, val_data_path, num_workers, VAL_KEY)
+        val = without_unreadable(val, f"'{val_data_path}'", max(1, num_workers), VAL_KEY)
     return prepare_val_dataloader(val, batch_size, num_workers)
-
-
-def _readable(dataset: Dataset, path: str | Path | None, threads: int, key: str) -> Dataset:
-    from solo.data.datasets.unreadable import without_unreadable
-
-    return without_unreadable(dataset, f"'{path}'", max(1, threads), key)
 
 
 def _auto_augment(images: Shown) -> Callable:

@@ -209,6 +209,8 @@ class PretrainDALIDataModule(_DALIDataModule):
         encode_indexes_into_labels: see above.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
         augmentations: the entries that `transforms` were made of, to warn of long images.
+        fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
+        skip_unreadable: broken files are counted and left out.
 
     Raises:
         ConfigError: another dataset or device.
@@ -229,9 +231,12 @@ class PretrainDALIDataModule(_DALIDataModule):
         encode_indexes_into_labels: bool = False,
         exif: str = "ignore",
         augmentations: Sequence[Mapping[str, Any]] = (),
+        fraction_of: str = "images",
+        skip_unreadable: bool = False,
     ):
         super().__init__(dataset, batch_size, num_workers, dali_device, exif)
         self.augmentations = augmentations
+        self.part = {"fraction_of": fraction_of, "skip_unreadable": skip_unreadable}
         self.train_data_path, self.transforms = Path(train_data_path), transforms
         self.num_large_crops, self.num_small_crops = num_large_crops, num_small_crops
         self.no_labels, self.data_fraction = no_labels, data_fraction
@@ -261,6 +266,7 @@ class PretrainDALIDataModule(_DALIDataModule):
             no_labels=self.no_labels,
             encode_indexes_into_labels=True,
             data_fraction=self.data_fraction,
+            **self.part,
             **self._placement(),
         )
         self._require_full_batch(len(builder.files))
@@ -299,6 +305,8 @@ class ClassificationDALIDataModule(_DALIDataModule):
         split: the part as an earlier run has drawn it; None draws.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
         images: size and statistics, see `solo.data.shown`; None: those of the pipeline's class.
+        fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
+        skip_unreadable: broken files are counted and left out of both sets.
 
     Raises:
         ConfigError: another dataset or device.
@@ -316,9 +324,11 @@ class ClassificationDALIDataModule(_DALIDataModule):
         split: Split | None = None,
         exif: str = "ignore",
         images: Shown | None = None,
+        fraction_of: str = "images",
+        skip_unreadable: bool = False,
     ):
         super().__init__(dataset, batch_size, num_workers, dali_device, exif)
-        self.images = images
+        self.images, self.fraction_of, self.skip_unreadable = images, fraction_of, skip_unreadable
         self.train_data_path, self.val_data_path = Path(train_data_path), Path(val_data_path)
         self.data_fraction, self.split = data_fraction, split
         custom = info_of(dataset).any_images
@@ -335,16 +345,28 @@ class ClassificationDALIDataModule(_DALIDataModule):
 
     def train_dataloader(self) -> TempDALIGenericIterator:
         """This rank's iterator; the last incomplete batch is dropped."""
-        part = {"data_fraction": self.data_fraction, "split": self.split, "images": self.images}
-        builder = self.pipeline_class(self.train_data_path, **part, **self._placement())
+        part = {"data_fraction": self.data_fraction, "fraction_of": self.fraction_of}
+        builder = self.pipeline_class(
+            self.train_data_path,
+            split=self.split,
+            images=self.images,
+            skip_unreadable=self.skip_unreadable,
+            **part,
+            **self._placement(),
+        )
         self.split = builder.split
         self._require_full_batch(len(builder.files))
         return self._wrapped(builder, LastBatchPolicy.DROP)
 
     def val_dataloader(self) -> TempDALIGenericIterator:
         """This rank's iterator over its part of all validation images, in order."""
-        options = {"validation": True, "images": self.images, **self._placement()}
-        builder = self.pipeline_class(self.val_data_path, **options)
+        builder = self.pipeline_class(
+            self.val_data_path,
+            validation=True,
+            images=self.images,
+            skip_unreadable=self.skip_unreadable,
+            **self._placement(),
+        )
         return self._wrapped(builder, LastBatchPolicy.PARTIAL)
 
     def _wrapped(self, builder: PipelineBuilder, policy: LastBatchPolicy) -> Wrapper:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Images of one HDF5 file: a group per class, in it a dataset per image with its encoded bytes.
 
+As with folders, images may lie at any depth below their class, and hidden names do not count.
+
 `scripts/utils/convert_imgfolder_to_h5.py` writes such files.
 """
 
@@ -8,12 +10,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from solo.data.catalogue import formats_of, info_of
 from solo.data.datasets.images import ReadError, decode_image
@@ -86,7 +89,7 @@ class H5Dataset(Dataset):
         names = None if lines is None else [tuple(line.split("/", 1)) for line in lines]
         if names is None:
             with _open(self.h5_path, self.key) as file:
-                names = [(c, image) for c in self._find_classes(file) for image in file[c]]
+                names = [(c, name) for c in self._find_classes(file) for name in _images(file[c])]
             if not names:
                 raise DataError(f"{self.key}: '{self.h5_path}' has no class group with images.")
             write_index(self.h5_path, mark, (f"{c}/{image}" for c, image in names))
@@ -96,8 +99,12 @@ class H5Dataset(Dataset):
         self._data = [(c, image, self.class_to_idx[c]) for c, image in names if c in kept]
 
     def _find_classes(self, h5_file: h5py.File) -> list[str]:
-        """All class groups of the file, sorted."""
-        return sorted(name for name in h5_file if isinstance(h5_file[name], h5py.Group))
+        """All class groups of the file, sorted; hidden ones are none."""
+        return sorted(
+            name
+            for name in h5_file
+            if not name.startswith(".") and isinstance(h5_file[name], h5py.Group)
+        )
 
     def _kept_classes(self, classes: set[str]) -> set[str]:
         info = info_of(self.dataset)
@@ -127,6 +134,18 @@ class H5Dataset(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}
+
+
+def _images(group: h5py.Group) -> Iterator[str]:
+    """Names of the images at any depth below a group; what is hidden does not count."""
+    for name in group:
+        if name.startswith("."):
+            continue
+        # looking at what an object is would take minutes for millions of images
+        if name.lower().endswith(IMG_EXTENSIONS) or group.get(name, getclass=True) != h5py.Group:
+            yield name
+        else:
+            yield from (f"{name}/{inner}" for inner in _images(group[name]))
 
 
 def _open(path: str | Path, key: str) -> h5py.File:

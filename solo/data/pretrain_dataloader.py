@@ -197,7 +197,8 @@ def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
         (T.RandomApply, [Equalization()], "equalization"),
         (T.RandomHorizontalFlip, None, "horizontal_flip"),
     ]
-    steps: list[Callable] = [crop_of(entry)]
+    crop = crop_of(entry)
+    steps: list[Callable] = [*crop.transforms] if isinstance(crop, T.Compose) else [crop]
     for op, inner, section in optional:
         prob = entry[section]["prob"]
         if prob:
@@ -206,14 +207,17 @@ def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
 
 
 def crop_of(cfg: Mapping[str, Any]) -> Callable:
-    """The first step of the pipeline of one entry: a crop or a resize of a PIL image."""
+    """The first step of the pipeline of one entry, from a PIL image to one of `crop_size`.
+
+    Without `rrc` and `padding` the shorter side is resized to `crop_size`, and the centre cut out.
+    """
     entry = checked_augmentation(cfg)
     size, rrc = entry["crop_size"], entry["rrc"]
     bicubic = T.InterpolationMode.BICUBIC
     if "padding" in entry:
         return T.RandomCrop(size, padding=entry["padding"])
     if not rrc["enabled"]:
-        return T.Resize(size, interpolation=bicubic)
+        return T.Compose([T.Resize(size, interpolation=bicubic), T.CenterCrop(size)])
     scale = (rrc["crop_min_scale"], rrc["crop_max_scale"])
     law = RandomFallbackCrop if rrc["fallback"] == "random" else T.RandomResizedCrop
     return law(size, scale=scale, interpolation=bicubic)

@@ -27,13 +27,13 @@ class Shown:
 
 
 def shown(
-    dataset: str,
+    info: DatasetInfo,
     trained: Mapping[str, Any] | None,
     size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Shown:
-    """How evaluation on `dataset` shows its images to the encoder of a run.
+    """How evaluation on a data set shows its images to the encoder of a run.
 
     What the user asks for comes first. Images of any size are shown as large as the run's views
     (the large ones) were, and without statistics of their own they are normalised as those were.
@@ -41,15 +41,14 @@ def shown(
     from elsewhere, as the published protocols do; one that was trained on it sees its views' size.
 
     Args:
-        dataset: its name.
+        info: the record of the data set, see `solo.data.catalogue.known`.
         trained: configuration of the run (`args.json`), None where there is none.
         size: side that the user asks for.
         mean: of each channel, as the user asks.
         std: of each channel, as the user asks.
     """
-    info = known(dataset)
     side, own_mean, own_std = _trained_on(trained)
-    same = trained is not None and _data(trained).get("dataset") == dataset
+    same = trained is not None and _data(trained).get("dataset") == info.name
     fitting = side if same or info.side is None else None
     if info.eval_mean or info.mean:
         own_mean, own_std = info.evaluation_statistics
@@ -96,4 +95,4 @@ def _tested_on(info: DatasetInfo, data: Mapping[str, Any]) -> tuple[Any, Any, An
 
 def input_size(args: Mapping[str, Any]) -> int:
     """Side of the images that evaluation shows to the encoder of this run."""
-    return shown(_data(args).get("dataset", "custom"), args).size
+    return shown(known(_data(args).get("dataset")), args).size

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from solo import extensions
 from solo.args import schema
-from solo.args.check import defaults_of
 from solo.backbones import BACKBONES, build_encoder, features_dim
 from solo.errors import ConfigError
 from solo.methods.heads import Head, apply_heads, has_batch_norm
 from solo.methods.kwargs import check_kwargs
-from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
+from solo.methods.optimization import DEFAULT_KEYS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
 from solo.methods.step import average, by_key, class_metrics, val_metrics
 from solo.monitoring.step_metrics import StepMetrics
 from solo.utils.metrics import weighted_mean
@@ -33,12 +32,8 @@ from solo.utils.param_groups import split_by_layer
 from solo.utils.ranks import get_world_size
 from solo.utils.views import encoding
 
-_METHOD_DEFAULTS = {
-    **defaults_of(schema.Backbone, "backbone"),
-    **DEFAULTS,
-    **defaults_of(schema.KnnEval, "knn_eval"),
-    **defaults_of(schema.Pretrain, "", "method_kwargs"),
-}
+BASE_MOMENTUM = "solo.methods.base_momentum"  # a step there has no loss of its own either
+_METHOD_DEFAULTS = ("backbone", *DEFAULT_KEYS, "knn_eval", "method_kwargs")
 _METHOD_REQUIRED = (
     "method",
     "backbone.name",
@@ -61,6 +56,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
             the optimizer gets them. A mapping of extra keys for the parameter group stands for a
             head that the method applies itself.
         HEADS_ON_SMALL_CROPS: whether small crops go through the heads, too.
+        SMALL_CROPS: whether the loss uses small crops; None: whether they go through the heads.
         LARGE_CROPS: the number of large crops that the method is made for; None for any.
 
     Raises:
@@ -71,6 +67,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
     IGNORED_KWARGS: frozenset[str] | set[str] = frozenset()
     HEADS: Mapping[str, Head | Mapping[str, Any]] = {}
     HEADS_ON_SMALL_CROPS = False
+    SMALL_CROPS: bool | None = None
     LARGE_CROPS: int | None = 2
 
     _BACKBONES = BACKBONES
@@ -98,6 +95,8 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         self.num_small_crops: int = cfg.data.num_small_crops
         self.num_crops: int = self.num_large_crops + self.num_small_crops
         self.multicrop: bool = self.num_small_crops != 0
+        if self.multicrop:
+            self._require_small_crops(cfg.method)
         self.knn_eval: bool = cfg.knn_eval.enabled
         self.knn_k: int = cfg.knn_eval.k
         if self.knn_eval:
@@ -108,12 +107,24 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
         self._all_labelled = False  # of the batch under way; what is not known is looked at
         self._labelled: bool = not omegaconf_select(cfg, "data.no_labels", False)
 
+    def _require_small_crops(self, method: str) -> None:
+        """Raise ConfigError where small crops would be encoded and then forgotten."""
+        uses = self.HEADS_ON_SMALL_CROPS if self.SMALL_CROPS is None else self.SMALL_CROPS
+        if uses or self.training_step.__module__ in (__name__, BASE_MOMENTUM):
+            return
+        raise ConfigError(
+            f"{method} has no use for small crops: 'augmentations' makes {self.num_small_crops}, "
+            "smaller than the largest. Leave them out, or take dino, ibot, dinov2, lejepa, swav, "
+            "deepclusterv2, simclr, supcon or byol. (A method of your own that uses them "
+            "says SMALL_CROPS = True.)"
+        )
+
     # ---- configuration ----
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
         """Check the keys this method reads and fill in its defaults, in place; may be repeated."""
-        fill_defaults(cfg, _METHOD_REQUIRED, _METHOD_DEFAULTS)
+        fill_defaults(cfg, schema.Pretrain, _METHOD_REQUIRED, _METHOD_DEFAULTS)
         if cls.KWARGS is not None:
             check_kwargs(cfg, cls.KWARGS, cls.IGNORED_KWARGS)
         return cfg

@@ -11,16 +11,14 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo.args import schema
-from solo.args.check import defaults_of
+from solo.args.check import fill
 from solo.backbones import build_encoder
 from solo.methods.base_method import BaseMethod, inherited
 from solo.methods.heads import apply_heads
 from solo.methods.step import average, by_key, class_metrics, val_metrics
-from solo.utils.misc import omegaconf_select, set_default
+from solo.utils.misc import omegaconf_select
 from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
 from solo.utils.views import encoding
-
-_MOMENTUM_DEFAULTS = defaults_of(schema.Momentum, "momentum")
 
 
 class BaseMomentumMethod(BaseMethod):
@@ -46,8 +44,7 @@ class BaseMomentumMethod(BaseMethod):
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
         """Check the method's configuration and fill in the defaults of `momentum`."""
         cfg = super().add_and_assert_specific_cfg(cfg)
-        for key, default in _MOMENTUM_DEFAULTS.items():
-            set_default(cfg, key, default)
+        fill(cfg, schema.Pretrain, "momentum")
         return cfg
 
     @property
@@ -164,6 +161,8 @@ class BaseMomentumMethod(BaseMethod):
             return
         self.momentum_updater.cur_tau = resumed["cur_tau"]
         self.last_step = resumed["last_step"]
+        if self.last_step:  # as this run's configuration has it, which may be longer
+            self._update_tau(self.last_step)
         if step > self.last_step:  # saved between an optimizer step and its momentum update
             self._update_momentum(step)
 

@@ -47,6 +47,7 @@ class DeepClusterV2(LateBuffersMixin, BaseMethod):
         "projector": Head("z", unit=True),
         "prototypes": Head("p", of="z", of_unit=True, trained=False),
     }
+    HEADS_ON_SMALL_CROPS = True  # as in the authors' code: every crop is told the image's clusters
     LATE_BUFFERS = ("local_memory_index", "local_memory_embeddings")
 
     def __init__(self, cfg: DictConfig):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo.compat import foreach_mul_, foreach_norm
+from solo.errors import ConfigError
 from solo.losses.dino import DINOLoss
 from solo.methods.base import BaseMomentumMethod
 from solo.methods.heads import Head, WeightNormLinear, mlp, momentum_pair
@@ -63,9 +63,9 @@ class DINOHead(nn.Module):
 
 
 class DINO(BaseMomentumMethod):
-    """The teacher sees the large crops; the student those, and with `local_crops` all others, too.
+    """The teacher sees the large crops; the student those and the small ones.
 
-    The paper's recipe is this with `local_crops`, a weight decay that rises
+    The paper's recipe is this with small crops, a weight decay that rises
     (`optimizer.final_weight_decay`), and, on a ViT, `backbone.kwargs.dynamic_img_size`; the
     recipes of solo-learn have none of the three.
     """
@@ -82,9 +82,10 @@ class DINO(BaseMomentumMethod):
         "teacher_temperature": 0.07,
         "warmup_teacher_temperature": 0.04,
         "warmup_teacher_temperature_epochs": 0,
-        "local_crops": False,
+        "local_crops": True,
     }
     HEADS: Mapping[str, Head] = {"head": Head("z")}
+    HEADS_ON_SMALL_CROPS = True
     SINKHORN_ITERS = 0
 
     def __init__(self, cfg: DictConfig):
@@ -92,16 +93,13 @@ class DINO(BaseMomentumMethod):
         kwargs = cfg.method_kwargs
         self.clip_grad: float = kwargs.clip_grad
         self.freeze_last_layer: int = kwargs.freeze_last_layer
-        self.HEADS_ON_SMALL_CROPS = kwargs.local_crops
         self.head, self.momentum_head = momentum_pair(self._build_head)
-        self.dino_loss_func = self._build_loss(
-            self.num_crops if kwargs.local_crops else self.num_large_crops
-        )
+        self.dino_loss_func = self._build_loss(self.num_crops)
         if self.multicrop and not kwargs.local_crops:
-            warnings.warn(
-                f"{cfg.method}'s loss uses the large crops only, as solo-learn's; "
-                "method_kwargs.local_crops=True takes all of them, as the paper does",
-                stacklevel=2,
+            raise ConfigError(
+                f"method_kwargs.local_crops=False: {cfg.method}'s loss would not use the "
+                f"{self.num_small_crops} small crops that 'augmentations' makes. Leave them out, "
+                "or local_crops"
             )
 
     def _build_head(self) -> DINOHead:

@@ -14,19 +14,14 @@ from torch import Tensor, nn
 
 from solo import extensions
 from solo.args import schema
-from solo.args.check import defaults_of
 from solo.backbones import features_dim
 from solo.errors import ConfigError
-from solo.methods.optimization import DEFAULTS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
+from solo.methods.optimization import DEFAULT_KEYS, REQUIRED_KEYS, OptimizationMixin, fill_defaults
 from solo.monitoring.step_metrics import StepMetrics
 from solo.utils.metrics import accuracy_at_k, weighted_mean
 from solo.utils.param_groups import param_groups_layer_decay
 
-_LINEAR_DEFAULTS = {
-    **DEFAULTS,
-    **defaults_of(schema.Optimizer, "optimizer", "layer_decay"),
-    **defaults_of(schema.Linear, "", "finetune"),
-}
+_LINEAR_DEFAULTS = (*DEFAULT_KEYS, "optimizer.layer_decay", "finetune")
 
 
 class LinearModel(OptimizationMixin, StepMetrics, pl.LightningModule):
@@ -68,7 +63,7 @@ class LinearModel(OptimizationMixin, StepMetrics, pl.LightningModule):
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
         """Check the keys that are read here and fill in the defaults, in place."""
-        return fill_defaults(cfg, REQUIRED_KEYS, _LINEAR_DEFAULTS)
+        return fill_defaults(cfg, schema.Linear, REQUIRED_KEYS, _LINEAR_DEFAULTS)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """While fine-tuning: what keeps a patched encoder patched, such as fixed masks."""

@@ -21,6 +21,7 @@ class NNBYOL(NeighbourQueueMixin, BYOL):
     """Neighbours come from a queue of past momentum projections of view 1."""
 
     KWARGS = {**BYOL.KWARGS, "queue_size": 65536}
+    SMALL_CROPS = False
     HEADS = {**BYOL.HEADS, "projector": Head("z", momentum_unit=True)}
 
     def __init__(self, cfg: DictConfig):

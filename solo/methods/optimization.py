@@ -11,14 +11,18 @@ import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
-from solo.args import schema
-from solo.args.check import defaults_of
+from solo.args.check import fill
 from solo.errors import ConfigError, did_you_mean
 from solo.utils.lars import LARS
-from solo.utils.lr_scheduler import MultiStep, WarmupCosine, WarmupMultiStep
-from solo.utils.misc import omegaconf_select, set_default
+from solo.utils.lr_scheduler import (
+    Exponential,
+    MultiStep,
+    Plateau,
+    WarmupCosine,
+    WarmupMultiStep,
+)
+from solo.utils.misc import omegaconf_select
 from solo.utils.param_groups import remove_bias_and_norm_from_weight_decay
 
 OPTIMIZERS = {
@@ -29,12 +33,14 @@ OPTIMIZERS = {
 }
 SCHEDULERS = ["reduce", "warmup_cosine", "warmup_step", "step", "exponential", "none"]
 
-DEFAULTS: dict[str, Any] = {
-    **defaults_of(schema.Optimizer, "optimizer", "exclude_bias_n_norm_wd", "kwargs"),
-    **defaults_of(schema.Run, "", "accumulate_grad_batches"),
-    **defaults_of(schema.Scheduler, "scheduler"),
-    **defaults_of(schema.Performance, "performance", "disable_channel_last"),
-}
+# what every module reads: set where a configuration leaves it out, and required ones
+DEFAULT_KEYS = (
+    "optimizer.exclude_bias_n_norm_wd",
+    "optimizer.kwargs",
+    "accumulate_grad_batches",
+    "scheduler",
+    "performance.disable_channel_last",
+)
 REQUIRED_KEYS = (
     "data.num_classes",
     "max_epochs",
@@ -47,9 +53,15 @@ REQUIRED_KEYS = (
 
 
 def fill_defaults(
-    cfg: DictConfig, required: Iterable[str], defaults: Mapping[str, Any]
+    cfg: DictConfig, program: type, required: Iterable[str], keys: Iterable[str]
 ) -> DictConfig:
-    """Check that `required` keys are there and fill in `defaults`, in place; may be repeated.
+    """Check that `required` keys are there and set the defaults of `keys`, in place, repeatedly.
+
+    Args:
+        cfg: the whole configuration.
+        program: its schema.
+        required: dotted names.
+        keys: dotted names, see `solo.args.check.fill`.
 
     Raises:
         ConfigError: for a required key that is absent, null or `???`.
@@ -57,8 +69,7 @@ def fill_defaults(
     for key in required:
         if omegaconf_select(cfg, key) is None:
             raise ConfigError(f"{key} is missing: set it in the YAML or as {key}=VALUE")
-    for key, default in defaults.items():
-        set_default(cfg, key, default)
+    fill(cfg, program, *keys)
     return cfg
 
 
@@ -202,12 +213,12 @@ class OptimizationMixin:
         if name == "reduce":
             return self._plateau(optimizer)
         if name == "exponential":  # solo-learn takes the decay rate from the weight decay
-            return ExponentialLR(optimizer, self.weight_decay)
+            return Exponential(optimizer, self.weight_decay)
         return None
 
     def _plateau(self, optimizer: Optimizer) -> Any:
         """Bare, as solo-learn returns it, but with what to watch when Lightning will run it."""
-        plateau = ReduceLROnPlateau(optimizer)
+        plateau = Plateau(optimizer)
         state = getattr(self._trainer, "state", None)  # type: ignore[attr-defined]
         if state is not None and state.status == TrainerStatus.RUNNING:
             return {"scheduler": plateau, "monitor": "val_loss"}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -53,6 +54,14 @@ class WMSE(BaseMethod):
                 f"method_kwargs.whitening_size={size} must not exceed optimizer.batch_size={batch}"
             )
         return cfg
+
+    def _require_small_crops(self, method: str) -> None:
+        """Only warn: solo-learn's published recipe for ImageNet-100 has some."""
+        warnings.warn(
+            f"{method}'s loss has no use for the {self.num_small_crops} small crops that "
+            "'augmentations' makes: only batch norm sees them. Leave them out to save their time",
+            stacklevel=4,
+        )
 
     def _whiten(self, z: Tensor) -> Tensor:
         """Whiten every view of `z` (views, N, D) in the same random parts of the batch."""

@@ -95,11 +95,21 @@ class ResumedRun(Callback):
 
     Schedules of learning rates, momentum, masks and gates count optimizer steps. A longer run is
     one whose schedules are made anew; with epochs of another length no step means what it meant.
+    Within an epoch the batches that are left are known only for the same processes and batch size.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._loaded: dict[str, Any] | None = None
+        self._epoch: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """How long an epoch is, and how it is dealt out."""
+        return dict(self._epoch)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the epoch of the run that wrote the checkpoint."""
+        self._epoch = dict(state_dict)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -120,25 +130,42 @@ class ResumedRun(Callback):
             CheckpointError: the epochs have another length, or rates another kind of schedule.
         """
         loaded, self._loaded = self._loaded, None
+        before, self._epoch = self._epoch, _epoch_of(trainer, pl_module)
         if loaded is None:
             return
         if loaded["schedules"] != len(trainer.lr_scheduler_configs):
             raise CheckpointError(
                 "The checkpoint is of a run with another scheduler.name: set it as it was there."
             )
-        batches, epochs = trainer.num_training_batches, loaded["epochs"]
-        if not loaded["whole"] or not epochs or batches == float("inf"):
-            return
-        now = math.ceil(batches / trainer.accumulate_grad_batches)
-        before = loaded["steps"] / epochs
-        if now != before:
+        if "steps" not in before and loaded["whole"] and loaded["epochs"]:  # of another program
+            before = {"steps": loaded["steps"] / loaded["epochs"]}
+        now = self._epoch
+        if "steps" in now and before.get("steps", now["steps"]) != now["steps"]:
             raise CheckpointError(
-                f"The checkpoint was written after {epochs} epochs of {before:g} optimizer steps, "
-                f"and an epoch of this run has {now}: its schedules would go wrong. Keep the images"
-                f", limit_train_batches, accumulate_grad_batches and optimizer.batch_size x devices"
-                f" x nodes as they were: with other devices, set optimizer.batch_size so that the "
-                f"product stays."
+                f"The checkpoint was written in a run with epochs of {before['steps']:g} optimizer "
+                f"steps, and an epoch of this run has {now['steps']}: its schedules would go wrong."
+                f" Keep the images, limit_train_batches, accumulate_grad_batches and "
+                f"optimizer.batch_size x devices x nodes as they were: with other devices, set "
+                f"optimizer.batch_size so that the product stays."
             )
+        dealt = [
+            key for key in ("processes", "batch_size") if before.get(key, now[key]) != now[key]
+        ]
+        if dealt and not loaded["whole"]:
+            was, is_now = ({key: state[key] for key in dealt} for state in (before, now))
+            raise CheckpointError(
+                f"The checkpoint was written within an epoch with {was}, and this run has {is_now}:"
+                " which images the epoch has seen is not known. Take a checkpoint from the end of "
+                "an epoch, or go on as before and change it then."
+            )
+
+
+def _epoch_of(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Optimizer steps of an epoch, where they are known, and among how many it is dealt out."""
+    batches, each = trainer.num_training_batches, trainer.accumulate_grad_batches
+    steps = {} if batches == float("inf") else {"steps": math.ceil(batches / each)}
+    dealt = {"processes": trainer.world_size, "batch_size": getattr(module, "batch_size", None)}
+    return {**steps, **dealt}
 
 
 class EpochSeeder(Callback):

@@ -180,14 +180,16 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
         prepare_val_dataloader,
     )
     from solo.data.datasets.images import readers
+    from solo.data.datasets.unreadable import without_unreadable
 
     trained = read_args(args.pretrained_checkpoint_dir)
     asked = {name: getattr(args, name, None) for name in ("mean", "std")}
-    images = shown(args.dataset, trained, size=getattr(args, "image_size", None), **asked)
+    images = shown(info_of(args.dataset), trained, size=getattr(args, "image_size", None), **asked)
     _, transform = prepare_transforms(args.dataset, images=images)
     reading = trained_reading(args.pretrained_checkpoint_dir)
     for name, key in (("exif", "data_exif"), ("value_range", "value_range")):
         reading[name] = getattr(args, key, None) or reading[name]
+    skip, threads = getattr(args, "skip_unreadable", False), max(1, args.num_workers)
     sizes: dict[str, Any] = {"batch_size": args.batch_size, "num_workers": args.num_workers}
     if args.no_labels:
         from solo.data.pretrain_dataloader import CustomDatasetWithoutLabels
@@ -197,6 +199,8 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
         sets = [
             None if p is None else CustomDatasetWithoutLabels(p, transform, loader) for p in paths
         ]
+        if skip:
+            sets = [s and without_unreadable(s, f"'{s.root}'", threads) for s in sets]
     else:
         sets = prepare_datasets(
             args.dataset,
@@ -206,6 +210,8 @@ def evaluation_loaders(args: Namespace) -> tuple[DataLoader, DataLoader | None]:
             val_data_path=args.val_data_path,
             data_format="image_folder" if args.data_format == "dali" else args.data_format,
             data_fraction=args.data_fraction,
+            skip_unreadable=skip,
+            threads=threads,
             holdout=held_out(args),
             **reading,
         )

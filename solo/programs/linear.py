@@ -76,7 +76,7 @@ def load_backbone(cfg: DictConfig) -> LoadReport:
     path = select(cfg, "pretrained_feature_extractor")
     if path is None:
         raise CheckpointError(
-            "pretrained_feature_extractor is null: give the checkpoint to evaluate, as in "
+            "pretrained_feature_extractor is not given: name the checkpoint to evaluate, as in "
             "pretrained_feature_extractor='\"trained_models/byol/0/name-0-ep=99.ckpt\"'"
         )
     from solo import extensions
@@ -156,6 +156,12 @@ def build_data(cfg: DictConfig, split: Split | None = None, holdout: Holdout | N
     data = cfg.data
     look = data.augmentations
     images = Shown(look.crop_size, tuple(look.mean), tuple(look.std))
+    part = {name: data[name] for name in ("fraction_of", "skip_unreadable")}
+    on_device = data.augment == "device"
+    if cfg.auto_augment and on_device:
+        raise ConfigError(
+            "auto_augment changes images in the loader's workers: leave data.augment=device out"
+        )
     if holdout is not None and data.format != "image_folder":
         raise ConfigError(
             f"data.val_fraction works with data.format=image_folder, not {data.format}: give "
@@ -179,6 +185,7 @@ def build_data(cfg: DictConfig, split: Split | None = None, holdout: Holdout | N
             exif=_reading(cfg)["exif"],
             split=split,
             images=images,
+            **part,
         )
     from solo.data.classification_dataloader import prepare_data
     from solo.data.pretrain_dataloader import require_full_batch
@@ -193,9 +200,10 @@ def build_data(cfg: DictConfig, split: Split | None = None, holdout: Holdout | N
         data_fraction=data.fraction,
         auto_augment=cfg.auto_augment,
         images=images,
+        as_bytes=on_device,
         split=split,
         holdout=holdout,
-        skip_unreadable=data.get("skip_unreadable", False),
+        **part,
         **_reading(cfg),
     )
     classes = getattr(train.dataset, "classes", None)
@@ -204,6 +212,10 @@ def build_data(cfg: DictConfig, split: Split | None = None, holdout: Holdout | N
             f"data.train_path has one class ('{classes[0]}'): a classifier needs at least two."
         )
     require_full_batch(train.dataset, cfg.optimizer.batch_size, processes(cfg))
+    if on_device:
+        from solo.data.views.device_normalise import NormalisedOnDevice
+
+        return NormalisedOnDevice(train, val, images.mean, images.std)
     return train, val
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from solo.data.datasets.holdout import Holdout
+    from solo.data.views.device_views import DeviceViews
     from solo.programs.training import Data
 
 
@@ -41,7 +42,6 @@ def pretrain(cfg: DictConfig) -> Trainer:
     from lightning.pytorch import seed_everything
 
     from solo.data.datasets import holdout as holdouts
-    from solo.data.datasets.images import ReadError
     from solo.programs.resuming import find_resume
     from solo.programs.training import SaveParts, fit
 
@@ -55,13 +55,8 @@ def pretrain(cfg: DictConfig) -> Trainer:
         kept = None if resume.path is None else holdouts.read(resume.path.parent)
         holdout = kept or holdouts.Holdout(cfg.data.val_fraction)
     data = build_data(cfg, holdout)
-    parts = [] if holdout is None else [SaveParts([holdout], logdir)]
-    try:
-        callbacks = [*_umap(cfg), *_frozen(cfg), *parts]
-        return fit(cfg, model, data, logdir, callbacks, resume, watching=watching)
-    except ReadError as error:
-        hint = "With data.skip_unreadable=True broken training files are counted and left out."
-        raise ReadError(f"{error} {hint}") from error
+    callbacks = [*_umap(cfg), *_frozen(cfg), SaveParts([holdout], logdir)]
+    return fit(cfg, model, data, logdir, callbacks, resume, watching=watching)
 
 
 def _watching(cfg: DictConfig) -> list[Callback]:
@@ -100,7 +95,7 @@ def build_model(cfg: DictConfig) -> LightningModule:
     if wanted not in (None, cfg.data.num_large_crops):
         raise ConfigError(
             f"{cfg.method} needs {wanted} large crops, but 'augmentations' makes "
-            f"{cfg.data.num_large_crops} (those with the crop_size of the first entry)"
+            f"{cfg.data.num_large_crops} (those of the largest crop_size)"
         )
     model = METHODS[cfg.method](cfg)
     if cfg.get("init_from"):
@@ -121,102 +116,87 @@ def build_data(cfg: DictConfig, holdout: Holdout | None = None) -> Data:
     Args:
         holdout: the training images that validate, where there are no others.
     """
+    from solo.data.classification_dataloader import check_classes
     from solo.data.datasets.folders import compare_folders
+    from solo.data.pretrain_dataloader import prepare_dataloader, require_full_batch
+    from solo.data.resident.loader import ResidentData
+    from solo.data.views.device_views import DeviceData
+    from solo.data.views.long_images import image_sizes, warn_of_long_images
 
     if holdout is not None and cfg.data.format not in ("image_folder", "resident"):
         raise ConfigError(
             "data.val_fraction works with data.format=image_folder and resident, not "
             f"{cfg.data.format}: give data.val_path, or data.val_fraction=0"
         )
-    val = validation_loader(cfg, holdout)
+    val, resident = validation_loader(cfg, holdout), cfg.data.format == "resident"
     if cfg.data.format in ("dali", "resident") and not cfg.data.no_labels:
         compare_folders(cfg.data.train_path, cfg.data.val_path)
     if cfg.data.format == "dali":
         return _dali(cfg, val)
-    if cfg.data.format == "resident":
-        return _resident(cfg, val, holdout)
-    from solo.data.classification_dataloader import check_classes
-    from solo.data.pretrain_dataloader import (
-        build_transform_pipeline,
-        prepare_dataloader,
-        prepare_datasets,
-        prepare_n_crop_transform,
-        require_full_batch,
-    )
-    from solo.data.views.long_images import image_sizes, warn_of_long_images
-
-    device_views = None
-    if cfg.data.get("augment") == "device":
-        from solo.data.views.device_views import DeviceData, DeviceViews
-
-        compiled = OmegaConf.select(cfg, "performance.compile", default=False)
-        device_views = DeviceViews(cfg.data.dataset, cfg.augmentations, compiled)
-        transform = device_views.transform()
-    else:
-        transform = prepare_n_crop_transform(
-            [build_transform_pipeline(cfg.data.dataset, entry) for entry in cfg.augmentations],
-            [entry.num_crops for entry in cfg.augmentations],
-        )
+    on_device, transform = _views(cfg)
     if cfg.debug_augmentations:
         print("Transforms:\n", transform)
-    dataset = prepare_datasets(
-        cfg.data.dataset,
-        transform,
-        train_data_path=cfg.data.train_path,
-        data_format=cfg.data.format,
-        pixels=device_views is not None,
-        holdout=holdout,
-        **_which_images(cfg),
-    )
-    if cfg.data.get("skip_unreadable"):
-        from solo.data.datasets.unreadable import without_unreadable
-
-        where = f"'{cfg.data.train_path}'"
-        dataset = without_unreadable(dataset, where, max(1, cfg.data.num_workers))
-    require_full_batch(dataset, cfg.optimizer.batch_size, processes(cfg))
-    if val is not None and not cfg.data.no_labels:
+    dataset = _training_images(cfg, transform, on_device is not None, holdout)
+    batch_size = cfg.optimizer.batch_size
+    require_full_batch(dataset, batch_size, processes(cfg))
+    if not resident and val is not None and not cfg.data.no_labels:
         check_classes(dataset, val.dataset)
-    warn_of_long_images(image_sizes(dataset), cfg.augmentations)
-    train = prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
-    return (train, val) if device_views is None else DeviceData(train, device_views, val)
+    sizes = [tuple(dataset.images.shape[2:])] if resident else image_sizes(dataset)
+    warn_of_long_images(sizes, cfg.augmentations)
+    if resident:
+        return ResidentData(dataset, batch_size, val)
+    train = prepare_dataloader(dataset, batch_size, cfg.data.num_workers)
+    return (train, val) if on_device is None else DeviceData(train, on_device, val)
 
 
-def _which_images(cfg: DictConfig) -> dict[str, Any]:
-    return {
-        "no_labels": cfg.data.no_labels,
-        "data_fraction": cfg.data.fraction,
-        "fraction_of": cfg.data.get("fraction_of", "images"),
-        "exif": cfg.data.get("exif", "ignore"),
-        "value_range": cfg.data.get("value_range"),
-    }
-
-
-def _resident(
-    cfg: DictConfig, val: DataLoader | None, holdout: Holdout | None
-) -> LightningDataModule:
-    from solo.data.pretrain_dataloader import require_full_batch
-    from solo.data.resident.loader import ResidentData, prepare_resident
+def _views(cfg: DictConfig) -> tuple[DeviceViews | None, Any]:
+    """What makes views of loaded images on the device, if asked for; what makes the rest."""
+    from solo.data.pretrain_dataloader import build_transform_pipeline, prepare_n_crop_transform
     from solo.data.views.batched import build_views
-    from solo.data.views.long_images import warn_of_long_images
+    from solo.data.views.device_views import DeviceViews
 
+    name, entries = cfg.data.dataset, cfg.augmentations
     compiled = OmegaConf.select(cfg, "performance.compile", default=False)
-    views = build_views(cfg.data.dataset, cfg.augmentations, compiled)
-    if cfg.debug_augmentations:
-        print("Transforms:\n", views)
-    dataset = prepare_resident(
-        cfg.data.dataset,
-        views,
-        train_data_path=cfg.data.train_path,
-        size=cfg.data.get("resident_size"),
-        skip_unreadable=cfg.data.get("skip_unreadable", False),
-        threads=cfg.data.num_workers,
-        processes=count_devices(cfg),
-        holdout=holdout,
-        **_which_images(cfg),
+    if cfg.data.format == "resident":
+        return None, build_views(name, entries, compiled)
+    if cfg.data.get("augment") == "device":
+        views = DeviceViews(name, entries, compiled)
+        return views, views.transform()
+    pipelines = [build_transform_pipeline(name, entry) for entry in entries]
+    return None, prepare_n_crop_transform(pipelines, [entry.num_crops for entry in entries])
+
+
+def _training_images(cfg: DictConfig, transform: Any, pixels: bool, holdout: Holdout | None) -> Any:
+    from solo.data.datasets.unreadable import without_unreadable
+    from solo.data.pretrain_dataloader import prepare_datasets
+    from solo.data.resident.loader import prepare_resident
+
+    data = cfg.data
+    which = {
+        "train_data_path": data.train_path,
+        "no_labels": data.no_labels,
+        "data_fraction": data.fraction,
+        "fraction_of": data.get("fraction_of", "images"),
+        "exif": data.get("exif", "ignore"),
+        "value_range": data.get("value_range"),
+        "holdout": holdout,
+    }
+    if data.format == "resident":
+        return prepare_resident(
+            data.dataset,
+            transform,
+            size=data.get("resident_size"),
+            skip_unreadable=data.get("skip_unreadable", False),
+            threads=data.num_workers,
+            processes=count_devices(cfg),
+            **which,
+        )
+    dataset = prepare_datasets(
+        data.dataset, transform, data_format=data.format, pixels=pixels, **which
     )
-    require_full_batch(dataset, cfg.optimizer.batch_size, processes(cfg))
-    warn_of_long_images([tuple(dataset.images.shape[2:])], cfg.augmentations)
-    return ResidentData(dataset, cfg.optimizer.batch_size, val)
+    if data.get("skip_unreadable"):
+        return without_unreadable(dataset, f"'{data.train_path}'", max(1, data.num_workers))
+    return dataset
 
 
 def validation_loader(cfg: DictConfig, holdout: Holdout | None = None) -> DataLoader | None:
@@ -235,15 +215,15 @@ def validation_loader(cfg: DictConfig, holdout: Holdout | None = None) -> DataLo
     from solo.data.shown import shown
 
     return prepare_val_data(
-        data.dataset,
+        info,
+        shown(info, cfg, size=data.get("image_size")),
         val_data_path=path,
         data_format=stored_format(data.format, path),
+        holdout=holdout,
         batch_size=cfg.optimizer.batch_size,
         num_workers=data.num_workers,
         exif=data.get("exif", "ignore"),
         value_range=data.get("value_range"),
-        images=shown(data.dataset, cfg, size=data.get("image_size")),
-        holdout=holdout,
         skip_unreadable=data.get("skip_unreadable", False),
     )
 
@@ -275,6 +255,8 @@ def _dali(cfg: DictConfig, val: DataLoader | None) -> LightningDataModule:
         encode_indexes_into_labels=cfg.dali.encode_indexes_into_labels,
         exif=cfg.data.get("exif", "ignore"),
         augmentations=cfg.augmentations,
+        fraction_of=cfg.data.get("fraction_of", "images"),
+        skip_unreadable=cfg.data.get("skip_unreadable", False),
     )
     module.val_dataloader = lambda: [] if val is None else val
     return module

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices
 from solo.data.datasets.holdout import Holdout
+from solo.data.datasets.images import ReadError
 from solo.data.datasets.splits import Split
 from solo.errors import ConfigError
 from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
@@ -86,10 +87,22 @@ def _fit(
     trainer = _trainer(trainer_arguments(cfg), run.loggers, [*own, *callbacks, *monitors, *bar])
     loaders = {"datamodule": data} if isinstance(data, LightningDataModule) else {}
     path = None if run.resume.path is None else str(run.resume.path)
-    with _profiled(cfg, trainer, model, data, logdir), explained(run, trainer):
+    with _profiled(cfg, trainer, model, data, logdir), explained(run, trainer), _way_out(cfg):
         given = () if loaders else data
         trainer.fit(model, *given, **loaders, ckpt_path=path, weights_only=True)
     return trainer
+
+
+@contextmanager
+def _way_out(cfg: DictConfig) -> Iterator[None]:
+    """Name the key that leaves broken files out."""
+    try:
+        yield
+    except ReadError as error:
+        if omegaconf_select(cfg, "data.skip_unreadable", False):
+            raise
+        hint = "With data.skip_unreadable=True broken files are counted and left out."
+        raise ReadError(f"{error} {hint}") from error
 
 
 @contextmanager

@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader, Subset
 
 from solo import extensions
 from solo.args import schema
-from solo.args.check import check_section, fill
+from solo.args.check import fill
 from solo.data import catalogue
 from solo.data.shown import reading_of, shown
 from solo.errors import ConfigError, did_you_mean
 from solo.utils.knn import WeightedKNNClassifier
 from solo.utils.metrics import accuracy_at_k
 from solo.utils.ranks import gather_rows
+from solo.values import check_section
 
 LINEAR_STEPS = 100  # of L-BFGS
 LINEAR_DECAY = 1e-4  # times the squared norm of the weights, on standardised features
@@ -51,7 +52,7 @@ def check_probes(cfg: DictConfig) -> None:
                 f"{where}.dataset='{probe.dataset}': no dataset with one label per image is called "
                 f"so. {did_you_mean(probe.dataset, known)}"
             )
-        fill(cfg, where, schema.Probe)
+        fill(probe, schema.Probe)
 
 
 class Probes(Callback):
@@ -89,7 +90,8 @@ class Probes(Callback):
                     f"probes.{name}.encoder=momentum: this method has no such encoder"
                 )
             trained = getattr(pl_module, "cfg", {})
-            images = shown(probe["dataset"], trained, size=probe.get("image_size"))
+            info = catalogue.info_of(probe["dataset"])
+            images = shown(info, trained, size=probe.get("image_size"))
             _, transform = prepare_transforms(probe["dataset"], images=images)
             sets = prepare_datasets(
                 probe["dataset"],

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from solo.args.check import fill
-from solo.args.schema import AutoResume
+from solo.args.schema import Run
 from solo.checkpoints.files import read_args
 from solo.data.catalogue import known
 from solo.errors import CheckpointError
@@ -119,7 +119,7 @@ class AutoResumer:
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         """Set the defaults of the section `auto_resume`."""
-        fill(cfg, "auto_resume", AutoResume)
+        fill(cfg, Run, "auto_resume")
         return cfg
 
     def find_checkpoint(self, cfg: DictConfig) -> tuple[Path | None, str | None]:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo.args.check import fill
-from solo.args.schema import AutoUMAP as AutoUMAPKeys
+from solo.args.schema import Pretrain
 from solo.errors import ConfigError
 from solo.files.whole import whole_file
 from solo.utils.checkpointer import Checkpointer
@@ -54,7 +54,7 @@ class AutoUMAP(Callback):
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         """Set the defaults of the section `auto_umap`."""
-        fill(cfg, "auto_umap", AutoUMAPKeys)
+        fill(cfg, Pretrain, "auto_umap")
         return cfg
 
     @staticmethod

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from solo.args.check import fill
-from solo.args.schema import Checkpoint as CheckpointKeys
+from solo.args.schema import Run
 from solo.errors import OutputError
 from solo.files.packed import pack
 from solo.files.whole import SUFFIX, refusal, remove_partial, write_json
@@ -72,7 +72,7 @@ class Checkpointer(Callback):
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         """Set the defaults of the section `checkpoint`."""
-        fill(cfg, "checkpoint", CheckpointKeys)
+        fill(cfg, Run, "checkpoint")
         return cfg
 
     @staticmethod

@@ -8,7 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import (
+    ExponentialLR,
+    LRScheduler,
+    MultiStepLR,
+    ReduceLROnPlateau,
+)
 
 from solo.errors import CheckpointError
 
@@ -83,7 +88,10 @@ class _Resumed:
     rates are those of the checkpoint to the last bit.
     """
 
-    _OWN = ("base_lrs", "warmup_epochs", "max_epochs", "warmup_start_lr", "eta_min", "milestones")
+    _OWN = (
+        *("base_lrs", "gamma", "milestones"),
+        *("warmup_epochs", "max_epochs", "warmup_start_lr", "eta_min"),
+    )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at the step of `state_dict`.
@@ -92,17 +100,21 @@ class _Resumed:
             CheckpointError: it is the state of another kind of schedule.
         """
         own = {name: getattr(self, name) for name in self._OWN if hasattr(self, name)}
-        if missing := [name for name in own if name not in state_dict]:
-            raise CheckpointError(
-                f"The checkpoint's learning rates followed another schedule (it has no "
-                f"{missing[0]}): set scheduler.name as in the run that wrote it."
-            )
+        if odd := [name for name in self._OWN if (name in own) != (name in state_dict)]:
+            raise _other_schedule(odd[0])
         same = all(own[name] == state_dict[name] for name in own)
         super().load_state_dict({**state_dict, **own})  # type: ignore[misc]
         if not same:
             self._last_lr = list(self._get_closed_form_lr())
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
+
+
+def _other_schedule(odd: str) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint's learning rates followed another schedule (only one of the two has "
+        f"{odd}): set scheduler.name as in the run that wrote it."
+    )
 
 
 class _StaticGroups:
@@ -172,3 +184,35 @@ class MultiStep(_Resumed, _StaticGroups, MultiStepLR):
 
 class WarmupMultiStep(_Resumed, _StaticGroups, LinearWarmupMultiStepLR):
     """`LinearWarmupMultiStepLR` that leaves the groups in `static_indexes` at their rate."""
+
+
+class Exponential(_Resumed, ExponentialLR):
+    """`ExponentialLR` that goes on with its own rates and factor."""
+
+
+class Plateau(ReduceLROnPlateau):
+    """`ReduceLROnPlateau` whose reductions, after a resume, are those of its own first rates.
+
+    What it has reduced is not known from the step, so the rates of the checkpoint are kept, by as
+    much larger or smaller as the configured rate is.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__(optimizer)
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the reductions of `state_dict`.
+
+        Raises:
+            CheckpointError: it is the state of another kind of schedule.
+        """
+        if "num_bad_epochs" not in state_dict:
+            raise _other_schedule("num_bad_epochs")
+        own = self.base_lrs
+        super().load_state_dict({**state_dict, "base_lrs": own})
+        before = state_dict.get("base_lrs") or own
+        for group, old, new in zip(self.optimizer.param_groups, before, own, strict=True):
+            if old != new:
+                group["lr"] = group["lr"] * new / old if old else new
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

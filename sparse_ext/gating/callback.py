@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from solo.errors import CheckpointError
 from solo.utils.encoders import encoders_of
 from sparse_ext.gating.branches import Meter
 from sparse_ext.gating.encoder import Gating, gating_of
@@ -31,6 +33,8 @@ class GatingCallback(Callback):
         self._figures: dict[str, Tensor] = {}
         self._steps = 0
         self._device = torch.device("cpu")
+        self._length: int | None = None
+        self._ended = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Advance those schedules of the method that count epochs."""
@@ -47,8 +51,35 @@ class GatingCallback(Callback):
             gating.method.advance(gating.layers, self.progress(trainer))
 
     def progress(self, trainer: Trainer) -> float:
-        """Share of the optimizer steps that have been taken."""
-        return trainer.global_step / trainer.estimated_stepping_batches
+        """Share of the optimizer steps that have been taken; 1 where an extended run has ended."""
+        return 1.0 if self._ended else trainer.global_step / trainer.estimated_stepping_batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """How long the run is that the schedules are made for, and whether they have ended."""
+        return {} if self._length is None else {"length": self._length, "ended": self._ended}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the length of the run that wrote the checkpoint."""
+        self._length, self._ended = state_dict.get("length"), state_dict.get("ended", False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a run become longer only once its schedules have ended, where they stay.
+
+        Raises:
+            CheckpointError: they have not: channels would come back, or go, at another step.
+        """
+        before, self._length = self._length, int(trainer.estimated_stepping_batches)
+        settled = getattr(gatings_of(pl_module)[0].config, "settled", None)
+        if before in (None, self._length) or settled is None or self._ended:
+            return
+        if trainer.global_step < settled * before:
+            raise CheckpointError(
+                f"The checkpoint is of a run of {before} optimizer steps, and this run has "
+                f"{self._length}: its gates have not reached their final density yet (they do at "
+                f"step {math.ceil(settled * before)}), and would get there at another step. Finish "
+                f"the run with max_epochs as it was, and extend it then."
+            )
+        self._ended = True
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -120,6 +151,10 @@ class FineTuning(GatingCallback):
     The parameters of branches that are not in use are frozen. The validation images are measured
     by `solo.methods.linear`, as in every evaluation.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Freeze what the chosen branch does not use."""

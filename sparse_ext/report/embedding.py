@@ -74,20 +74,21 @@ def _encoder(log: RunLog) -> Any:
 
 
 def _images(log: RunLog) -> Any:
+    from solo.data.catalogue import info_of
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format
     from solo.data.shown import shown
 
     data = log.args["data"]
-    path = data.get("val_path")
+    info, path = info_of(data["dataset"]), data.get("val_path")
     loader = prepare_val_data(
-        data["dataset"],
+        info,
+        shown(info, log.args, size=data.get("image_size")),
         val_data_path=path,
         data_format=stored_format(data.get("format") or "image_folder", path),
         num_workers=0,
         download=False,
         exif=data.get("exif") or "ignore",
         value_range=data.get("value_range"),
-        images=shown(data["dataset"], log.args, size=data.get("image_size")),
     )
     return loader.dataset

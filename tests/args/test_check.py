@@ -120,10 +120,10 @@ def test_interpolation_that_leads_nowhere():
 
 def test_fill_sets_defaults_and_is_idempotent():
     made = OmegaConf.create({"inner": {"size": 4, "mode": "None"}})
-    fill(made, "inner", Inner)
+    fill(made, Outer, "inner")
     once = OmegaConf.to_container(made)
     assert once == {"inner": {"size": 4, "mode": None, "rate": 0.5}}
-    fill(made, "inner", Inner)
+    fill(made, Outer, "inner")
     assert OmegaConf.to_container(made) == once
 
 

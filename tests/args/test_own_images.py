@@ -108,6 +108,16 @@ def test_a_size_without_patches(folder):
         own_images.settle(composed(folder, "method=mae", size=97))
 
 
+def test_one_image_a_class_leaves_nothing_to_validate(tmp_path):
+    for name in "abcdefgh":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    cfg = composed(tmp_path)
+    assert "no class has two images" in own_images.settle(cfg)[1]
+    parse_cfg(cfg)
+    assert (cfg.data.val_fraction, cfg.data.num_classes) == (0, 8)
+
+
 def test_what_is_given_stays(folder):
     cfg = composed(
         folder,

@@ -67,14 +67,18 @@ def test_number_of_classes_is_the_number_of_folders(tmp_path):
         parsed(data={"dataset": "custom", "train_path": str(tmp_path / "z")})
 
 
-def test_crops_count_as_large_by_the_size_of_the_first_entry():
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (0, 2, 1)])
+def test_crops_count_as_large_by_their_size_wherever_they_stand(order):
     entries = [
-        {**AUGMENTATION, "crop_size": 32, "num_crops": 1},
+        {**AUGMENTATION, "crop_size": 32, "num_crops": 1, "grayscale": {"prob": 0.1}},
         {**AUGMENTATION, "crop_size": 18, "num_crops": 6},
-        {**AUGMENTATION, "crop_size": 32, "num_crops": 1},
+        {**AUGMENTATION, "crop_size": 32, "num_crops": 1, "grayscale": {"prob": 0.2}},
     ]
-    data = parsed(augmentations=entries).data
-    assert (data.num_large_crops, data.num_small_crops) == (2, 6)
+    cfg = parsed(augmentations=[entries[index] for index in order], method="simclr")
+    assert (cfg.data.num_large_crops, cfg.data.num_small_crops) == (2, 6)
+    assert [entry.crop_size for entry in cfg.augmentations] == [32, 32, 18]
+    assert [entry.grayscale.prob for entry in cfg.augmentations[:2]] == [0.1, 0.2]
+    assert pretrain.parse_cfg(copy.deepcopy(cfg)) == cfg
 
 
 @pytest.mark.parametrize(
@@ -204,11 +208,11 @@ def test_linear_refused(change, message):
     assert message in str(error.value)
 
 
-def test_linear_needs_the_key_of_the_checkpoint():
+def test_a_linear_configuration_is_complete_without_a_checkpoint():
+    """Its sections and derived keys are there before anyone has said which encoder it is for."""
     cfg = config(LINEAR)
     del cfg["pretrained_feature_extractor"]
-    with pytest.raises(ConfigError, match="'pretrained_feature_extractor' is missing"):
-        linear.parse_cfg(cfg)
+    assert linear.parse_cfg(cfg).data.num_classes == 10
 
 
 def test_partial_sections_are_enough_for_the_helpers():

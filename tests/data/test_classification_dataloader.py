@@ -8,6 +8,7 @@ from torch.utils.data import RandomSampler, SequentialSampler
 from torchvision import transforms as T
 from torchvision.datasets import CIFAR10, ImageFolder
 
+from solo.data.catalogue import info_of
 from solo.data.classification_dataloader import (
     build_custom_pipeline,
     prepare_data,
@@ -16,6 +17,7 @@ from solo.data.classification_dataloader import (
     prepare_transforms,
     prepare_val_data,
 )
+from solo.data.shown import shown
 from solo.errors import ConfigError, DataError
 from tests.data.conftest import write_folder
 from tests.data.test_pretrain_dataloader import write_cifar
@@ -33,9 +35,9 @@ def val_folder(tmp_path):
 @pytest.mark.parametrize(
     ("dataset", "size", "stats", "val_steps"),
     [
-        ("cifar10", 32, CIFAR, []),
-        ("cifar100", 32, CIFAR, []),
-        ("stl10", 96, ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)), []),
+        ("cifar10", 32, CIFAR, ["Resize"]),
+        ("cifar100", 32, CIFAR, ["Resize"]),
+        ("stl10", 96, ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)), ["Resize"]),
         ("imagenet", 224, IMAGENET, ["Resize", "CenterCrop"]),
         ("imagenet100", 224, IMAGENET, ["Resize", "CenterCrop"]),
         ("custom", 224, IMAGENET, ["Resize", "CenterCrop"]),
@@ -50,8 +52,17 @@ def test_transforms(dataset, size, stats, val_steps):
     assert (tuple(normalize.mean), tuple(normalize.std)) == stats
     assert [type(t).__name__ for t in val.transforms] == [*val_steps, "ToTensor", "Normalize"]
     assert (tuple(val.transforms[-1].mean), tuple(val.transforms[-1].std)) == stats
-    image = Image.fromarray(np.zeros((size, size, 3), dtype=np.uint8))
-    assert train(image).shape == val(image).shape == (3, size, size)
+    for shape in ((size, size, 3), (500, 300, 3)):  # its own size, and a photograph
+        image = Image.fromarray(np.zeros(shape, dtype=np.uint8))
+        assert train(image).shape == val(image).shape == (3, size, size)
+
+
+def test_images_of_the_data_sets_own_size_are_shown_as_they_are():
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    shown = prepare_transforms("stl10")[1](Image.fromarray(pixels)).numpy()
+    mean, std = ([[[v]] for v in row] for row in ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)))
+    expected = (pixels.transpose(2, 0, 1) / 255 - mean) / std
+    np.testing.assert_allclose(shown, expected, atol=1e-5)
 
 
 def test_custom_pipeline_names():
@@ -100,7 +111,8 @@ def test_auto_augment_is_timm_randaugment(folder, val_folder):
 
 
 def test_validation_alone(val_folder):
-    loader = prepare_val_data("custom", val_folder, batch_size=4, num_workers=0)
+    custom = info_of("custom")
+    loader = prepare_val_data(custom, shown(custom, None), val_folder, batch_size=4, num_workers=0)
     assert [len(targets) for _, targets in loader] == [4, 2]
 
 

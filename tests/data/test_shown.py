@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from solo.data.catalogue import info_of
 from solo.data.classification_dataloader import folder_transform
 from solo.data.shown import Shown, input_size, shown
 from solo.errors import ConfigError
@@ -74,7 +75,7 @@ def evaluated(dataset, size):
     ],
 )  # fmt: skip
 def test_what_is_shown(dataset, trained, asked, wanted):
-    assert shown(dataset, trained, **asked) == wanted
+    assert shown(info_of(dataset), trained, **asked) == wanted
     if trained and trained["data"]["dataset"] == dataset and not asked:
         assert input_size(trained) == wanted.size
 

@@ -157,12 +157,13 @@ def test_bf16_only_where_the_processor_has_it(tmp_path):
 def test_recipes_compose_and_ask_for_what_the_quickstart_promises(tmp_path):
     from omegaconf import OmegaConf
 
-    from scripts.experiments.quickstart.baselines import compose
+    from scripts.experiments.programs import compose
     from sparse_ext.config.sections import build
 
     cfg = compose(plan.PRETRAIN, plan.SPARSE)
     sparse = build(OmegaConf.to_container(cfg.sparse))
-    assert (sparse.initial, sparse.final, sparse.momentum) == (0.3, 0.8, (0.0, 0.5))
+    assert (sparse.initial, sparse.final, sparse.ramp_end) == (0.3, 0.8, 0.75)
+    assert cfg.method == "lejepa"
     linear = compose(plan.LINEAR, [])
     assert linear.backbone == cfg.backbone
     assert linear.data.dataset == cfg.data.dataset == "digits"
@@ -204,7 +205,6 @@ def test_quickstart_from_start_to_report_and_again(tmp_path):
     assert first.returncode == 0, out
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["sparse.sparsity_online"] == pytest.approx(0.8, abs=1e-4)
-    assert summary["sparse.sparsity_momentum"] == pytest.approx(0.5, abs=1e-4)
     assert summary["dense.sparsity_online"] == 0
     assert summary["sparse.macs_effective"] < summary["sparse.macs_dense"]
     assert summary["dense.macs_effective"] == summary["dense.macs_dense"]

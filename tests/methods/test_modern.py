@@ -3,7 +3,6 @@
 
 import copy
 import math
-import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -85,18 +84,6 @@ def test_dino_with_local_crops():
     )
     mean = torch.cat(teacher).mean(0, keepdim=True)
     torch.testing.assert_close(model.dino_loss_func.center, 0.1 * mean.detach())
-
-
-def test_without_local_crops_dino_says_so_and_keeps_to_the_large_ones():
-    with pytest.warns(UserWarning, match="method_kwargs.local_crops=True"):
-        model = build("dino", small=3)
-    batch = batch_of(small=3)
-    changed = [batch[0], [*batch[1][:2], *(torch.randn_like(v) for v in batch[1][2:])], batch[2]]
-    other = copy.deepcopy(model)
-    assert torch.equal(model.training_step(batch, 0), other.training_step(changed, 0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        build("dino", small=3, kwargs={"local_crops": True})
 
 
 def by_hand(model, x, hidden):

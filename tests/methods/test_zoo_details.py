@@ -78,9 +78,10 @@ def test_dino_clips_and_freezes(monkeypatch):
     assert model.dino_loss_func.epoch == 1
 
 
-def test_dino_says_that_small_crops_do_not_count():
-    with pytest.warns(UserWarning, match="large crops only"):
-        build("dino", data__num_small_crops=2)
+def test_dino_refuses_small_crops_that_would_not_count():
+    with pytest.raises(ConfigError, match=r"local_crops=False: dino.* the 2 small crops"):
+        build("dino", data__num_small_crops=2, method_kwargs={"local_crops": False})
+    build("dino", method_kwargs={"local_crops": False})
 
 
 def test_swav_freezes_prototypes_in_the_first_epochs(monkeypatch):

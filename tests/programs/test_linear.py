@@ -153,8 +153,8 @@ def test_data_fraction_acts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pretrained_feature_extractor": None}, "give the checkpoint to evaluate"),
-        ({"pretrained_feature_extractor": "None"}, "give the checkpoint to evaluate"),
+        ({"pretrained_feature_extractor": None}, "name the checkpoint to evaluate"),
+        ({"pretrained_feature_extractor": "None"}, "name the checkpoint to evaluate"),
         ({"pretrained_feature_extractor": "absent.ckpt"}, "there is no such checkpoint"),
         ({"backbone__kwargs": {"width": 3}}, "conv1.weight"),
         (

@@ -114,9 +114,6 @@ def test_broken_files(cwd):
 
 
 def test_mistakes_are_named(cwd):
-    with pytest.raises(ConfigError, match=r"skip_unreadable works with image_folder"):
-        parse_cfg(config(PRETRAIN, data__format="dali", data__dataset="imagenet",
-                         data__skip_unreadable=True))  # fmt: skip
     with pytest.raises(ConfigError, match=r"'data.format' must be one of"):
         parse_linear(config(LINEAR, data__format="resident"))
     with pytest.raises(ConfigError, match=r"larger than the training set"):

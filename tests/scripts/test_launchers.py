@@ -73,7 +73,7 @@ def test_torchrun_trains_one_run_with_two_processes(tmp_path):
     done = bash(
         SCRIPTS / "slurm/torchrun.sh",
         SCRIPTS / "pretrain/digits",
-        "quickstart.yaml",
+        "mocov3.yaml",
         *("+sparse=synccp", "sparse.update_period=1", "precision=32", "max_epochs=4"),
         *("accelerator=cpu", f"checkpoint.dir={tmp_path}", "++limit_train_batches=4"),
         NPROC="2",

@@ -95,7 +95,7 @@ def _count(data: str) -> int:
 def _views(args: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One view of each image: crops of at least half of it, as the encoder will see it."""
     first = (args.get("augmentations") or [{}])[0]
-    look = shown(known(args["data"].get("dataset")).name, args)
+    look = shown(known(args["data"].get("dataset")), args)
     return [
         {
             "rrc": {"enabled": True, "crop_min_scale": 0.5, "crop_max_scale": 1.0},

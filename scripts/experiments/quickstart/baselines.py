@@ -15,12 +15,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.experiments.quickstart.plan import KNN, LINEAR, PRETRAIN, ROOT
+from scripts.experiments.programs import compose
+from scripts.experiments.quickstart.plan import KNN, LINEAR, PRETRAIN
 from solo.data.datasets.digits import SIZE
 from solo.files.whole import whole_file, write_json
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
     from torch import Tensor, nn
     from torch.utils.data import DataLoader
 
@@ -86,22 +86,6 @@ def knn_on_pixels() -> None:
     k, temperature = int(options["--k"]), float(options["--temperature"])
     acc1, acc5 = run_knn(x, x_labels, y, y_labels, k, temperature, options["--distance_function"])
     print(f"Result: acc@1={acc1}, acc@5={acc5}", flush=True)
-
-
-def compose(recipe: str, overrides: Sequence[str]) -> DictConfig:
-    """What the programs compose from the YAML file `recipe` (a path in the repository)."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from sparse_ext.extension import register
-
-    register()
-    path = ROOT / recipe
-    with initialize_config_dir(str(path.parent), version_base="1.2"):
-        cfg = hydra_compose(path.name, overrides=list(overrides))
-    OmegaConf.set_struct(cfg, False)
-    return cfg
 
 
 def pixels() -> nn.Module:

@@ -12,7 +12,7 @@ from scripts.experiments import programs
 from scripts.experiments.jobs import Job
 from scripts.experiments.programs import ROOT
 
-PRETRAIN, LINEAR = "scripts/pretrain/digits/quickstart.yaml", "scripts/linear/digits/linear.yaml"
+PRETRAIN, LINEAR = "scripts/pretrain/digits/lejepa.yaml", "scripts/linear/digits/linear.yaml"
 KNN = ("--k", "20", "--distance_function", "cosine", "--temperature", "0.07")
 ENCODERS = {"dense": "dense", "sparse": "sparse", "random": "random encoder"}
 PRETRAINED = ("dense", "sparse")

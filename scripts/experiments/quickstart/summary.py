@@ -20,8 +20,7 @@ ROWS = {"raw": "raw pixels", "random": "random encoder", "dense": "dense", "spar
 COLUMNS = {
     "linear_acc1": ("linear top-1 (%)", "{:.1f}"),
     "knn_acc1": ("kNN top-1 (%)", "{:.1f}"),
-    "sparsity_online": ("sparsity online", "{:.1%}"),
-    "sparsity_momentum": ("sparsity momentum", "{:.1%}"),
+    "sparsity_online": ("sparsity", "{:.1%}"),
     "macs_dense": ("MACs dense", "{:,.0f}"),
     "macs_effective": ("MACs effective*", "{:,.0f}"),
     "checkpoint_bytes": ("checkpoint (MB)", "{:.1f}"),
@@ -29,24 +28,23 @@ COLUMNS = {
     "pretrain_seconds": ("pretraining (s)", "{:.0f}"),
 }
 ABOUT = {
-    "*.linear_acc1": "percent; main_linear.py on the frozen online encoder, 360 held-out "
+    "*.linear_acc1": "percent; main_linear.py on the frozen encoder, 360 held-out "
     "originals in two renderings each, last epoch, one seed",
-    "*.knn_acc1": "percent; main_knn.py on backbone features of the online encoder, cosine, "
+    "*.knn_acc1": "percent; main_knn.py on backbone features, cosine, "
     f"k={plan.KNN[1]}, T={plan.KNN[5]}",
     "*.sparsity_online": "zeros over the prunable set (every convolution but the stem), measured "
-    "from the loaded checkpoint; online encoder",
-    "*.sparsity_momentum": "the same for the momentum encoder",
-    "*.macs_dense": "multiply-accumulates per 32x32 image with every weight; FLOPs are twice that",
+    "from the loaded checkpoint",
+    "*.macs_dense": "multiply-accumulates per 24x24 image with every weight; FLOPs are twice that",
     "*.macs_effective": "multiply-accumulates of kept weights only, modelled from the masks; a "
     "dense kernel does not skip zeros, so this is no measured speed",
-    "*.checkpoint_bytes": "file of main_pretrain.py: both encoders, heads, optimizer, masks",
-    "*.encoder_bytes": "online encoder alone; sparse: kept values and one bit per weight",
+    "*.checkpoint_bytes": "file of main_pretrain.py: encoder, heads, optimizer, masks",
+    "*.encoder_bytes": "encoder alone; sparse: kept values and one bit per weight",
     "*.pretrain_seconds": "wall time, dense and sparse side by side on the same machine",
     "sparse.training_cost_*": "modelled training MACs over those of the dense run, by convention "
     "A, B, C of sparse_ext.cost.conventions",
     "checks.*": "linear_acc1: margins in points over raw pixels and random encoder, dense - sparse",
 }
-MARGIN, NEAR = 40.0, 5.0  # points
+MARGIN, NEAR = 40.0, 3.0  # points
 
 
 def collect(settings: plan.Settings, jobs: list[Job], seconds: float) -> dict[str, Any]:
@@ -100,7 +98,7 @@ def text(figures: Mapping[str, Any]) -> str:
     ]
     rule = "-" * max(map(len, drawn))
     return "\n".join(
-        [*drawn[:2], rule, *drawn[2:], rule, "* modelled: kept weights only, per 32x32 image"]
+        [*drawn[:2], rule, *drawn[2:], rule, "* modelled: kept weights only, per 24x24 image"]
     )
 
 
@@ -137,7 +135,11 @@ def _page(settings: plan.Settings, figures: Mapping[str, Any]) -> Page:
         "Quickstart: a sparse encoder learns without labels",
         "Handwritten digits on coloured backgrounds. Two encoders are pretrained without labels, "
         "one dense and one that becomes sparse while it trains (SyncCP); then each is frozen and "
-        "evaluated. " + " ".join(s + "." for s in verdict(figures)),
+        "evaluated. "
+        f"Of 100 held-out digits the dense encoder gets {figures['dense.linear_acc1']:.1f} right, "
+        f"the sparse one, {figures['sparse.sparsity_online']:.0%} of whose weights are zero, "
+        f"{figures['sparse.linear_acc1']:.1f}; raw pixels {figures['raw.linear_acc1']:.1f}. "
+        + " ".join(s + "." for s in verdict(figures)),
     )
     note = " ".join(f"{key.removeprefix('*.')}: {text}." for key, text in ABOUT.items())
     page.table("Results", *table(figures), caption=note, strong=len(ROWS) - 1)
@@ -175,27 +177,21 @@ def _measured(settings: plan.Settings, name: str, path: Path) -> dict[str, Any]:
     from sparse_ext.cost import count
     from sparse_ext.export import save_packed
 
-    tables = {}
-    for encoder in ("online", "momentum"):
-        backbone, args = load_run(path, encoder)
-        tables[encoder] = count(backbone, input_size(args))
-        if encoder == "online":
-            file = settings.folder / f"encoder-{name}.safetensors"
-            if args.get("sparse"):
-                save_packed(backbone.state_dict(), file)
-            else:
-                export_encoder(backbone, file)
-    online = tables["online"]
+    backbone, args = load_run(path)
+    cost = count(backbone, input_size(args))
+    file = settings.folder / f"encoder-{name}.safetensors"
+    if args.get("sparse"):
+        save_packed(backbone.state_dict(), file)
+    else:
+        export_encoder(backbone, file)
     return {
-        "sparsity_online": online.prunable.sparsity,
-        "sparsity_momentum": tables["momentum"].prunable.sparsity,
-        "sparsity_online_whole_encoder": online.sparsity,
-        "parameters": online.parameters,
-        "parameters_kept": online.parameters_kept,
-        "macs_dense": online.macs_dense,
-        "macs_effective": round(online.macs_effective),
-        "macs_effective_momentum": round(tables["momentum"].macs_effective),
-        "flops_dense": online.flops_dense,
+        "sparsity_online": cost.prunable.sparsity,
+        "sparsity_online_whole_encoder": cost.sparsity,
+        "parameters": cost.parameters,
+        "parameters_kept": cost.parameters_kept,
+        "macs_dense": cost.macs_dense,
+        "macs_effective": round(cost.macs_effective),
+        "flops_dense": cost.flops_dense,
         "checkpoint_bytes": path.stat().st_size,
         "encoder_bytes": file.stat().st_size,
     }

@@ -210,14 +210,14 @@ class _Crop:
 
 
 class _Resize:
-    """A plain resize to a square."""
+    """The centre of an image whose shorter side is brought to `size` pixels."""
 
     def __init__(self, size: int):
         self.size = size
 
     def __call__(self, images):
-        height, width = geometry.sides(images)
-        return geometry.resized(images, height, width, self.size, self.size, types.INTERP_CUBIC)
+        images = geometry.shorter_side_resized(images, self.size, types.INTERP_CUBIC)
+        return geometry.center_crop(images, self.size)
 
     def __repr__(self) -> str:
         return f"Resize({self.size})"

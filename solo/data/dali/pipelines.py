@@ -14,7 +14,7 @@ from typing import Any
 
 from nvidia.dali import fn, pipeline_def, types
 
-from solo.data.catalogue import DEFAULT_SIDE, IMAGENET_MEAN, IMAGENET_STD
+from solo.data.catalogue import DEFAULT_SIDE, IMAGENET_MEAN, IMAGENET_STD, TRAIN_KEY, VAL_KEY
 from solo.data.dali import geometry
 from solo.data.datasets.folders import (
     class_files,
@@ -25,6 +25,7 @@ from solo.data.datasets.folders import (
 )
 from solo.data.datasets.images import require_exif
 from solo.data.datasets.splits import Split, draw
+from solo.data.datasets.unreadable import readable_positions
 from solo.data.pretrain_dataloader import FullTransformPipeline
 from solo.data.shown import Shown
 from solo.errors import ConfigError, DataError, did_you_mean
@@ -77,15 +78,18 @@ class PipelineBuilder:
 
     def __init__(self, files, labels, batch_size, device, device_id, shard_id, num_shards,
                  num_threads, seed, data_fraction, labelled=True, split=None,
-                 exif="ignore"):  # fmt: skip
+                 exif="ignore", fraction_of="images", unreadable=None):  # fmt: skip
         require_device(device)
         self.exif = require_exif(exif)
         fraction, self.split = require_fraction(data_fraction), None
         if fraction is not None:
             known = labels if labelled else None
-            self.split = split or draw(len(files), known, fraction)
-            self.split.require(len(files), known, fraction, "images")
+            self.split = split or draw(len(files), known, fraction, fraction_of)
+            self.split.require(len(files), known, fraction, fraction_of)
             kept = self.split.indices
+            files, labels = [files[i] for i in kept], [labels[i] for i in kept]
+        if unreadable is not None:  # folder and key, for the message
+            kept = readable_positions(files, num_threads, *unreadable)
             files, labels = [files[i] for i in kept], [labels[i] for i in kept]
         self.files, self.labels = files, labels
         self.batch_size, self.num_threads, self.device = batch_size, num_threads, device
@@ -161,6 +165,9 @@ class NormalPipelineBuilder(PipelineBuilder):
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
         split: that part as an earlier run has drawn it; None draws.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
+        images: size and statistics, see `solo.data.shown`; None: those of the class.
+        fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
+        skip_unreadable: broken files are counted and left out.
 
     Raises:
         DataError: the folder is missing or has no images.
@@ -184,14 +191,17 @@ class NormalPipelineBuilder(PipelineBuilder):
         split: Split | None = None,
         exif: str = "ignore",
         images: Shown | None = None,
+        fraction_of: str = "images",
+        skip_unreadable: bool = False,
     ):
         if images is not None:
             self.size, self.mean, self.std = images.size, images.mean, images.std
-        files, labels = labelled_files(
-            data_path, "data.val_path" if validation else "data.train_path"
-        )
+        key = VAL_KEY if validation else TRAIN_KEY
+        files, labels = labelled_files(data_path, key)
         super().__init__(files, labels, batch_size, device, device_id, shard_id, num_shards,
-                         num_threads, seed, data_fraction, split=split, exif=exif)  # fmt: skip
+                         num_threads, seed, data_fraction, split=split, exif=exif,
+                         fraction_of=fraction_of,
+                         unreadable=(data_path, key) if skip_unreadable else None)  # fmt: skip
         self.validation = validation
 
     @pipeline_def(enable_conditionals=True)
@@ -244,6 +254,8 @@ class PretrainPipelineBuilder(PipelineBuilder):
         encode_indexes_into_labels: deliver the position of the file in place of its label.
         data_fraction: part of the images to keep, between 0 and 1; -1 keeps all.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
+        fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
+        skip_unreadable: broken files are counted and left out.
 
     Attributes:
         conversion_map: list, label of each position; only with `encode_indexes_into_labels`.
@@ -270,12 +282,15 @@ class PretrainPipelineBuilder(PipelineBuilder):
         encode_indexes_into_labels: bool = False,
         data_fraction: float = -1.0,
         exif: str = "ignore",
+        fraction_of: str = "images",
+        skip_unreadable: bool = False,
     ):
         listed = unlabelled_files if no_labels else labelled_files
-        files, labels = listed(data_path, "data.train_path")
+        files, labels = listed(data_path, TRAIN_KEY)
+        unreadable = (data_path, TRAIN_KEY) if skip_unreadable else None
         super().__init__(files, labels, batch_size, device, device_id, shard_id, num_shards,
                          num_threads, seed, data_fraction, labelled=not no_labels,
-                         exif=exif)  # fmt: skip
+                         exif=exif, fraction_of=fraction_of, unreadable=unreadable)  # fmt: skip
         self.transforms = transforms if callable(transforms) else FullTransformPipeline(transforms)
         self.random_shuffle = random_shuffle
         self.encode_indexes_into_labels = encode_indexes_into_labels

@@ -29,6 +29,7 @@ class Layout:
         val: folder of labelled validation images; None where there is none.
         labelled: the folders inside `train` are classes.
         classes: how many; 0 without labels.
+        largest: images of the largest class.
         files: of the training images, sorted as the data set has them.
         left_out: what lies there and is not used, one sentence each.
     """
@@ -37,6 +38,7 @@ class Layout:
     val: Path | None
     labelled: bool
     classes: int
+    largest: int
     files: list[Path]
     left_out: tuple[str, ...] = ()
 
@@ -91,7 +93,8 @@ def _of_images(folder: Path, val: Path | None, key: str, labelled: bool | None) 
         if val is not None and usable is None:
             left.append(f"'{val.name}', which has no class folders")
         files = [Path(file) for each in full.values() for file in each]
-        return Layout(folder, usable, True, len(full), files, tuple(left))
+        largest = max(map(len, full.values()))
+        return Layout(folder, usable, True, len(full), largest, files, tuple(left))
     files = [folder / name for name in loose] or images_below(folder)
     if not files:
         raise DataError(
@@ -101,4 +104,4 @@ def _of_images(folder: Path, val: Path | None, key: str, labelled: bool | None) 
     left = [f"{sum(map(len, full.values())):,} images in folders"] if loose and full else []
     if val is not None:
         left.append(f"'{val.name}', as there are no labels to validate")
-    return Layout(folder, None, False, 0, files, tuple(left))
+    return Layout(folder, None, False, 0, 0, files, tuple(left))

@@ -9,7 +9,6 @@ run knows all samples, their labels and their places without reading the shards.
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -143,9 +142,7 @@ def _samples(shard: Path, key: str) -> Iterator[tuple[str, int, int, int]]:
     """Name, first byte, size and label of every sample of a shard."""
     try:
         with tarfile.open(shard, "r:") as tar:
-            members = (
-                m for m in tar if m.isfile() and not os.path.basename(m.name).startswith(".")
-            )
+            members = (m for m in tar if m.isfile() and not _hidden(m.name))
             for name, group in groupby(members, lambda member: _parts(member.name)[0]):
                 fields = {_parts(member.name)[1]: member for member in group}
                 image = fields[_image_of(fields, name, shard, key)]
@@ -159,6 +156,10 @@ def _samples(shard: Path, key: str) -> Iterator[tuple[str, int, int, int]]:
         raise DataError(
             f"{key}: shard '{shard}' is truncated or no tar file ({error}). Copy it again."
         ) from None
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") and part != "." for part in name.split("/"))
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ def fingerprint(kind: str, files: Iterable[str | Path]) -> str:
         stat = os.stat(file)
         total += stat.st_size
         digest.update(f"{os.path.basename(file)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return f"# index of {kind}: version 1, {total} bytes, {digest.hexdigest()[:16]}"
+    return f"# index of {kind}: version 2, {total} bytes, {digest.hexdigest()[:16]}"
 
 
 def index_paths(path: str | Path) -> list[Path]:

@@ -21,7 +21,7 @@ from solo.data.views.batched.crop import RATIO, ResizedCrop, crop_boxes, rows_co
 
 
 def tensor_crop_of(cfg: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
-    """The first step of the pipeline of one entry, from (3, H, W) to (3, height, width) uint8.
+    """The first step of the pipeline of one entry, from (3, H, W) uint8 to a square.
 
     For the same state of torch's generator it cuts out the box that `crop_of` does.
     """
@@ -81,7 +81,7 @@ class TensorResizedCrop:
 
 
 class TensorResize:
-    """The whole image, its shorter side brought to `size` pixels."""
+    """The centre of an image whose shorter side is brought to `size` pixels: a square."""
 
     def __init__(self, size: int):
         self.size = size
@@ -89,7 +89,8 @@ class TensorResize:
     def __call__(self, image: Tensor) -> Tensor:
         height, width = image.shape[1:]
         short = min(height, width)
-        return resized(image, (int(self.size * height / short), int(self.size * width / short)))
+        sides = int(self.size * height / short), int(self.size * width / short)
+        return TF.center_crop(resized(image, sides), [self.size, self.size])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(size={self.size})"

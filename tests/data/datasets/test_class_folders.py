@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: MIT
 """One rule for folders of classes, and the same classes in both splits, in every format."""
 
+import io
+import tarfile
 from argparse import Namespace
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.utils.convert_imgfolder_to_h5 import convert_imgfolder_to_h5
+from scripts.utils.convert_imgfolder_to_shards import convert_imgfolder_to_shards
 from solo.args.linear import parse_cfg as parse_linear
 from solo.args.pretrain import parse_cfg
 from solo.data.classification_dataloader import prepare_datasets
 from solo.data.datasets.folders import class_files, class_folders
+from solo.data.h5_dataset import H5Dataset
+from solo.data.shards.dataset import ShardDataset
 from solo.errors import ConfigError, DataError
 from solo.programs.evaluation import evaluation_loaders
 from solo.programs.linear import build_data as linear_data
@@ -109,3 +116,45 @@ def test_too_few_images_for_several_processes(tmp_path, data_format):
             linear_data(parse_linear(config(LINEAR, **options)))
     options["optimizer__batch_size"] = 10
     build_data(parse_cfg(config(PRETRAIN, **options)))
+
+
+def test_converters_follow_the_rule(awkward, tmp_path):
+    image(awkward / "b" / "deep_er" / "5.png")  # has the same name in H5 as deep/er/5.png
+    expected = prepare_datasets("custom", None, None, awkward, awkward)[0]
+    labels = sorted(label for _, label in expected.samples)
+    assert labels == [0] * 4 + [1] * 6
+    convert_imgfolder_to_h5(awkward, tmp_path / "x.h5")
+    convert_imgfolder_to_shards(awkward, tmp_path / "shards")
+    for found in (H5Dataset("custom", tmp_path / "x.h5"), ShardDataset(tmp_path / "shards")):
+        assert found.classes == ["a", "b"]
+        assert sorted(found[i][1] for i in range(len(found))) == labels
+
+
+def test_files_of_other_converters_follow_the_rule(awkward, tmp_path):
+    """An H5 file and a tar that hold the folder as it is, hidden things included."""
+    with h5py.File(tmp_path / "x.h5", "w") as file, tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for path in sorted(awkward.rglob("*.png")):
+            name = str(path.relative_to(awkward))
+            file[name] = np.fromfile(path, dtype=np.uint8)
+            tar.add(path, f"./{name}")
+            label = io.BytesIO(b"0" if name.startswith("a/") else b"1")
+            member = tarfile.TarInfo(f"./{name.removesuffix('.png')}.cls")
+            member.size = 1
+            tar.addfile(member, label)
+    h5, shards = H5Dataset("custom", tmp_path / "x.h5"), ShardDataset(tmp_path / "x.tar")
+    assert h5.classes == ["a", "b"]
+    for found in (h5, shards, H5Dataset("custom", tmp_path / "x.h5")):  # the last from its index
+        assert sorted(found[i][1] for i in range(len(found))) == [0] * 4 + [1] * 5
+
+
+def test_tiny_imagenet_is_converted_with_its_classes(tmp_path):
+    lines = []
+    for i, name in enumerate(("n02", "n01", "n02")):
+        image(tmp_path / "val" / "images" / f"val_{i}.JPEG")
+        lines.append(f"val_{i}.JPEG\t{name}\t0\t0\t62\t62")
+    (tmp_path / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    convert_imgfolder_to_h5(tmp_path / "val", tmp_path / "val.h5")
+    convert_imgfolder_to_shards(tmp_path / "val", tmp_path / "shards")
+    for found in (H5Dataset("custom", tmp_path / "val.h5"), ShardDataset(tmp_path / "shards")):
+        assert found.classes == ["n01", "n02"]
+        assert sorted(found[i][1] for i in range(3)) == [0, 1, 1]

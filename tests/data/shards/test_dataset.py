@@ -7,6 +7,7 @@ import torch
 
 from scripts.utils.convert_imgfolder_to_shards import convert_imgfolder_to_shards
 from solo.args.common import check_format, set_num_classes
+from solo.data.catalogue import info_of
 from solo.data.classification_dataloader import prepare_data
 from solo.data.pretrain_dataloader import prepare_dataloader, prepare_datasets
 from solo.data.shards import dataset as shard_dataset
@@ -128,14 +129,13 @@ def test_linear_evaluation_reads_shards(converted, tmp_path):
 def test_configuration(converted):
     data = {"dataset": "custom", "train_path": str(converted), "format": "webdataset"}
     cfg = config(PRETRAIN, data=data)
-    set_num_classes(cfg)
-    check_format(cfg)
+    set_num_classes(cfg, info_of("custom"))
+    check_format(cfg, info_of("custom"))
     assert cfg.data.num_classes == 2
-    cfg.data.dataset = "cifar10"
     with pytest.raises(
         ConfigError, match=r"data\.format=webdataset works with imagenet, imagenet100"
     ):
-        check_format(cfg)
+        check_format(cfg, info_of("cifar10"))
     assert compute_dataset_size("custom", data_path=converted, data_format="webdataset") == 12
 
 
@@ -154,6 +154,8 @@ def test_pretrain_program(tmp_path, monkeypatch, augment):
     entry = PRETRAIN["augmentations"][0]
     cfg = config(
         PRETRAIN,
+        method="simclr",
+        method_kwargs={"proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2},
         data={
             "dataset": "custom",
             "train_path": str(tmp_path / "s"),

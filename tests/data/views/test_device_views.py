@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 from torchvision.transforms import functional as TF
 
+from solo.data.catalogue import info_of
 from solo.data.pretrain_dataloader import build_transform_pipeline, prepare_datasets
 from solo.data.views.batched import BatchedView
 from solo.data.views.device_views import Crop, DeviceData, DeviceViews
@@ -151,7 +152,7 @@ def test_dali_refuses_it():
 
     cfg = config(PRETRAIN, data__format="dali", data__dataset="imagenet", data__augment="device")
     with pytest.raises(ConfigError, match=r"data\.augment=device"):
-        check_format(cfg)
+        check_format(cfg, info_of("imagenet"))
 
 
 def test_files_reach_the_workers_as_bytes_with_pillows_pixels(folder, tmp_path):

@@ -227,7 +227,7 @@ class PaddedCrop(Operation):
 
 
 class Resize(Operation):
-    """The whole image, its shorter side brought to `size` pixels."""
+    """The centre of an image whose shorter side is brought to `size` pixels: a square."""
 
     draws = 0
 
@@ -236,14 +236,20 @@ class Resize(Operation):
         self.size = size
 
     def forward(self, images: Tensor, u: Tensor, flip: Tensor | None = None) -> Tensor:
-        """Images (N, 3, H, W) uint8 to the new size; `flip` (N,) mirrors."""
+        """Images (N, 3, H, W) uint8 to (N, 3, size, size); `flip` (N,) mirrors."""
         height, width = images.shape[-2:]
         short = min(height, width)
-        out = [int(self.size * side / short) for side in (height, width)]
-        zero, full = u.new_zeros(1), [u.new_full((1,), side) for side in (height, width)]
-        rows = resize_weights(zero, full[0], height, out[0])
-        columns = resize_weights(zero, full[1], width, out[1], flip)
-        return resample(images, rows, columns, rows_come_first(full[0], full[1], (out[0], out[1])))
+        out = (int(self.size * height / short), int(self.size * width / short))
+        rows, columns = self._centre(u, height, out[0]), self._centre(u, width, out[1])
+        if flip is not None:
+            columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+        full = [u.new_full((1,), side) for side in (height, width)]
+        return resample(images, rows, columns, rows_come_first(*full, out))
+
+    def _centre(self, like: Tensor, full: int, out: int) -> Tensor:
+        """Weights (1, size, full) of the central outputs of an axis resized to `out` pixels."""
+        weights = resize_weights(like.new_zeros(1), like.new_full((1,), full), full, out)
+        return weights.narrow(1, round((out - self.size) / 2), self.size)
 
 
 class Flip(Operation):

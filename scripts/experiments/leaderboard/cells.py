@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""What the leaderboard trains: its cells, the settings that are searched, and the order of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+SEARCH_SEED = 100  # settings are chosen on this seed, which no reported figure comes from
+SEARCH_LEVEL = 0.9
+SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
+#: the rows that matter most, which get five seeds
+MAIN = ("dense", "synccp", "granet_ssl", "granet", "gmp", "sd")
+LEVELS = (0.9, 0.8, 0.95)
+ELEMENT = (
+    *("synccp", "gmp", "granet_ssl", "granet", "rigl", "rigl_itop"),
+    *("random", "oneshot", "snip", "sd", "sdclr"),
+)
+#: granularity, sparsity, methods
+STRUCTURES = (
+    ("2:4", 0.5, ("synccp", "gmp", "sr_ste", "asp")),
+    ("1:4", 0.75, ("synccp", "gmp", "sr_ste", "asp")),
+    ("block8", 0.8, ("synccp", "gmp")),
+    ("filter", 0.8, ("synccp", "gmp")),
+)
+BUDGETS = (0.3, 0.5, 0.1)
+CHANNEL_GATES = ("vicreg_dual", "vicreg_gating")
+OTHER_GATES = ("cdg", "cgnet", "fbs", "dgc")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its evaluation.
+
+    Attributes:
+        method: `dense`, a name behind `+sparse=` or one behind `+gating=`.
+        granularity: of the masks; `gate` for gated encoders, `none` for dense ones.
+        sparsity: share of the prunable weights that is zero; None where gates decide.
+        seed: of the pretraining.
+        budget: MACs that channel gates are trained to, over the dense ones.
+        setting: name in `SETTINGS`; None = what the search chose.
+    """
+
+    method: str
+    granularity: str
+    sparsity: float | None
+    seed: int
+    budget: float | None = None
+    setting: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        parts = [self.method]
+        if self.granularity not in ("element", "none", "gate"):
+            parts.append(self.granularity.replace(":", "of"))
+        level = self.budget if self.sparsity is None else self.sparsity
+        if self.method != "dense" and level is not None:
+            parts.append(f"{100 * level:g}")
+        if self.setting is not None:
+            parts.append(self.setting)
+        return "-".join([*parts, f"seed{self.seed}"])
+
+    @property
+    def gated(self) -> bool:
+        """Whether the encoder decides per image."""
+        return self.granularity == "gate"
+
+
+#: Values of the few settings that are searched, by method and name of the choice; `default` is
+#: what `sparse_ext.config` says. {epoch} is the number of optimizer steps in an epoch.
+_RAMPS = {
+    "default": (),
+    "short": ("sparse.update_period={epoch}", "sparse.ramp_end=0.75"),
+    "early": ("sparse.update_period={epoch}", "sparse.ramp_end=0.5"),
+}
+_SMALL_SWAPS = {
+    name: (*values, *(("sparse.drop_start=0.1",) if values else ()))
+    for name, values in _RAMPS.items()
+}
+_SWAPS = {
+    "default": (),
+    "short": ("sparse.update_period={epoch}", "sparse.drop_start=0.1", "sparse.update_end=0.75"),
+    "early": ("sparse.update_period={epoch}", "sparse.drop_start=0.1", "sparse.update_end=0.5"),
+}
+SETTINGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "synccp": {
+        name: (*values, *(("sparse.regrow_after_ramp=False",) if values else ()))
+        for name, values in _SMALL_SWAPS.items()
+    },
+    "gmp": _RAMPS,
+    "granet_ssl": _SMALL_SWAPS,
+    "granet": _SMALL_SWAPS,
+    "rigl": _SWAPS,
+    "rigl_itop": _SWAPS,
+    "random": {a: (f"sparse.allocation={a}",) for a in ("erk", "uniform", "global")},
+    "oneshot": {f"at{p:g}": (f"sparse.prune_at={p}",) for p in (0.5, 0.25, 0.75)},
+}
+
+
+def cells() -> Iterator[Cell]:
+    """All cells, the most valuable first, so that what is there at any time is balanced."""
+    return iter(dict.fromkeys(_in_order()))
+
+
+def _in_order() -> Iterator[Cell]:
+    for cell in (Cell("dense", "none", 0.0, 0), Cell("synccp", "element", 0.8, 0)):
+        yield from (*searches(cell.method), *(replace(cell, seed=seed) for seed in SEEDS))
+    for seed in SEEDS:
+        for method in ELEMENT:
+            yield from (*searches(method), Cell(method, "element", LEVELS[0], seed))
+    for seed in SEEDS:
+        yield from _others(seed)
+    for seed in MORE_SEEDS:
+        yield Cell("dense", "none", 0.0, seed)
+        for level in LEVELS:
+            yield from (Cell(m, "element", level, seed) for m in MAIN if m != "dense")
+
+
+def _others(seed: int) -> Iterator[Cell]:
+    for granularity, sparsity, methods in STRUCTURES:
+        yield from (Cell(method, granularity, sparsity, seed) for method in methods)
+    for method in CHANNEL_GATES:
+        yield from (Cell(method, "gate", None, seed, budget) for budget in BUDGETS)
+    yield from (Cell(method, "gate", None, seed) for method in OTHER_GATES)
+    for level in LEVELS[1:]:
+        yield from (Cell(method, "element", level, seed) for method in ELEMENT)
+
+
+def searches(method: str) -> list[Cell]:
+    """The cells that choose the settings of a method; none where there is nothing to choose."""
+    cell = Cell(method, "element", SEARCH_LEVEL, SEARCH_SEED)
+    return [replace(cell, setting=name) for name in SETTINGS.get(method, ())]

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""How a cell is trained and evaluated: recipes and the keys behind them, as anyone would write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.experiments.leaderboard.cells import Cell
+from scripts.experiments.programs import ROOT, fingerprint
+from solo.errors import ConfigError, did_you_mean
+
+KNN = ("--k", "20", "--distance_function", "cosine", "--temperature", "0.07")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A data set's recipe.
+
+    Attributes:
+        title: for people.
+        pretrain: YAML file of the pretraining, from the repository's root.
+        linear: YAML file of the linear evaluation.
+        dataset: as `main_knn.py` calls it.
+        steps_per_epoch: optimizer steps, which the searched settings count in.
+        overrides: further `key=value` for every pretraining.
+        encoders: which encoders the method has.
+        data: keys of the data that are a folder, which the command line names.
+    """
+
+    title: str
+    pretrain: str
+    linear: str
+    dataset: str
+    steps_per_epoch: int
+    overrides: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ("online",)
+    data: tuple[str, ...] = ()
+
+    def pretraining(self, cell: Cell, setting: str | None) -> tuple[str, ...]:
+        """`key=value` of a cell's pretraining, without its folder.
+
+        Args:
+            cell: what to train.
+            setting: the choice of `SETTINGS` to train with, None where there is none.
+        """
+        values = [*self.overrides, f"++seed={cell.seed}", *section(cell)]
+        if setting is not None:
+            from scripts.experiments.leaderboard.cells import SETTINGS
+
+            epoch = str(self.steps_per_epoch)
+            values += [v.format(epoch=epoch) for v in SETTINGS[cell.method][setting]]
+        return tuple(values)
+
+    def fingerprint(self, cell: Cell) -> str:
+        """Of everything that a cell's result depends on but the code."""
+        files = [(ROOT / path).read_text("utf-8") for path in (self.pretrain, self.linear)]
+        return fingerprint((*files, self.linear, *self.pretraining(cell, cell.setting), *KNN))
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "digits": Protocol(
+        title="the embedded digits",
+        pretrain="scripts/pretrain/digits/lejepa.yaml",
+        linear="scripts/linear/digits/linear.yaml",
+        dataset="digits",
+        steps_per_epoch=44,
+        overrides=("++quality.enabled=False",),
+    ),
+}
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in PROTOCOLS:
+        raise ConfigError(f"There is no leaderboard '{name}'. {did_you_mean(name, PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def section(cell: Cell) -> list[str]:
+    """`+sparse=...` or `+gating=...` of a cell, with its level."""
+    if cell.method == "dense":
+        return []
+    if cell.gated:
+        budget = [] if cell.budget is None else [f"gating.budget={cell.budget}"]
+        return [f"+gating={cell.method}", *budget]
+    values = [f"+sparse={cell.method}"]
+    if cell.granularity != "element":
+        values.append(f"sparse.granularity='{cell.granularity}'")
+    if ":" not in cell.granularity:  # N:M has its sparsity in its name, in every group
+        values.append(f"sparse.final={cell.sparsity}")
+    return values
+
+
+def chosen(results: Mapping[str, Mapping], candidates: list[Cell]) -> str | None:
+    """The setting with the best linear accuracy of those searched; the first one among equals.
+
+    Args:
+        results: finished cells by name.
+        candidates: the cells of the search; empty where there is nothing to choose.
+    """
+    found = [cell for cell in candidates if cell.name in results]
+    if not candidates:
+        return None
+    if not found:
+        raise ConfigError(f"No search of {candidates[0].method} has finished: run that first.")
+    return max(found, key=lambda cell: results[cell.name]["linear_acc1"]).setting
+
+
+def run_folder(folder: Path, cell: Cell) -> Path:
+    """Where a cell's run, its evaluation and `cell.json` lie."""
+    return folder / "runs" / cell.name

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: MIT
+"""The leaderboard: statistics against scipy, its cells, its launcher and what it writes."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scripts.experiments import programs
+from scripts.experiments.jobs import Job
+from scripts.experiments.leaderboard import __main__ as launcher
+from scripts.experiments.leaderboard import overall, results, tables, write
+from scripts.experiments.leaderboard.cells import MAIN, SETTINGS, Cell, cells, searches
+from scripts.experiments.leaderboard.protocol import PROTOCOLS, chosen, protocol
+from scripts.experiments.leaderboard.statistics import paired, spread
+from solo.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.unit
+GMP = Cell("gmp", "element", 0.9, 0)
+
+
+def record(method, seed, linear, granularity="element", sparsity=0.9, **more):
+    return {
+        **results.identity(Cell(method, granularity, sparsity, seed)),
+        **{"linear_acc1": linear, "knn_acc1": linear - 5, "measured_sparsity": sparsity},
+        **{"macs_effective": 2_500_000, "bytes": 400_000, "seconds": 60.0, "setting": None},
+        **{"machine": "m", "torch": "2.14", "date": "2026-11-28", "training_cost_A": 0.5},
+        **more,
+    }
+
+
+BOARD = [
+    record("dense", 0, 80.0, "none", 0.0),
+    record("dense", 1, 84.0, "none", 0.0),
+    record("dense", 2, 82.0, "none", 0.0),
+    record("gmp", 0, 79.0, setting="short"),
+    record("gmp", 1, 80.0, setting="short"),
+    record("gmp", 2, 81.0, setting="short"),
+    record("snip", 1, 70.0),
+    {**record("gmp", 100, 99.0), "purpose": "search"},
+]
+
+
+def test_interval_of_paired_differences_is_scipys():
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 5, 9):
+        a, b = rng.normal(80, 3, n), rng.normal(78, 3, n)
+        found = paired(dict(enumerate(a)), dict(enumerate(b)))
+        interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+        assert found.n == n
+        assert found.mean == pytest.approx((a - b).mean())
+        assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+        assert spread(a).sd == pytest.approx(np.std(a, ddof=1))
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    draws = rng.normal(1.5, 2.0, (4000, 3))
+    zero = dict.fromkeys(range(3), 0.0)
+    found = [paired(dict(enumerate(row)), zero, 0.8) for row in draws]
+    share = np.mean([one.low <= 1.5 <= one.high for one in found])
+    assert share == pytest.approx(0.8, abs=4 * np.sqrt(0.16 / 4000))
+
+
+def test_only_seeds_of_both_are_compared_and_one_pair_has_no_interval():
+    assert paired({0: 5.0, 1: 1.0}, {1: 4.0, 2: 9.0}) == (paired({1: 1.0}, {1: 4.0}))
+    one = paired({1: 1.0}, {1: 4.0})
+    assert (one.n, one.mean, one.low, one.high) == (1, -3.0, None, None)
+    assert paired({0: 1.0}, {1: 1.0}) is None
+    assert spread([3.0]).sd is None
+
+
+def test_cells_are_those_that_are_promised_in_an_order_that_is_balanced():
+    every = list(cells())
+    assert len({cell.name for cell in every}) == len(every)
+    assert all(results.named(cell.name) == cell for cell in every)
+    reported = [cell for cell in every if cell.setting is None]
+    seeds = Counter((c.method, c.granularity, c.sparsity, c.budget) for c in reported)
+    assert set(seeds.values()) == {3, 5}
+    assert {key[0] for key, n in seeds.items() if n == 5} == set(MAIN)
+    rivals = ("granet_ssl", "granet", "gmp", "rigl", "rigl_itop", "random", "oneshot", "snip")
+    rivals = (*rivals, "sd", "sdclr", "synccp")
+    for method in rivals:
+        assert all((method, "element", level, None) in seeds for level in (0.8, 0.9, 0.95))
+    for granularity in ("2:4", "1:4"):
+        found = {key[0] for key in seeds if key[1] == granularity}
+        assert found == {"synccp", "gmp", "sr_ste", "asp"}
+    names = [cell.name for cell in every]
+    for cell in reported:
+        for other in launcher._after(cell):
+            assert names.index(other) < names.index(cell.name)
+
+
+@pytest.mark.parametrize("board", PROTOCOLS)
+def test_every_cell_composes_and_its_section_is_accepted(board):
+    from omegaconf import OmegaConf
+
+    from sparse_ext.config.sections import build
+
+    plan = protocol(board)
+    for cell in cells():
+        if cell.seed not in (0, 100) or cell.gated or cell.sparsity in (0.8, 0.95):
+            continue
+        setting = cell.setting or next(iter(SETTINGS.get(cell.method, [None])))
+        values = plan.pretraining(cell, setting)
+        cfg = programs.compose(plan.pretrain, values)
+        assert cfg.seed == cell.seed
+        if cell.method == "dense":
+            assert "sparse" not in cfg
+            continue
+        section = build(OmegaConf.to_container(cfg.sparse))
+        assert section.name == cell.method
+        assert section.granularity == cell.granularity
+        assert section.final == (1 if ":" in cell.granularity else cell.sparsity)
+
+
+def test_steps_of_an_epoch_are_those_of_the_data():
+    from solo.data.catalogue import info_of
+
+    for plan in PROTOCOLS.values():
+        cfg = programs.compose(plan.pretrain, plan.overrides)
+        images = info_of(plan.dataset).images[0]
+        assert plan.steps_per_epoch == images // cfg.optimizer.batch_size
+
+
+def test_rivals_choose_among_the_same_values():
+    values = {
+        method: {v.partition("=")[2] for v in SETTINGS[method]["short"] if "ramp_end" in v}
+        for method in ("synccp", "gmp", "granet", "granet_ssl")
+    }
+    assert set(map(tuple, values.values())) == {("0.75",)}
+    counts = {len(choices) for choices in SETTINGS.values()}
+    assert counts == {3}
+
+
+def test_the_best_setting_of_the_search_is_taken():
+    found = {c.name: {"linear_acc1": v} for c, v in zip(searches("gmp"), (70, 75, 75), strict=True)}
+    assert chosen(found, searches("gmp")) == "short"
+    assert chosen({}, []) is None
+    with pytest.raises(ConfigError, match="No search of gmp has finished"):
+        chosen({}, searches("gmp"))
+
+
+def test_nonsense_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"no leaderboard 'digit'.*digits"):
+        protocol("digit")
+    with pytest.raises(ConfigError, match=r"--only gmp-91-seed0: no cell fits.*gmp-90-seed0"):
+        launcher.select(["gmp-91-seed0"])
+    with pytest.raises(ConfigError, match=r"no cell 'dense-seed9'"):
+        results.named("dense-seed9")
+    with pytest.raises(SystemExit):
+        launcher._parse(["digits", "--processes", "0"])
+
+
+def test_wanted_cells_bring_those_that_they_need(tmp_path):
+    jobs = launcher.plan("digits", protocol("digits"), tmp_path, launcher.select(["asp-*seed1"]))
+    assert {job.name for job in jobs} == {"dense-seed1", "asp-2of4-50-seed1", "asp-1of4-75-seed1"}
+    jobs = launcher.plan("digits", protocol("digits"), tmp_path, [GMP])
+    assert [job.name for job in jobs] == [*(c.name for c in searches("gmp")), "gmp-90-seed0"]
+
+
+def test_a_cell_is_run_again_when_its_recipe_differs_or_its_figures_are_gone(tmp_path):
+    board = protocol("digits")
+    marks = [
+        launcher.plan("digits", board, tmp_path, [GMP], more)[-1].fingerprint
+        for more in ((), ("max_epochs=3",))
+    ]
+    other = launcher.plan("digits", board, tmp_path / "moved", [GMP])[-1].fingerprint
+    assert marks[0] != marks[1]
+    assert marks[0] == other
+    (tmp_path / "done").mkdir()
+    kept, gone = (tmp_path / "done" / f"{name}.json" for name in ("dense-seed0", GMP.name))
+    for path in (kept, gone):
+        path.write_text("{}")
+    (tmp_path / "runs" / "dense-seed0").mkdir(parents=True)
+    (tmp_path / "runs" / "dense-seed0" / "cell.json").write_text("{}")
+    launcher._forget_what_is_gone(tmp_path, [Cell("dense", "none", 0.0, 0), GMP])
+    assert kept.exists()
+    assert not gone.exists()
+
+
+def test_time_left_is_the_mean_of_what_is_done():
+    jobs = [Job(str(i), "", lambda: (), "") for i in range(6)]
+    assert overall.seconds_left(jobs, 2) is None
+    jobs[0].seconds, jobs[1].seconds, jobs[2].failure = 100.0, 200.0, "bad"
+    assert overall.seconds_left(jobs, 2) == pytest.approx(3 * 150 / 2)
+    jobs[3].process, jobs[3].started = object(), time.monotonic() - 50
+    assert overall.seconds_left(jobs, 1) == pytest.approx(400, abs=1)
+    assert overall.summary(jobs, 1) == "2 of 6 cells, 1 failed, about 0 h 07 min left"
+    seen, stream = [], io.StringIO()
+    show = overall.Overall(1, lambda: seen.append(1), stream)
+    show(jobs)
+    show(jobs)
+    assert len(seen) == 1
+    assert "2 of 6 cells" in stream.getvalue()
+
+
+def test_results_are_a_list_in_the_order_of_the_cells(tmp_path):
+    for cell in ("gmp-90-seed1", "dense-seed0", "gmp-90-short-seed100"):
+        folder = tmp_path / "runs" / cell
+        folder.mkdir(parents=True)
+        (folder / "cell.json").write_text(json.dumps(results.identity(results.named(cell))))
+    (tmp_path / "runs" / "gmp-90-seed2").mkdir()  # unfinished
+    results.write(tmp_path, tmp_path / "board.json")
+    found = json.loads((tmp_path / "board.json").read_text())
+    assert [(c["method"], c["seed"], c["purpose"]) for c in found] == [
+        ("dense", 0, "result"),
+        ("gmp", 100, "search"),
+        ("gmp", 1, "result"),
+    ]
+
+
+def test_table_says_mean_spread_and_difference():
+    lines = tables.table(BOARD).splitlines()
+    assert len(lines) == 5
+    assert lines[2].startswith("| dense | – | 0% | 82.0 ± 2.0 (3) | – |")
+    # differences -1, -4, -1: mean -2, sd sqrt(3), half-width 4.3027 * sqrt(3) / sqrt(3)
+    assert "| `gmp` | element | 90% | 80.0 ± 1.0 (3) | -2.0 [-6.3, +2.3] |" in lines[3]
+    assert lines[3].endswith("| 75.0 ± 1.0 (3) | -2.0 | 2.50 | 400 | 0.50 | 60 | short |")
+    assert "| `snip` | element | 90% | 70.0 (1) | -14.0 [–] |" in lines[4]
+    assert "99.0" not in "".join(lines)
+
+
+def test_documents_are_written_between_their_markers(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"does not exist: run scripts/experiments/leaderboard.sh"):
+        write.write("digits", tmp_path)
+    (tmp_path / "benchmarks/results/digits_leaderboard.json").write_text(json.dumps(BOARD))
+    marks = "<!-- leaderboard:digits:begin -->\nold\n<!-- leaderboard:digits:end -->"
+    (tmp_path / "README.md").write_text(f"before\n{marks}\nafter\n")
+    (tmp_path / "docs/results.md").write_text("no markers")
+    with pytest.raises(DataError, match=r"results\.md needs the lines"):
+        write.write("digits", tmp_path)
+    (tmp_path / "docs/results.md").write_text(marks)
+    write.write("digits", tmp_path)
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("before\n<!--")
+    assert readme.endswith("-->\nafter\n")
+    assert "old" not in readme
+    assert "snip" not in readme
+    assert "7 runs, seeds 0, 1, 2; m, one thread a run, torch 2.14, 2026-11-28" in readme
+    assert "snip" in (tmp_path / "docs/results.md").read_text()
+    first = (tmp_path / "docs/digits_leaderboard.svg").read_bytes()
+    write.write("digits", tmp_path)
+    assert (tmp_path / "docs/digits_leaderboard.svg").read_bytes() == first
+
+
+def test_figure_shows_means_and_spread():
+    drawn = write.figure(BOARD)
+    axes = drawn.axes[0]
+    bars = {c.get_label(): c for c in axes.containers}
+    assert set(bars) == {"gmp", "snip"}
+    line, _, (ends,) = bars["gmp"]
+    assert line.get_ydata().tolist() == [80.0]
+    low, high = ends.get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((79.0, 81.0))
+
+
+TINY = ("--set", "max_epochs=6", "++limit_train_batches=3", "++limit_val_batches=1")
+TINY = (*TINY, "backbone.kwargs.width=4", "--linear", "max_epochs=1", "backbone.kwargs.width=4")
+TINY = (*TINY, "check_val_every_n_epoch=1", "++limit_train_batches=2", "++limit_val_batches=1")
+
+
+def start(folder, *only):
+    command = (sys.executable, "-m", "scripts.experiments.leaderboard", "digits")
+    command = (*command, "--output", folder, "--json", folder / "board.json", "--only", *only)
+    env = {**os.environ, "PYTHONPATH": str(programs.ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        (*command, "--processes", "1", *TINY),
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+    )
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_and_names_what_failed(tmp_path):
+    only = ("dense-seed[01]", "sd-90-seed0", "gmp-90-early-seed100")
+    first = start(tmp_path, *only)
+    done = tmp_path / "runs" / "dense-seed0" / "cell.json"
+    deadline = time.monotonic() + 600
+    while not done.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    while not list(tmp_path.glob("runs/gmp*/lejepa")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.communicate(timeout=60)
+    before = done.stat().st_mtime_ns
+    second = start(tmp_path, *only)
+    out = second.communicate(timeout=900)[0]
+    assert second.returncode == 1, out  # 18 steps are too few for GMP's update period
+    assert "Failed, and not in the table: gmp-90-early-seed100." in out
+    assert "leaves no room for one update period" in out
+    assert done.stat().st_mtime_ns == before
+    board = json.loads((tmp_path / "board.json").read_text())
+    found = {(c["method"], c["seed"]): c for c in board}
+    assert list(found) == [("dense", 0), ("sd", 0), ("dense", 1)]
+    assert found["sd", 0]["measured_sparsity"] == pytest.approx(0.9, abs=1e-3)
+    assert found["sd", 0]["macs_effective"] < found["dense", 0]["macs_effective"]
+    assert found["dense", 0]["linear_acc1"] != found["dense", 1]["linear_acc1"]
