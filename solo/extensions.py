@@ -153,6 +153,10 @@ class Extension:
 #: gives the file's tensors by the encoder's names
 WEIGHT_FORMATS: Registry[Callable[[Path], dict[str, Tensor]]] = Registry("weight file format")
 
+#: files that hold a whole encoder: suffix -> function from its path to the encoder, which brings
+#: its `preprocess`
+ENCODER_FILES: Registry[Callable[[Path], nn.Module]] = Registry("file of an encoder")
+
 _EXTENSIONS: dict[str, Extension] = {}
 _discovered = False
 

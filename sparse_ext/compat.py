@@ -7,7 +7,7 @@ when the library changes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer

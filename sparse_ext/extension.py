@@ -196,6 +196,7 @@ def register() -> None:
         "sparse_ext.packed/1", "sparse_ext.export.packed:load_packed"
     )
     extensions.WEIGHT_FORMATS.register("sparse_ext.csr/1", "sparse_ext.export.csr:load_dense")
+    extensions.ENCODER_FILES.register(".onnx", "sparse_ext.export.onnx:open_onnx")
 
 
 def enable(cfg: DictConfig) -> DictConfig:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError, ConfigError, did_you_mean
-from sparse_ext.compat import hooks_before_loading, unwrapped
+from sparse_ext.compat import forget_hooks_before_loading, hooks_before_loading, unwrapped
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks import packing
 from sparse_ext.masks import patching as patching

@@ -23,10 +23,10 @@ M = TypeVar("M", bound=nn.Module)
 def finalize(module: M) -> M:
     """Take the masks off an encoder, or off all encoders of a LightningModule, in place.
 
-    Layers become torch's own `Conv2d` and `Linear` again and pruned weights are zeros, as evaluation
-    sees them: features in eval mode do not change. Nothing prunes or holds the zeros any more, so
-    training on makes the network dense. A network without masks is left as it is. Gates stay: they
-    compute, masks do not.
+    Layers become torch's own `Conv2d` and `Linear` again and pruned weights are zeros, as
+    evaluation sees them: features in eval mode do not change. Nothing prunes or holds the zeros any
+    more, so training on makes the network dense. A network without masks is left as it is. Gates
+    stay: they compute, masks do not.
 
     >>> import torch, torchvision, sparse_ext
     >>> net = torchvision.models.resnet18()
@@ -75,4 +75,3 @@ def _plain(layer: Masked) -> None:
     if isinstance(layer, Functional):
         del layer.branches, layer.straight
     layer.__class__ = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear  # type: ignore[assignment]
-
