@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`solo.load_pretrained` opens what the exports write, wherever it lies, and the files say what they
+"""`solo.load_pretrained` opens what exports write, wherever it lies, and files say what they
 hold."""
 
 import json
