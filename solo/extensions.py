@@ -140,6 +140,14 @@ class Extension:
         """Whether `backbone` does other things in one view of a training step than in another."""
         return False
 
+    def figures_of_epoch(self, metrics: Mapping[str, float]) -> list[str]:
+        """What the line of an epoch says of this extension, from the metrics logged last."""
+        return []
+
+    def next_steps(self, folder: Path) -> dict[str, str]:
+        """What one can do with the finished run in `folder`: a few words -> the command."""
+        return {}
+
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Figures measured on `backbone` that an evaluation must state, such as its sparsity."""
         return {}

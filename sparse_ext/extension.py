@@ -8,7 +8,9 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo import extensions
@@ -167,6 +169,16 @@ class SparseExtension(extensions.Extension):
     def tells_views_apart(self, backbone: nn.Module) -> bool:
         """Layers with living weights choose their mask by the view; stored zeros do not."""
         return bool(self.runs_uncompiled(backbone))
+
+    def figures_of_epoch(self, metrics: Mapping[str, float]) -> list[str]:
+        """Sparsity of each encoder by name."""
+        names = {"online": "sparse/online_sparsity", "momentum": "sparse/momentum_sparsity"}
+        found = [f"{n} {100 * metrics[key]:.1f}%" for n, key in names.items() if key in metrics]
+        return [f"sparsity {' / '.join(found)}"] if found else []
+
+    def next_steps(self, folder: Path) -> dict[str, str]:
+        """The report of the run."""
+        return {"report": f"python3 -m sparse_ext.report {shlex.quote(str(folder))}"}
 
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Measured sparsity of `backbone`: over its prunable set, and over all its weights.

@@ -71,11 +71,17 @@ def max_epochs(recipe: Path, overrides: Sequence[str] = ()) -> int:
 
 
 def epochs(total: int) -> Callable[[str], float | None]:
-    """Reads Lightning's progress bar: `Epoch 3:  40%|...`."""
+    """Reads bars, `Epoch 3 of 17:  40%`, and lines of finished epochs, `epoch 3 of 17:`.
+
+    Also Lightning's own bar, `Epoch 2:  40%`, which counts from 0.
+    """
 
     def progress(line: str) -> float | None:
-        found = re.search(r"Epoch (\d+): +(\d+)%", line)
-        return None if found is None else (int(found[1]) + int(found[2]) / 100) / total
+        if found := re.search(r"epoch +(\d+) of \d+:", line):
+            return int(found[1]) / total
+        if found := re.search(r"Epoch (\d+)( of \d+)?: +(\d+)%", line):
+            return (int(found[1]) - bool(found[2]) + int(found[3]) / 100) / total
+        return None
 
     return progress
 

@@ -163,9 +163,14 @@ class FolderLock:
 
 
 @contextmanager
-def one_at_a_time(folder: str | Path) -> Iterator[None]:
-    """Inside, other programs wait that ask for the same; for work of a moment."""
-    lock = FileLock(Path(folder) / LOCK)
+def one_at_a_time(folder: str | Path, name: str = LOCK) -> Iterator[None]:
+    """Inside, other programs wait that ask for the same; for work of a moment.
+
+    Args:
+        folder: that the work is about.
+        name: of the lock's file; another one than the usual for work in a folder that a run holds.
+    """
+    lock = FileLock(Path(folder) / name)
     _take(lock)
     try:
         yield

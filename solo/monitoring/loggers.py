@@ -7,7 +7,7 @@ import csv
 import math
 import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,11 @@ class CSVMetrics(Logger):
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
+
+
+def csv_of(loggers: Iterable[Any]) -> CSVMetrics:
+    """The logger of a run, among all of its, that writes `metrics.csv`."""
+    return next(logger for logger in loggers if isinstance(logger, CSVMetrics))
 
 
 def last_values(path: Path) -> dict[str, float]:

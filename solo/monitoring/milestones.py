@@ -9,13 +9,20 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from solo.errors import ConfigError, did_you_mean
+from solo.monitoring.console import say
 
 
-def check_milestones(milestones: Mapping[Any, Any]) -> dict[int, dict[str, float]]:
+def check_milestones(
+    milestones: Mapping[Any, Any], max_epochs: int | None = None
+) -> dict[int, dict[str, float]]:
     """`milestones` of a configuration as {epoch: {metric: value}}.
 
+    Args:
+        milestones: as written.
+        max_epochs: of the run; None: not known.
+
     Raises:
-        ConfigError: a key is no epoch, or a value no number.
+        ConfigError: a key is no epoch of the run, or a value no number.
     """
     checked: dict[int, dict[str, float]] = {}
     for epoch, wanted in milestones.items():
@@ -23,6 +30,11 @@ def check_milestones(milestones: Mapping[Any, Any]) -> dict[int, dict[str, float
             raise ConfigError(
                 f"milestones: '{epoch}: {wanted}' must be a number of epochs and what must have "
                 "been reached by then, such as milestones={10: {val_knn_acc1: 30}}"
+            )
+        if max_epochs is not None and int(epoch) > max_epochs:
+            raise ConfigError(
+                f"milestones.{epoch}: the run ends after max_epochs={max_epochs} and would never "
+                f"get there. Take an epoch from 1 to {max_epochs}, or a larger max_epochs."
             )
         for name, value in wanted.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -39,11 +51,13 @@ class Milestones(Callback):
 
     Args:
         milestones: number of epochs trained to {metric: value}.
+        max_epochs: of the run; None: not known.
     """
 
-    def __init__(self, milestones: Mapping[Any, Any]):
+    def __init__(self, milestones: Mapping[Any, Any], max_epochs: int | None = None):
         super().__init__()
-        self.milestones = check_milestones(milestones)
+        self.milestones = check_milestones(milestones, max_epochs)
+        self._missed = ""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare what this epoch has logged.
@@ -59,8 +73,12 @@ class Milestones(Callback):
         ]
         if missed:
             trainer.should_stop = True
-            if trainer.is_global_zero:
-                print(f"STOPPED at the milestone of epoch {epoch}: {'; '.join(missed)}", flush=True)
+            self._missed = f"STOPPED at the milestone of epoch {epoch}: {'; '.join(missed)}"
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say why the run ends here, below the line of its last epoch."""
+        if self._missed and trainer.is_global_zero:
+            say(self._missed)
 
     def _value(self, trainer: Trainer, name: str, epoch: int) -> float:
         value = trainer.callback_metrics.get(name)

@@ -73,6 +73,10 @@ class StepKeeper(Callback):
         on_host = device.type == "cpu"
         return self.folder is None and (on_host if self.always is None else self.always)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Become the last callback, so that what others change before a step is kept as changed."""
+        trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Agree on the folder of the run while all processes are together."""
         version = None if trainer.logger is None else trainer.logger.version
@@ -118,6 +122,8 @@ class StepKeeper(Callback):
             "random": before["random"],
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,
+            "batches": _finite(trainer.num_training_batches),
+            "accumulated": trainer.accumulate_grad_batches,
             "seed": self.cfg.get("seed"),
             "world_size": trainer.world_size,
             "loss": loss,
@@ -126,3 +132,8 @@ class StepKeeper(Callback):
             torch.save(content, file)
         write_json(folder / "args.json", OmegaConf.to_container(self.cfg, resolve=True))
         self.folder = folder
+
+
+def _finite(batches: float) -> int:
+    """Batches of an epoch; 1 where nobody knows."""
+    return int(batches) if batches != float("inf") else 1

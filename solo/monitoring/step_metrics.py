@@ -35,16 +35,19 @@ class Gathered:
     Attributes:
         total: sum of value times weight of the values that were folded already.
         weight: sum of their weights.
+        last: the newest value, None before the first one.
     """
 
     def __init__(self, total: Tensor | float = 0.0, weight: int = 0) -> None:
         self.total = total
         self.weight = weight
+        self.last: Tensor | None = None
         self._values: list[Tensor] = []
         self._weights: list[int] = []
 
     def add(self, value: Tensor, weight: int) -> None:
         """Remember a scalar of a step on `weight` images; no kernel runs."""
+        self.last = value
         self._values.append(value)
         self._weights.append(weight)
 
@@ -114,6 +117,11 @@ class StepMetrics:
             gathered.fold()
             super().log(f"{name}_step", value, on_step=True, on_epoch=False, sync_dist=sync)
             super().log(name, value, on_step=True, on_epoch=False, sync_dist=sync, logger=False)
+
+    def newest_values(self) -> dict[str, Tensor]:
+        """The newest value of each metric that the steps of this epoch have gathered, by name."""
+        gathered = self._metrics_of_epoch().items()
+        return {name: found.last for (name, _), found in gathered if found.last is not None}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Within an epoch: what it has gathered so far."""

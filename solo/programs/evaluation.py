@@ -23,6 +23,7 @@ from solo.data.datasets.holdout import Holdout
 from solo.data.shown import reading_of, shown
 from solo.errors import CheckpointError, ConfigError, did_you_mean
 from solo.methods import METHODS
+from solo.monitoring.console import bar
 
 _ENCODER_PREFIXES = ("backbone.", "momentum_backbone.", "encoder.", "momentum_encoder.")
 
@@ -149,7 +150,7 @@ def extract_features(loader: DataLoader, model: nn.Module) -> tuple[Tensor, Tens
     model.eval()
     device = next(model.parameters()).device
     feats, projections, labels = [], [], []
-    for images, targets in loader:
+    for images, targets in bar(loader, "features"):
         with sizes_explained():
             out = model(images.to(device, non_blocking=True))
         feats.append(out["feats"].float().cpu())

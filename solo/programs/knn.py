@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from solo import extensions
 from solo.data.catalogue import info_of
 from solo.errors import CheckpointError, ConfigError
+from solo.monitoring.loggers import last_weights
+from solo.programs.closing import tell_run
 from solo.programs.evaluation import (
     Features,
     device_of,
@@ -92,7 +95,21 @@ def knn(args: Namespace) -> list[dict]:
             print(f"Result: acc@1={acc1}, acc@5={acc5}")
             found = {"feature_type": kind, "distance_function": distance, "k": k, "temperature": T}
             results.append({**found, **figures, "acc1": acc1, "acc5": acc5})
+    _keep(args, results, [*figures, "acc1", "acc5"])
     return results
+
+
+def _keep(args: Namespace, results: list[dict], figures: list[str]) -> None:
+    """Write the results beside the run, and say where."""
+    names = ("dataset", "val_data_path", "data_fraction", "image_size")
+    given = {name: getattr(args, name, None) for name in names}
+    asked = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
+    weights = last_weights(Path(args.pretrained_checkpoint_dir))
+    asked |= {"encoder": args.eval_encoder, "checkpoint": weights.name if weights else None}
+    entries = [{**asked, **result} for result in results]
+    path = tell_run(args.pretrained_checkpoint_dir, "knn", entries, figures)
+    if path is not None:
+        print(f"Results: {path}")
 
 
 def _check_projector(z: Tensor | None, model: torch.nn.Module, encoder: str) -> None:

@@ -14,6 +14,7 @@ from solo.args.common import processes
 from solo.args.linear import parse_cfg
 from solo.data.shown import Shown
 from solo.errors import CheckpointError, ConfigError, DataError
+from solo.files.results import keep_results, read_results
 from solo.files.run_args import read_args
 
 if TYPE_CHECKING:
@@ -42,12 +43,14 @@ def linear(cfg: DictConfig) -> Trainer:
     from lightning.pytorch import seed_everything
 
     from solo.data.datasets import splits
+    from solo.monitoring.loggers import csv_of
+    from solo.programs.closing import finish
     from solo.programs.resuming import find_resume
     from solo.programs.training import LogFigures, SaveParts, fit
     from solo.utils.compiled_encoder import compile_encoders
     from solo.utils.misc import make_contiguous
 
-    seed_everything(cfg.seed)
+    seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, report.backbone)
     make_contiguous(model)
     if not cfg.performance.disable_channel_last:
@@ -62,7 +65,35 @@ def linear(cfg: DictConfig) -> Trainer:
     callbacks = [LogFigures(report.figures), SaveParts([splits.of_data(data), holdout], logdir)]
     trainer = fit(cfg, model, data, logdir, callbacks, resume)
     _print_result(trainer, model, cfg)
+    if trainer.is_global_zero:
+        keep_results(csv_of(trainer.loggers).path.parent, {"encoder_figures": report.figures})
+        _tell_the_evaluated_run(cfg, csv_of(trainer.loggers).path.parent)
+    finish(cfg, trainer)
     return trainer
+
+
+def _tell_the_evaluated_run(cfg: DictConfig, folder: Path) -> None:
+    """Write the accuracy into `results.json` of the run whose encoder was evaluated."""
+    from solo.programs.closing import tell_run
+
+    found = read_results(folder).get("run", {})
+    metrics = found.get("metrics", {})
+    if "val_acc1" not in metrics:
+        return
+    weights = Path(str(cfg.pretrained_feature_extractor))
+    entry = {
+        "dataset": cfg.data.dataset,
+        "encoder": cfg.eval_encoder,
+        "finetune": cfg.finetune,
+        "epochs": cfg.max_epochs,
+        "seed": cfg.seed,
+        "folder": str(folder),
+        "checkpoint": weights.name if weights.is_file() else None,
+        "acc1": metrics["val_acc1"],
+        "acc5": metrics.get("val_acc5"),
+    }
+    run = weights.parent if weights.is_file() else weights
+    tell_run(run, "linear", [entry], ("acc1", "acc5", "folder"))
 
 
 def load_backbone(cfg: DictConfig) -> LoadReport:
@@ -229,12 +260,11 @@ def _reading(cfg: DictConfig) -> dict[str, Any]:
 
 def _print_result(trainer: Trainer, model: LinearModel, cfg: DictConfig) -> None:
     """Accuracy and measured cost of the last epoch, and what fine-tuning made of the encoder."""
-    from solo.monitoring.loggers import CSVMetrics, last_values
+    from solo.monitoring.loggers import csv_of, last_values
 
     metrics = trainer.callback_metrics
     if not metrics:  # of a finished run, from its file
-        csv = next(logger for logger in trainer.loggers if isinstance(logger, CSVMetrics))
-        metrics = last_values(csv.path)
+        metrics = last_values(csv_of(trainer.loggers).path)
     if not trainer.is_global_zero or "val_acc1" not in metrics:
         return
     kind = "fine-tuned" if cfg.finetune else "linear"

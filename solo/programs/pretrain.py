@@ -42,11 +42,12 @@ def pretrain(cfg: DictConfig) -> Trainer:
     from lightning.pytorch import seed_everything
 
     from solo.data.datasets import holdout as holdouts
+    from solo.programs.closing import finish
     from solo.programs.resuming import find_resume
     from solo.programs.training import SaveParts, fit
 
     watching = _watching(cfg)
-    seed_everything(cfg.seed)
+    seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg)
     logdir = Path(cfg.checkpoint.dir) / cfg.method
     holdout, resume = None, None
@@ -56,7 +57,9 @@ def pretrain(cfg: DictConfig) -> Trainer:
         holdout = kept or holdouts.Holdout(cfg.data.val_fraction)
     data = build_data(cfg, holdout)
     callbacks = [*_umap(cfg), *_frozen(cfg), SaveParts([holdout], logdir)]
-    return fit(cfg, model, data, logdir, callbacks, resume, watching=watching)
+    trainer = fit(cfg, model, data, logdir, callbacks, resume, watching=watching)
+    finish(cfg, trainer)
+    return trainer
 
 
 def _watching(cfg: DictConfig) -> list[Callback]:
@@ -72,7 +75,8 @@ def _watching(cfg: DictConfig) -> list[Callback]:
     if cfg.get("probes"):
         callbacks.append(Probes(OmegaConf.to_container(cfg.probes, resolve=True)))
     if cfg.get("milestones"):
-        callbacks.append(Milestones(OmegaConf.to_container(cfg.milestones, resolve=True)))
+        wanted = OmegaConf.to_container(cfg.milestones, resolve=True)
+        callbacks.append(Milestones(wanted, cfg.max_epochs))
     return callbacks
 
 

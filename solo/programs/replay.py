@@ -45,6 +45,7 @@ def replay(folder: str | Path) -> Replay:
     from solo.errors import CheckpointError
     from solo.monitoring.replay import STEP_FILE
     from solo.programs.pretrain import build_model
+    from solo.registry import import_plugins
 
     file = Path(folder) / STEP_FILE
     if not file.is_file():
@@ -53,6 +54,7 @@ def replay(folder: str | Path) -> Replay:
 
     kept = torch.load(file, map_location="cpu", weights_only=True)
     cfg = OmegaConf.create(read_args(file))
+    import_plugins(cfg.get("imports"))
     cfg.performance = {**(cfg.get("performance") or {}), "compile": False}
     model = build_model(cfg)
     done = Replay(kept["loss"], float("nan"))
@@ -67,8 +69,10 @@ def replay(folder: str | Path) -> Replay:
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
+        accumulate_grad_batches=kept.get("accumulated", 1),
     )
-    batches = torch.utils.data.DataLoader([kept["batch"]], batch_size=None)
+    # as many as the run's epoch had: schedules look at the share of all steps that is over
+    batches = torch.utils.data.DataLoader([kept["batch"]] * kept.get("batches", 1), batch_size=None)
     try:
         trainer.fit(model, batches)
     except _Done:
@@ -89,8 +93,12 @@ def _arrange(model: Any, kept: dict[str, Any], done: Replay) -> None:
     plain = model.training_step
 
     def step(batch: Any, batch_idx: int) -> None:
-        set_progress(model.trainer, kept["step"], kept["epoch"])
+        trainer = model.trainer
+        set_progress(trainer, kept["step"], kept["epoch"])
         model.on_train_epoch_start()
+        for callback in trainer.callbacks:  # schedules of extensions, at the step's place
+            callback.on_train_epoch_start(trainer, model)
+            callback.on_train_batch_start(trainer, model, batch, kept["batch_idx"])
         missing, unknown = model.load_state_dict(kept["state"], strict=False)
         for names, what in ((missing, "is not in the kept state"), (unknown, "is not known")):
             done.findings += [f"{name} {what}" for name in names]

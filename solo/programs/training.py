@@ -17,20 +17,23 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
-from solo.args.common import count_devices
+from solo.args.common import count_devices, processes
 from solo.data.datasets.holdout import Holdout
 from solo.data.datasets.images import ReadError
 from solo.data.datasets.splits import Split
 from solo.errors import ConfigError
+from solo.methods.heads import BATCH_NORMS
 from solo.monitoring.guards import EpochSeeder, NonFiniteGuard, ResumedRun
 from solo.monitoring.interruptions import Interruptions, WithinEpoch
-from solo.monitoring.loggers import CSVMetrics
+from solo.monitoring.loggers import CSVMetrics, csv_of
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
 from solo.monitoring.replay import StepKeeper
+from solo.programs.epoch_lines import EpochLines
 from solo.programs.resuming import Resume, Run, announce, explained, find_resume, run_folder
 from solo.utils.best_checkpoint import BestCheckpoint
 from solo.utils.misc import omegaconf_select
@@ -62,6 +65,7 @@ def fit(
         The trainer, after the run.
     """
     _quiet()
+    _require_statistics(cfg, model)
     resume = find_resume(cfg, logdir) if resume is None else resume
     with run_folder(cfg, logdir, resume) as run:
         announce(run.resume)
@@ -93,11 +97,36 @@ def _fit(
     return trainer
 
 
+def _require_statistics(cfg: DictConfig, model: LightningModule) -> None:
+    """Batch norm has nothing to compare a single image with.
+
+    Raises:
+        ConfigError: it would have to, in the networks that are trained.
+    """
+    trained = model.modules() if cfg.get("finetune", True) else ()
+    together = processes(cfg) if cfg.get("sync_batchnorm") and not _on_cpu(cfg) else 1
+    if cfg.optimizer.batch_size * together > 1:
+        return
+    if norm := next((m for m in trained if isinstance(m, BATCH_NORMS)), None):
+        raise ConfigError(
+            f"optimizer.batch_size=1: batch norm ({type(norm).__name__}) takes its statistics over "
+            "a batch, and one image has none to compare it with: take at least 2"
+        )
+
+
 @contextmanager
 def _way_out(cfg: DictConfig) -> Iterator[None]:
-    """Name the key that leaves broken files out."""
+    """Name the key that leaves broken files out, or that asks for validation too late."""
     try:
         yield
+    except ValueError as error:
+        if "`val_check_interval`" not in str(error):
+            raise
+        raise ConfigError(
+            f"val_check_interval={cfg.val_check_interval} is more than an epoch has batches: "
+            f"{' '.join(str(error).split())} As a number between 0 and 1 it is a part of an epoch; "
+            "check_val_every_n_epoch validates every few epochs"
+        ) from error
     except ReadError as error:
         if omegaconf_select(cfg, "data.skip_unreadable", False):
             raise
@@ -134,20 +163,37 @@ def _quiet() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
         # a method's own hooks before and after the transfer are what is wanted with a data module
         ".*You have overridden `on_.*_batch_transfer` in `LightningModule`.*",
         # figures of extensions, the same on all ranks: sparse/online_sparsity and the like
         ".*self.log.'[a-z_]+/.*sync_dist.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(lambda record: "Tip:" not in record.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_matters)
+
+
+#: how Lightning begins to say what our own lines say, or what does not apply to our runs
+_IRRELEVANT = (
+    "GPU available:",
+    "TPU available:",
+    "HPU available:",
+    "Loading `train_dataloader` to estimate",
+    "`Trainer.fit` stopped:",
+)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return "Tip:" not in text and not text.startswith(_IRRELEVANT)
 
 
 def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]) -> Trainer:
     try:
         return Trainer(**arguments, logger=loggers, callbacks=callbacks, enable_checkpointing=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        if isinstance(error, MisconfigurationException) and "invalid value" not in str(error):
+            raise  # of the machine, which `explain` puts into words
         reason = " ".join(str(error).split())
         raise ConfigError(f"Lightning's Trainer refuses its arguments: {reason}") from error
 
@@ -156,7 +202,7 @@ def _own_callbacks(
     cfg: DictConfig, logdir: Path, run: Run, watching: Sequence[Callback]
 ) -> list[Callback]:
     """Guard before checkpointer, so that nothing that is not finite is ever saved."""
-    csv = next(logger for logger in run.loggers if isinstance(logger, CSVMetrics))
+    csv = csv_of(run.loggers)
     saver = run.saver
     keeper = StepKeeper(cfg, logdir, omegaconf_select(cfg, "performance.replay"))
     # in this order: the step draws after the seed
@@ -165,7 +211,7 @@ def _own_callbacks(
     savers: list[Callback] = [] if saver is None else [saver]
     if saver is not None and cfg.checkpoint.get("monitor"):
         savers.append(BestCheckpoint(saver, cfg.checkpoint.monitor, cfg.checkpoint.mode or "max"))
-    return [*guards, *watching, *savers, Interruptions(saver)]
+    return [*guards, EpochLines(cfg, csv), *watching, *savers, Interruptions(saver)]
 
 
 class _ContinueMetrics(Callback):
@@ -192,6 +238,8 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     names = set(inspect.signature(Trainer.__init__).parameters)
     names -= {"self", "logger", "callbacks", "enable_checkpointing"}
     kwargs = {name: _plain(cfg[name]) for name in names if name in cfg}
+    if kwargs.get("enable_model_summary") is None:  # the first lines of a run say its size
+        kwargs["enable_model_summary"] = False
     if str(kwargs.get("precision")) in ("bf16-true", "16-true"):
         warnings.warn(
             f"precision={kwargs['precision']} keeps batch norm's running statistics and momentum "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from solo import extensions
 from solo.data.catalogue import info_of
+from solo.programs.closing import tell_run
 from solo.programs.evaluation import (
     Features,
     device_of,
@@ -19,7 +20,7 @@ from solo.utils.auto_umap import OfflineUMAP
 
 
 def umap(args: Namespace) -> list[Path]:
-    """Run `main_umap.py`: one PDF per split in the current folder, as solo-learn names them.
+    """Run `main_umap.py`: a PDF and a PNG per split in the run's folder, named as by solo-learn.
 
     Raises:
         SoloError: a mistake in the arguments, the checkpoint or the data.
@@ -30,12 +31,18 @@ def umap(args: Namespace) -> list[Path]:
     )
     encoder = Features(model, args.eval_encoder)
     info = info_of(args.dataset)
-    written = []
+    folder = Path(args.pretrained_checkpoint_dir)
+    written: list[Path] = []
     for split, loader in zip(("train", "val"), evaluation_loaders(args), strict=True):
         if loader is not None:
-            path = Path(f"{info.short or info.name}_{split}_umap.pdf")
+            stem = folder / f"{info.short or info.name}_{split}_umap"
+            paths = [stem.with_suffix(".pdf"), stem.with_suffix(".png")]
+            title = f"{args.eval_encoder} encoder of {folder}: {info.name}, {split}"
             with sizes_explained():
-                OfflineUMAP().plot(device, encoder, loader, path)
-            print(f"Wrote {path}")
-            written.append(path)
+                OfflineUMAP().plot(device, encoder, loader, paths, title)
+            print("\n".join(f"Wrote {path}" for path in paths))
+            written += paths
+    entry = {"dataset": info.name, "encoder": args.eval_encoder}
+    files = [path.name for path in written]
+    tell_run(folder, "umap", [{**entry, "files": files}], ("files",))
     return written

@@ -21,6 +21,7 @@ from solo.args.check import fill
 from solo.data import catalogue
 from solo.data.shown import reading_of, shown
 from solo.errors import ConfigError, did_you_mean
+from solo.monitoring.console import bar
 from solo.utils.knn import WeightedKNNClassifier
 from solo.utils.metrics import accuracy_at_k
 from solo.utils.ranks import gather_rows
@@ -159,7 +160,7 @@ def _features(
 ) -> tuple[Tensor, Tensor]:
     """Features (N, F) and labels (N,) of all ranks' parts."""
     feats, labels = [], []
-    for images, targets in loader:
+    for images, targets in bar(loader, "features of the probe"):
         feats.append(backbone(images.to(device, non_blocking=True)).float())
         labels.append(targets.to(device))
     return gather_rows(torch.cat(feats)), gather_rows(torch.cat(labels))

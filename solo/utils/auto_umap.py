@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from solo.args.check import fill
 from solo.args.schema import Pretrain
 from solo.errors import ConfigError
 from solo.files.whole import whole_file
+from solo.monitoring.console import bar, waiting
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.ranks import concat_all_gather_no_grad
+
+NAMED_CLASSES = 30  # that a legend has room for
 
 
 class AutoUMAP(Callback):
@@ -95,7 +98,9 @@ class AutoUMAP(Callback):
         if not trainer.is_global_zero:
             return
         path = self.path / self.umap_placeholder.format(trainer.current_epoch)
-        figure = _draw(embed(X.numpy()), y.numpy(), path, self.color_palette)
+        title = f"{self.name}, epoch {trainer.current_epoch}: {len(y):,} validation images"
+        classes = class_names(loader)
+        figure = draw(embed(X.numpy()), y.numpy(), path, self.color_palette, title, classes)
         _log_picture(trainer, figure)
         if self.last_path not in (None, path) and not self.keep_previous:
             self.last_path.unlink(missing_ok=True)
@@ -117,7 +122,8 @@ class OfflineUMAP:
         device: str | torch.device,
         model: nn.Module,
         dataloader: Iterable,
-        plot_path: str | Path = "umap.pdf",
+        plot_path: str | Path | Sequence[str | Path] = "umap.pdf",
+        title: str = "",
     ) -> None:
         """Embed the features of a loader and write the picture to `plot_path`.
 
@@ -125,14 +131,18 @@ class OfflineUMAP:
             device: where `model` runs.
             model: images to features (N, F), or to a dictionary with `feats`.
             dataloader: batches (images, targets).
-            plot_path: file; its suffix decides the format.
+            plot_path: file, whose suffix decides the format; or several files.
+            title: above the picture.
 
         Raises:
             ConfigError: umap-learn or seaborn is not installed.
         """
         _libraries()
         X, y = collect(model.to(device), dataloader, device)
-        _draw(embed(X.cpu().numpy()), y.cpu().numpy(), Path(plot_path), self.color_palette)
+        points, labels = embed(X.cpu().numpy()), y.cpu().numpy()
+        paths = [plot_path] if isinstance(plot_path, (str, Path)) else plot_path
+        for path in map(Path, paths):
+            draw(points, labels, path, self.color_palette, title, class_names(dataloader))
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -152,7 +162,16 @@ def embed(features: np.ndarray, seed: int | None = None) -> np.ndarray:
     umap, _ = _libraries()
     options: dict[str, Any] = {} if seed is None else {"random_state": seed, "n_jobs": 1}
     neighbours = min(15, len(features) - 1)
-    return umap.UMAP(n_components=2, n_neighbors=neighbours, **options).fit_transform(features)
+    with waiting(f"UMAP of {len(features):,} images"):
+        return umap.UMAP(n_components=2, n_neighbors=neighbours, **options).fit_transform(features)
+
+
+def class_names(loader: Any) -> list[str]:
+    """Names of the classes of a loader's images; empty where its data set names none."""
+    dataset = getattr(loader, "dataset", None)
+    while dataset is not None and not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset  # of a Subset
+    return [str(name) for name in getattr(dataset, "classes", None) or ()]
 
 
 @torch.no_grad()
@@ -161,7 +180,7 @@ def collect(model: Callable, loader: Iterable, device: Any) -> tuple[Tensor, Ten
     training = model.training
     model.eval()
     feats, labels = [], []
-    for images, targets in loader:
+    for images, targets in bar(loader, "features"):
         out = model(images.to(device, non_blocking=True))
         feats.append((out["feats"] if isinstance(out, dict) else out).float())
         labels.append(targets.to(device))
@@ -169,24 +188,49 @@ def collect(model: Callable, loader: Iterable, device: Any) -> tuple[Tensor, Ten
     return torch.cat(feats), torch.cat(labels)
 
 
-def _draw(points: np.ndarray, labels: np.ndarray, path: Path, palette: str) -> Any:
-    """One dot per image, coloured by class; written through a temporary file."""
+def draw(
+    points: np.ndarray,
+    labels: np.ndarray,
+    path: Path,
+    palette: str = "hls",
+    title: str = "",
+    classes: Sequence[str] = (),
+) -> Any:
+    """One dot per image, coloured by class; written through a temporary file.
+
+    Args:
+        points: (N, 2).
+        labels: (N,).
+        path: of the picture; its suffix decides the format.
+        palette: seaborn's, of the classes.
+        title: above the picture.
+        classes: names by label; without them the legend has the labels.
+
+    Returns:
+        The figure.
+    """
     _, seaborn = _libraries()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 9))
+    figure = Figure(figsize=(9, 9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    colors = seaborn.color_palette(palette, len(np.unique(labels)))
-    seaborn.scatterplot(
-        x=points[:, 0], y=points[:, 1], hue=labels, palette=colors, legend=False, alpha=0.3, ax=axes
-    )
-    axes.set(xlabel="", ylabel="", xticklabels=[], yticklabels=[])
-    axes.tick_params(left=False, right=False, bottom=False, top=False)
-    figure.tight_layout()
+    found = np.unique(labels)
+    for label, colour in zip(found, seaborn.color_palette(palette, len(found)), strict=True):
+        own = points[labels == label]
+        name = classes[label] if 0 <= label < len(classes) else str(label)
+        axes.scatter(own[:, 0], own[:, 1], 18, color=[colour], alpha=0.5, linewidths=0, label=name)
+    axes.set(title=title, xticks=[], yticks=[])
+    if 1 < len(found) <= NAMED_CLASSES:
+        columns = min(5, len(found))
+        legend = figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+        for handle in legend.legend_handles:
+            handle.set_alpha(1)
+    elif len(found) > NAMED_CLASSES:
+        axes.set_xlabel(f"colours: {len(found)} classes")
     with whole_file(path) as partial:
-        figure.savefig(partial, format=path.suffix.lstrip(".") or "pdf")
+        figure.savefig(partial, format=path.suffix.lstrip(".") or "pdf", dpi=150)
     return figure
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from torchmetrics.metric import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from solo.monitoring.console import bar
+
 
 class WeightedKNNClassifier(Metric):
     """Collects train and test features and classifies the test ones by a weighted vote.
@@ -110,7 +112,8 @@ class WeightedKNNClassifier(Metric):
         top = min(5, self.k, len(train), len(classes))
         hits = torch.zeros(top, device=test.device)
         rows = max(1, self.max_distance_matrix_size // len(train))
-        for chunk, wanted in zip(test.split(rows), test_classes.split(rows), strict=True):
+        chunks = list(zip(test.split(rows), test_classes.split(rows), strict=True))
+        for chunk, wanted in bar(chunks, "nearest neighbours"):
             votes = self._votes(chunk, train, train_classes, len(classes))
             ranking = votes.argsort(dim=1, descending=True, stable=True)[:, :top]
             hits += (ranking == wanted[:, None]).sum(dim=0)

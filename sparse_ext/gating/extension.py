@@ -170,6 +170,12 @@ class GatingExtension(extensions.Extension):
 
         return parameter_groups(backbone, group)
 
+    def figures_of_epoch(self, metrics: Mapping[str, float]) -> list[str]:
+        """Multiply-accumulates that the gates left, over those of the dense encoder."""
+        names = [n for n in metrics if n.startswith("gating/") and n.endswith("rho")]
+        measured = [n for n in names if n == "gating/val_rho"] or names[:1]
+        return [f"MACs {100 * metrics[name]:.1f}% of dense" for name in measured]
+
     def collect(self, backbone: nn.Module) -> dict[str, float]:
         """Reduction of MACs on the images that `backbone` has evaluated since the last call.
 

@@ -15,6 +15,7 @@ from solo.data.datasets.images import readers
 from solo.data.shown import reading_of
 from solo.errors import ConfigError
 from solo.files.whole import write_json
+from solo.monitoring.console import waiting
 from sparse_ext.prune import images, results
 from sparse_ext.prune.encoder import (
     Store,
@@ -70,7 +71,8 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
     say(source.report)
     calibration, unseen = calibration_and_unseen(request, source)
     seen = sum(len(batch) for batch in calibration.batches)
-    plan = make_plan(source.encoder, calibration.batches, request.settings)
+    with waiting("budgets of the layers"):
+        plan = make_plan(source.encoder, calibration.batches, request.settings)
     weights = sum(layer.weight.numel() for layer in plan.layers.values())
     say(
         f"{request.settings.method}, {plan.granularity}, budgets by {request.settings.rule}: "
@@ -85,14 +87,15 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
             bar.update()
 
         found = prune_layers(source.encoder, plan, calibration.batches, store, advance)
-    with torch.no_grad():
+    with torch.no_grad(), waiting("features of the dense encoder"):
         dense = results.features(source.encoder, unseen.batches)
     top = _dense_figures(source, dense, unseen)
     rows = []
     for goal, layers in zip(plan.goals, found, strict=True):
         net = sparse_copy(source.encoder, layers)
-        estimate_batch_norms(net, calibration.batches)
-        row = results.figures(net, dense, unseen, source.size)
+        with waiting(f"statistics and features at sparsity {goal.sparsity:g}"):
+            estimate_batch_norms(net, calibration.batches)
+            row = results.figures(net, dense, unseen, source.size)
         folder = request.out if len(plan.goals) == 1 else request.out / f"{goal.sparsity:g}"
         path = results.write_run(folder, net, source.args, plan, goal.sparsity, layers, row)
         rows.append({**row, "run": str(path.parent)})

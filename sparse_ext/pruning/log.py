@@ -8,7 +8,8 @@ exists by then, raises the root logger to ERROR and takes its handlers away.
 from __future__ import annotations
 
 import logging
-import sys
+
+from solo.monitoring.console import say
 
 log = logging.getLogger("sparse_ext")
 
@@ -18,7 +19,7 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if not logging.getLogger().handlers:
-            print(self.format(record), file=sys.stderr, flush=True)
+            say(self.format(record), error=True)
 
 
 _console = _Console()

@@ -27,6 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="embed the features of N validation images (2000), every branch of a gated encoder",
     )
     parser.add_argument(
+        "--dense", type=Path, metavar="RUN", help="dense run in the same figures (one run only)"
+    )
+    parser.add_argument(
+        "--neighbours",
+        type=int,
+        default=500,
+        metavar="N",
+        help="nearest neighbours among N validation images; 0 leaves them out",
+    )
+    parser.add_argument(
         "--images", type=Path, nargs="+", default=[], help="feature maps of these pictures (CDG)"
     )
     parser.add_argument("--layer", help="gated convolution for --images; default: layer1.0.conv1")
@@ -34,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.output and len(args.run_dir) > 1:
         parser.error("--output takes one run; several reports would overwrite each other")
+    if args.dense and (args.compare or len(args.run_dir) > 1):
+        parser.error("--dense goes with the report of one run; --compare takes it as any other")
     if args.compare and len(args.run_dir) < 2:
         parser.error("--compare takes at least two runs")
     if args.umap is not None and (args.compare or args.umap < 4):
@@ -55,7 +67,8 @@ def _write(args: argparse.Namespace) -> None:
         return
     chosen = Chosen(tuple(args.images), args.layer, args.channel) if args.images else None
     for folder in args.run_dir:
-        print(write_report(folder, args.output, chosen, args.umap))
+        more = {"dense": args.dense, "neighbours": args.neighbours}
+        print(write_report(folder, args.output, chosen, args.umap, **more))
 
 
 if __name__ == "__main__":

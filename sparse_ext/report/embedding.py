@@ -6,10 +6,13 @@ Dual, Figure 2: dense and gated features. The images are those of the run's `dat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from solo.data.catalogue import info_of
+from solo.data.shown import Shown, shown
 from solo.errors import CheckpointError
 from sparse_ext.report import plots
 from sparse_ext.report.page import Page
@@ -45,23 +48,41 @@ def embeddings(page: Page, log: RunLog, images: int) -> None:
 
 def features(log: RunLog, images: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Features (N, F) and labels (N,) by branch; one entry, `features`, without gates."""
-    from torch.utils.data import DataLoader, Subset
-
-    from solo.utils.auto_umap import collect
     from sparse_ext.gating.encoder import choose, gating_of
 
-    backbone, dataset = _encoder(log), _images(log)
-    drawn = np.random.default_rng(SEED).permutation(len(dataset))[:images]
-    loader = DataLoader(Subset(dataset, sorted(int(i) for i in drawn)), batch_size=128)
+    backbone = _encoder(log)
+    dataset, places, _ = drawn_images(log, images)
     gating = gating_of(backbone)
     branches = ("features",) if gating is None else gating.context.branches
     found = {}
     for branch in branches:
         if gating is not None:
             choose(backbone, branch)
-        x, y = collect(backbone, loader, "cpu")
-        found[branch] = (x.numpy(), y.numpy())
+        found[branch] = features_of(backbone, dataset, places)
     return found
+
+
+def drawn_images(log: RunLog, images: int) -> tuple[Any, list[int], Shown]:
+    """The run's validation images, positions of `images` of them, and how they are shown.
+
+    Raises:
+        DataError: they are not there.
+    """
+    dataset = _images(log)
+    drawn = np.random.default_rng(SEED).permutation(len(dataset))[:images]
+    return dataset, sorted(int(i) for i in drawn), _shown(log)
+
+
+def features_of(
+    backbone: Any, dataset: Any, places: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, F) and labels (N,) of those images."""
+    from torch.utils.data import DataLoader, Subset
+
+    from solo.utils.auto_umap import collect
+
+    x, y = collect(backbone, DataLoader(Subset(dataset, places), batch_size=128), "cpu")
+    return x.numpy(), y.numpy()
 
 
 def _encoder(log: RunLog) -> Any:
@@ -74,16 +95,14 @@ def _encoder(log: RunLog) -> Any:
 
 
 def _images(log: RunLog) -> Any:
-    from solo.data.catalogue import info_of
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format
-    from solo.data.shown import shown
 
     data = log.args["data"]
     info, path = info_of(data["dataset"]), data.get("val_path")
     loader = prepare_val_data(
         info,
-        shown(info, log.args, size=data.get("image_size")),
+        _shown(log),
         val_data_path=path,
         data_format=stored_format(data.get("format") or "image_folder", path),
         num_workers=0,
@@ -92,3 +111,8 @@ def _images(log: RunLog) -> Any:
         value_range=data.get("value_range"),
     )
     return loader.dataset
+
+
+def _shown(log: RunLog) -> Shown:
+    data = log.args["data"]
+    return shown(info_of(data["dataset"]), log.args, size=data.get("image_size"))

@@ -58,6 +58,15 @@ def branches(log: RunLog) -> dict[str, str]:
     return found | {prefix: text for prefix, text in _VALIDATION.items() if f"{prefix}rho" in log}
 
 
+def macs_share(log: RunLog) -> float | None:
+    """MACs that the gates left, over the dense ones, measured last; None without gates."""
+    for name in ("gating/val_rho", "encoder/rho", "gating/rho"):
+        series = log.get(name)
+        if series is not None:
+            return series.last
+    return None
+
+
 def gate_losses(page: Page, log: RunLog) -> None:
     """Panel of the losses that the gates add to training."""
     losses = {n: n.removeprefix("gating/").replace("_", " ") for n in log.names if "_loss" in n}

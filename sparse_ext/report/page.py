@@ -37,6 +37,11 @@ class Page:
         """Add a figure; its caption says what was measured and how."""
         self._card(title, caption, wide=wide, image=data_uri(figure))
 
+    def verdict(self, figures: Sequence[tuple[str, str, str]]) -> None:
+        """Add the figures that matter most, large: (name, value with unit, what it is of)."""
+        if figures:
+            self._card("", "", verdict=figures)
+
     def facts(self, title: str, facts: Mapping[str, str], caption: str = "") -> None:
         """Add a list of named values to the page."""
         self._card(title, caption, facts=facts)
@@ -48,9 +53,27 @@ class Page:
         rows: Sequence[Sequence[str]],
         caption: str = "",
         strong: int | None = None,
+        sortable: bool = False,
     ) -> None:
-        """Add a table; `strong` is the row to set off."""
-        self._card(title, caption, columns=columns, rows=rows, strong=strong)
+        """Add a table to the page.
+
+        Args:
+            title: above it.
+            columns: heads.
+            rows: cells.
+            caption: below it.
+            strong: the row to set off.
+            sortable: a click on a head sorts by that column.
+        """
+        first = rows[0] if rows else ()
+        texts = [i for i, cell in enumerate(first) if not _number(cell)]
+        content: dict[str, Any] = {
+            "columns": columns,
+            "rows": rows,
+            "strong": strong,
+            "sortable": sortable,
+        }
+        self._card(title, caption, texts=texts, **content)
 
     def html(self) -> str:
         """The whole page as an HTML document."""
@@ -67,3 +90,8 @@ class Page:
     def _card(self, title: str, caption: str, wide: bool = True, **content: Any) -> None:
         card = {"title": title, "caption": caption, "wide": wide, **content}
         self._sections[-1]["cards"].append(card)
+
+
+def _number(cell: str) -> bool:
+    """Whether a cell stands to the right, as figures with their units do."""
+    return not cell or cell[0] in "0123456789-+.–" or cell in ("dense", "nan")

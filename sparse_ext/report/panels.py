@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from solo.monitoring.metric_names import own_losses, words
 from sparse_ext.report import plots
 from sparse_ext.report.page import Page
 from sparse_ext.report.runlog import RunLog, Series
 
 # class losses and accuracies come from a linear classifier that does not train the encoder
-CLASS_LOSSES = {
+CLASS_TEXTS = {
     "train_class_loss": "online classifier, training views",
     "train_momentum_class_loss": "momentum classifier, training views",
     "train_loss": "training images",
@@ -25,7 +26,6 @@ ACCURACIES = {
     "momentum_val_acc1": "momentum encoder, linear, validation images",
     "val_knn_acc1": "kNN, validation images",
 }
-EXTENSIONS = ("sparse/", "gating/")
 SPARSITIES = {
     "sparse/online_sparsity": "online encoder",
     "sparse/momentum_sparsity": "momentum encoder",
@@ -38,8 +38,8 @@ _RANKS = {
     "quality/momentum_projector_rankme": "momentum projector",
 }
 _MOVEMENT = {
-    "sparse/mask_flips": "mask positions changed (measured)",
-    "sparse/drop_fraction": "swaps per update, of kept weights (planned)",
+    "sparse/mask_flips": "positions changed, measured",
+    "sparse/drop_fraction": "swaps per update, planned",
 }
 _MACS = {
     "sparse/macs_effective": "online encoder",
@@ -55,18 +55,19 @@ _PER_LAYER = {
 }
 
 
-def losses(page: Page, log: RunLog) -> None:
-    """Method losses and classification losses, which differ in scale, in two figures."""
-    own = [
-        name
-        for name in log.names
-        if "loss" in name and name not in CLASS_LOSSES and not name.startswith(EXTENSIONS)
-    ]
-    found = _found(log, {name: name.removeprefix("train_").replace("_", " ") for name in own})
+def losses(page: Page, log: RunLog, dense: RunLog | None = None) -> None:
+    """The method's loss, beside that of the dense twin where there is one."""
+    found = _found(log, {name: words(name) for name in own_losses(log.names)})
     if found:
+        _add_twin(found, dense, {name: words(name) for name in own_losses(log.names)})
         text = "Mean over each epoch's training views."
-        page.figure("Self-supervised loss", plots.lines(found, "loss", marks=_trigger(log)), text)
-    found = _found(log, CLASS_LOSSES)
+        figure = plots.lines(found, "loss", _twin_styles(found), _trigger(log))
+        page.figure("Self-supervised loss", figure, text + _about_twin(found, dense))
+
+
+def class_losses(page: Page, log: RunLog) -> None:
+    """Losses of the linear classifiers, which differ in scale from the method's."""
+    found = _found(log, CLASS_TEXTS)
     if found:
         text = "Cross-entropy of the linear classifier; its gradient does not reach the encoder."
         if log.args.get("finetune"):
@@ -74,17 +75,34 @@ def losses(page: Page, log: RunLog) -> None:
         page.figure("Classification loss", plots.lines(found, "cross-entropy (nats)"), text)
 
 
-def accuracy(page: Page, log: RunLog) -> None:
-    """Panel of the top-1 accuracies during training."""
+def accuracy(page: Page, log: RunLog, dense: RunLog | None = None) -> None:
+    """Panel of the top-1 accuracies during training, beside those of the dense twin."""
     found = _found(log, ACCURACIES)
     if found:
+        _add_twin(found, dense, {k: v for k, v in ACCURACIES.items() if k.startswith("val_")})
         text = "Logged during training, at the end of each epoch. "
         text += (
             "Protocols: see the legend; the published figure is that of main_linear.py."
-            if is_pretraining(log)
+            if log.is_pretraining
             else "Last epoch counts, not the best."
         )
-        page.figure("Accuracy", plots.lines(found, "top-1 accuracy (%)", marks=_trigger(log)), text)
+        figure = plots.lines(found, "top-1 accuracy (%)", _twin_styles(found), _trigger(log))
+        page.figure("Accuracy", figure, text + _about_twin(found, dense))
+
+
+def spread(page: Page, log: RunLog) -> None:
+    """Standard deviation of normalised projections, which falls to 0 where a method collapses."""
+    found = log.get("train_z_std")
+    if found is None:
+        return
+    width = (log.args.get("method_kwargs") or {}).get("proj_output_dim")
+    levels = {f"spread evenly: 1/sqrt({width})": width**-0.5} if width else {}
+    text = (
+        "Standard deviation over a batch of the normalised projections, mean over dimensions: 0 "
+        "means that all images have become the same point (SimSiam, section 4.1)."
+    )
+    figure = plots.lines({"z_std": found}, "standard deviation", levels=levels)
+    page.figure("Spread of the projections", figure, text)
 
 
 def sparsity(page: Page, log: RunLog) -> None:
@@ -107,13 +125,15 @@ def sparsity(page: Page, log: RunLog) -> None:
 def quality(page: Page, log: RunLog) -> None:
     """Panel of the effective rank of features, to be read beside the sparsity."""
     found = _found(log, _RANKS)
+    if not log.has_momentum_encoder:
+        found = {label: s for label, s in found.items() if "momentum" not in label}
     if not found:
         return
     samples = log.get("quality/samples")
     rows = f", over {samples.values[-1]:,.0f} rows" if samples is not None else ""
     text = f"RankMe at the end of each epoch{rows}: augmented training views of its last images."
     if "sparse/online_sparsity" in log:
-        text += " How it answers to the ramp is how much of the features sparsity costs."
+        text += " Where it falls once the ramp has started, sparsity costs the features variety."
     figure = plots.lines(found, "effective rank (RankMe)", marks=_trigger(log))
     page.figure("Effective rank", figure, text)
 
@@ -136,14 +156,16 @@ def inconsistency(page: Page, log: RunLog) -> None:
     text += " CSI stops looking once the ramp has started."
     figure = plots.lines({"I": found}, "inconsistency I", marks=_trigger(log), levels=levels)
     page.figure("Inconsistency and the start of the ramp", figure, text)
+    _heatmap(page, log, "inconsistency", "Inconsistency per layer", "inconsistency I")
 
 
 def movement(page: Page, log: RunLog) -> None:
     """Panel of how much the masks still change."""
     found = _found(log, _MOVEMENT, scale=100)
     if found:
-        text = "Measured: positions of both encoders' masks that changed, over all positions. "
-        text += "Planned: the schedule of prune-and-regrow."
+        whose = "both encoders' masks" if log.has_momentum_encoder else "the masks"
+        text = f"Measured: positions of {whose} that changed, over all positions. "
+        text += "Planned: swaps of prune-and-regrow, of the kept weights."
         figure = plots.lines(found, "share (%)", marks=_trigger(log))
         page.figure("Mask changes", figure, text)
 
@@ -178,22 +200,29 @@ def dead_filters(page: Page, log: RunLog) -> None:
 
 
 def macs(page: Page, log: RunLog) -> None:
-    """MACs of both encoders, and what training has cost, over the run."""
+    """MACs of both encoders over the run."""
     found = _found(log, _MACS, scale=1e-6)
     if found:
         text = "Per image at the size of the first view, kept weights only: modelled from masks."
         figure = plots.lines(found, "MACs (millions)", marks=_trigger(log))
         page.figure("Effective MACs", figure, text)
+
+
+def training_cost(page: Page, log: RunLog) -> None:
+    """What training has cost so far, by the conventions of papers."""
     found = _found(log, {f"sparse/training_cost_{name}": f"convention {name}" for name in "ABC"})
     if found:
-        text = "Modelled in MACs from the masks of every step so far, over dense training."
+        text = (
+            "Modelled in MACs from the masks of every step so far, over dense training. A: every "
+            "pass of the online encoder is sparse; B: the gradient of the weights stays dense; C: "
+            "forward passes only."
+        )
         page.figure("Training cost so far", plots.lines(found, "over dense training"), text)
 
 
-def layers(page: Page, log: RunLog) -> None:
-    """Density and inconsistency of every prunable layer over the run."""
+def density(page: Page, log: RunLog) -> None:
+    """Density of every prunable layer over the run."""
     _heatmap(page, log, "density", "Density per layer", "density (kept share)")
-    _heatmap(page, log, "inconsistency", "Inconsistency per layer", "inconsistency I")
 
 
 def _heatmap(page: Page, log: RunLog, quantity: str, title: str, label: str) -> None:
@@ -206,25 +235,33 @@ def _heatmap(page: Page, log: RunLog, quantity: str, title: str, label: str) -> 
     page.figure(title, figure, _PER_LAYER[quantity], wide=True)
 
 
-def is_pretraining(log: RunLog) -> bool:
-    """Whether this is a run of main_pretrain.py."""
-    return "method_kwargs" in log.args or any("class_loss" in name for name in log.names)
+#: what a run learns, then what happens to its masks, then the details
+LEARNING = (losses, accuracy)
+MASKS = (sparsity, quality, movement, macs, density)
+DETAILS = (inconsistency, oscillation, dead_filters, training_cost, spread, class_losses, momentum)
 
 
-PANELS = (
-    *(
-        losses,
-        accuracy,
-        sparsity,
-        quality,
-        inconsistency,
-        movement,
-        oscillation,
-        dead_filters,
-        macs,
-    ),
-    *(momentum, layers),
-)
+TWIN = "dense twin: "
+
+
+def _add_twin(found: dict[str, Series], dense: RunLog | None, labels: Mapping[str, str]) -> None:
+    """Add the same quantities of the dense twin."""
+    if dense is not None:
+        found |= {f"{TWIN}{label}": s for label, s in _found(dense, labels).items()}
+
+
+def _twin_styles(found: Mapping[str, Series]) -> dict[str, dict[str, object]]:
+    """Lines of the twin in the colour of the run's own, dashed and paler."""
+    own = [label for label in found if not label.startswith(TWIN)]
+    colours = {f"{TWIN}{label}": plots.CYCLE[i % len(plots.CYCLE)] for i, label in enumerate(own)}
+    style = {"linestyle": (0, (4, 2)), "alpha": 0.65, "linewidth": 1.5, "marker": ""}
+    return {label: {"color": colour, **style} for label, colour in colours.items()}
+
+
+def _about_twin(found: Mapping[str, Series], dense: RunLog | None) -> str:
+    if dense is None or not any(label.startswith(TWIN) for label in found):
+        return ""
+    return f" Dashed: the dense run with the same configuration ({dense.folder})."
 
 
 def _found(log: RunLog, labels: Mapping[str, str], scale: float = 1) -> dict[str, Series]:

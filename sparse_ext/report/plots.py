@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,10 +21,13 @@ if TYPE_CHECKING:
 
 INK, GREY, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 ONLINE, MOMENTUM, ALARM = "#2563eb", "#ea8a0c", "#dc2626"
+RIGHT = "#0d9488"
 CYCLE = (ONLINE, MOMENTUM, "#0d9488", "#9333ea", "#64748b", "#be185d")
+LONG = 26  # letters of a legend that has one column
 DASHES: tuple[Any, ...] = ((0, (6, 3)), (0, (2, 2)))
 
-_STYLE: dict[Any, Any] = {
+#: of matplotlib, for every figure
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
@@ -46,7 +53,7 @@ def drawing(width: float = 5.6, height: float = 3.1) -> Iterator[tuple[Figure, A
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.add_subplot()
 
@@ -56,7 +63,7 @@ def data_uri(figure: Figure) -> str:
     import matplotlib
 
     file = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
 
@@ -90,34 +97,87 @@ def lines(
         for text, epoch in (marks or {}).items():
             axes.axvline(epoch, color=ALARM, linestyle=":", linewidth=1.4, label=text)
         axes.set(xlabel="epochs finished", ylabel=ylabel)
+        _readable(axes)
         _whole_epochs(axes)
-        figure.legend(loc="outside upper left", ncols=2)
+        figure.legend(loc="outside upper left", ncols=1 if _long(axes) else 2)
     return figure
+
+
+def _long(axes: Axes) -> bool:
+    """Whether two columns of legend would be wider than the figure."""
+    return any(len(text) > LONG for text in axes.get_legend_handles_labels()[1])
+
+
+def _readable(axes: Axes) -> None:
+    """Numbers on the vertical axis as they are, not as what is added to one of them."""
+    axes.ticklabel_format(axis="y", useOffset=False)
+    data = [float(y) for line in axes.get_lines() for y in np.ravel(line.get_ydata())]
+    low, high = axes.get_ylim()
+    if high - low < 1e-3 * max(abs(low), abs(high)) or (low, high) == (0.0, 0.0):
+        middle = (low + high) / 2  # a constant up to rounding
+        low, high = middle - 0.05 * abs(middle), middle + 0.05 * abs(middle)
+    if data and min(data) == max(data) == 0:
+        low, high = 0.0, 1.0
+    axes.set_ylim(low, high)
 
 
 def heatmap(
     names: Sequence[str], epochs: Sequence[float], values: Sequence[Sequence[float]], label: str
 ) -> Figure:
-    """One row per name, one column per epoch, values in [0, 1]; the last column is written out."""
+    """One row per name, one column per point in time; the last column is written out.
+
+    Args:
+        names: of the rows.
+        epochs: finished when the values were logged, growing, at any distances.
+        values: by name and epoch, none below 0; colours span 0 to the largest of them, or to 1 if
+            that comes near.
+        label: of the colours.
+    """
+    largest = max((max(row) for row in values), default=0.0)
+    top = 1.0 if 0.5 < largest <= 1 else _round_up(largest)
     with drawing(7.4, 1.0 + 0.21 * len(names)) as (figure, axes):
         axes.grid(False)
-        extent = (0.5, len(epochs) + 0.5, len(names) - 0.5, -0.5)
-        image = axes.imshow(
-            values,
-            aspect="auto",
-            cmap="YlGnBu",
-            vmin=0,
-            vmax=1,
-            extent=extent,
-            interpolation="none",
-        )
+        edges = _edges(epochs)
+        colours: dict[str, Any] = {"cmap": "YlGnBu", "vmin": 0, "vmax": top}
+        mesh: Any
+        if np.allclose(np.diff(edges), edges[1] - edges[0]):
+            extent = (edges[0], edges[-1], len(names) - 0.5, -0.5)
+            shape: dict[str, Any] = {"aspect": "auto", "interpolation": "none", "extent": extent}
+            mesh = axes.imshow(values, **shape, **colours)
+        else:  # validation in some epochs only, say
+            rows = [row - 0.5 for row in range(len(names) + 1)]
+            mesh = axes.pcolormesh(edges, rows, values, rasterized=True, **colours)
+            axes.invert_yaxis()
         axes.set_yticks(range(len(names)), names)
         axes.set(xlabel="epochs finished")
         _whole_epochs(axes)
+        digits = 2 if top > 0.5 else 3
         for row, row_values in enumerate(values):
-            axes.text(len(epochs) + 0.7, row, f"{row_values[-1]:.2f}", va="center", fontsize=7.5)
-        figure.colorbar(image, ax=axes, label=label, pad=0.09)
+            axes.annotate(
+                f"{row_values[-1]:.{digits}f}",
+                (1.01, row),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=7.5,
+            )
+        figure.colorbar(mesh, ax=axes, label=label, pad=0.09)
     return figure
+
+
+def _edges(epochs: Sequence[float]) -> list[float]:
+    """Borders of columns that lie around `epochs`, halfway to their neighbours."""
+    if len(epochs) == 1:
+        return [epochs[0] - 0.5, epochs[0] + 0.5]
+    inner = [(a + b) / 2 for a, b in pairwise(epochs)]
+    return [2 * epochs[0] - inner[0], *inner, 2 * epochs[-1] - inner[-1]]
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 2, 5, 10 times a power of ten."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 2, 5, 10) if value <= step * power * (1 + 1e-9))
 
 
 def bars(values: Mapping[str, float], xlabel: str, colours: Sequence[str] | None = None) -> Figure:
@@ -149,7 +209,7 @@ def points(panels: Mapping[str, tuple[Any, Any]]) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.9 * len(panels), 3.8), layout="constrained")
         row = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, (xy, classes)) in zip(row, panels.items(), strict=True):
@@ -166,7 +226,7 @@ def pictures(rows: Sequence[Sequence[tuple[str, Any]]]) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         size = (1.9 * len(rows[0]), 2.1 * len(rows))
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from solo.errors import DataError, did_you_mean
+from solo.files.results import read_results
 
 
 class Series(NamedTuple):
@@ -32,7 +33,7 @@ class Series(NamedTuple):
 
 
 class RunLog:
-    """A folder with `metrics.csv` and, for its labels, `args.json`.
+    """A folder with `metrics.csv` and, for labels and evaluations, `args.json`, `results.json`.
 
     Args:
         folder: `<checkpoint.dir>/<method>/<version>`.
@@ -45,6 +46,7 @@ class RunLog:
         self.folder = Path(folder)
         self.rows = _read_metrics(self.folder)
         self.args = _read_args(self.folder)
+        self.results = read_results(self.folder)
 
     @cached_property
     def names(self) -> list[str]:
@@ -109,6 +111,21 @@ class RunLog:
     def name(self) -> str:
         """The run's name as configured, or its folder."""
         return self.args.get("name") or self.folder.name
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether this is a run of main_pretrain.py."""
+        return "method_kwargs" in self.args or any("class_loss" in name for name in self.names)
+
+    @property
+    def has_momentum_encoder(self) -> bool:
+        """Whether the run trains a momentum encoder, by its method or by what it logged."""
+        from solo.methods import METHODS
+        from solo.methods.base_momentum import BaseMomentumMethod
+
+        method = METHODS.get(str(self.args.get("method")))
+        logged = "sparse/momentum_sparsity" in self
+        return logged or (method is not None and issubclass(method, BaseMomentumMethod))
 
     def _timed(self) -> Iterator[dict[str, str]]:
         return (row for row in self.rows if row.get("epoch") and row.get("step"))

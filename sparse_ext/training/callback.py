@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -144,7 +145,7 @@ class PruningCallback(Callback):
         log.info(
             "%s, granularity %s: update period %d steps, sparsity now %s.\n%s",
             *(self.config.name, self.config.granularity, self.pruner.period),
-            [encoder.masks.sparsity for encoder in self._encoders],
+            in_words([encoder.masks.sparsity for encoder in self._encoders]),
             selection(next(iter(encoders_of(pl_module).values())), self.config).describe(),
         )
 
@@ -340,3 +341,9 @@ class PruningCallback(Callback):
 def all_finite(grads: list[Tensor]) -> Tensor:
     """Whether no gradient is NaN or infinite, as a 0-dim tensor on their device."""
     return torch.stack([grad.sum(dtype=torch.float32) for grad in grads]).isfinite().all()
+
+
+def in_words(sparsities: Sequence[float]) -> str:
+    """Sparsities of the encoders, online first: `online 30.0%, momentum 0.0%`."""
+    named = zip(("online", "momentum"), sparsities, strict=False)
+    return ", ".join(f"{name} {100 * share:.1f}%" for name, share in named)

@@ -13,6 +13,7 @@ from solo.args import linear, pretrain
 from solo.args.check import require
 from solo.args.schema import Linear, Pretrain
 from solo.backbones import build_encoder
+from solo.data.views.augmentation_keys import checked_augmentation
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 FILES = [
@@ -54,6 +55,20 @@ def composed(path, tmp_path):
         (lists / "cow_trainval.txt").touch()
         cfg.data.train_path = str(tmp_path)
     return cfg
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.startswith("pretrain/")])
+def test_our_own_augmentations_warn_of_nothing(path, tmp_path, recwarn):
+    cfg = composed(path, tmp_path)
+    for index, entry in enumerate(cfg.augmentations):
+        checked_augmentation(entry, f"augmentations.{index}")
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_a_switch_that_says_otherwise_is_named():
+    entry = {"crop_size": 32, "num_crops": 1, "grayscale": {"enabled": False, "prob": 0.2}}
+    with pytest.warns(UserWarning, match=r"grayscale\.enabled=False has no effect: .*prob=0\.2"):
+        assert checked_augmentation(entry)["grayscale"]["prob"] == 0.2
 
 
 @pytest.mark.parametrize("path", FILES)

@@ -98,6 +98,8 @@ def test_progress_is_read_from_carriage_returns(tmp_path):
     assert max(f for f in seen if f < 1) == pytest.approx(0.4)
     read = programs.epochs(20)
     assert read("Epoch 3:  50%|#####     | 5/10 [00:01<00:01]") == pytest.approx(3.5 / 20)
+    assert read("Epoch 4 of 20:  50%|#####     | 5/10") == pytest.approx(3.5 / 20)
+    assert read("epoch  4 of 20: nce loss 3.1, 200 images/s, 5 s left") == pytest.approx(4 / 20)
     assert read("Validation DataLoader 0:  50%|") is None
 
 

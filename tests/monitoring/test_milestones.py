@@ -76,6 +76,12 @@ def test_bad_milestones_are_named(bad):
     assert check_milestones({"10": {"acc": 3}}) == {10: {"acc": 3.0}}
 
 
+def test_a_milestone_that_no_epoch_reaches_is_named():
+    assert check_milestones({10: {"acc": 3}}, 10) == {10: {"acc": 3.0}}
+    with pytest.raises(ConfigError, match=r"milestones\.11: .* max_epochs=10 .* from 1 to 10"):
+        Milestones({11: {"acc": 3}}, 10)
+
+
 # ---- the best checkpoint ----
 
 

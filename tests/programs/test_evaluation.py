@@ -12,6 +12,7 @@ from PIL import Image
 
 import main_knn
 from solo.errors import CheckpointError, ConfigError, SoloError
+from solo.files.results import read_results
 from solo.programs import umap as umap_program
 from solo.programs.evaluation import Features, device_of, evaluation_loaders, load_method
 from solo.programs.knn import knn
@@ -118,19 +119,25 @@ def test_umap_writes_a_picture_per_split(pretrained, images, cwd, monkeypatch):
     drawn = []
 
     class Draw:
-        def plot(self, device, model, loader, path):
-            drawn.append(
-                (str(path), len(loader.dataset), model(torch.zeros(1, 3, 32, 32))["feats"])
-            )
+        def plot(self, device, model, loader, paths, title):
+            model(torch.zeros(1, 3, 32, 32))["feats"]
+            drawn.append(([p.name for p in paths], len(loader.dataset), title))
+            assert {p.parent for p in paths} == {pretrained[0]}
 
     monkeypatch.setattr(umap_program, "OfflineUMAP", Draw)
     umap_program.umap(arguments(pretrained[0], images))
-    assert [d[:2] for d in drawn] == [("custom_train_umap.pdf", 12), ("custom_val_umap.pdf", 4)]
+    names = [
+        [f"custom_{split}_umap.{kind}" for kind in ("pdf", "png")] for split in ("train", "val")
+    ]
+    assert [d[:2] for d in drawn] == [(names[0], 12), (names[1], 4)]
+    assert drawn[1][2].startswith("online encoder of ")
+    assert drawn[1][2].endswith(": custom, val")
+    assert read_results(pretrained[0])["umap"][0]["files"] == [*names[0], *names[1]]
     flat = images / "train" / "dark"
     umap_program.umap(
         arguments(pretrained[0], images, no_labels=True, train_data_path=flat, val_data_path=None)
     )
-    assert drawn[2][:2] == ("custom_train_umap.pdf", 6)
+    assert drawn[2][:2] == (names[0], 6)
 
 
 def broken(run, tmp_path, kind):

@@ -255,3 +255,9 @@ def test_knn_of_a_sparse_encoder(sparse_run, capsys):
     model = load_method(sparse_run[0])
     assert zeros(model.state_dict()) == pytest.approx(0.5, abs=0.03)
     assert "sparsity" in capsys.readouterr().out
+
+
+def test_single_images_are_for_frozen_encoders(cwd, pretrained):
+    linear(evaluation(pretrained[1], optimizer__batch_size=1))
+    with pytest.raises(ConfigError, match=r"optimizer\.batch_size=1: batch norm"):
+        linear(evaluation(pretrained[1], optimizer__batch_size=1, finetune=True))

@@ -26,6 +26,7 @@ def test_files_of_a_run(pretrained):
     assert sorted(path.name for path in run.iterdir()) == [
         "args.json",
         "metrics.csv",
+        "results.json",
         "tiny-0-ep=0.ckpt",
     ]
     args = json.loads((run / "args.json").read_text())
@@ -209,8 +210,9 @@ def test_another_seed_is_another_run(cwd):
 
 def test_metrics_are_written_without_checkpoints(cwd):
     pretrain(config(PRETRAIN, checkpoint={"enabled": False}))
-    (only,) = (path for path in cwd.rglob("*") if path.is_file())
-    assert only == cwd / "trained_models" / "mocov2plus" / "0" / "metrics.csv"
+    files = {path.relative_to(cwd).as_posix() for path in cwd.rglob("*") if path.is_file()}
+    run = "trained_models/mocov2plus/0"
+    assert files == {f"{run}/metrics.csv", f"{run}/results.json"}
 
 
 def test_nan_stops_the_run_and_keeps_what_was_good(cwd):
@@ -328,3 +330,27 @@ def test_unlabelled_images(cwd):
 def test_debug_augmentations_prints_the_pipeline(cwd, capsys):
     pretrain(config(PRETRAIN, debug_augmentations=True, limit_train_batches=1))
     assert "2 x [Compose" in capsys.readouterr().out
+
+
+def test_validation_later_than_the_epoch_ends(cwd):
+    for wrong in (5, 1.5):
+        with pytest.raises(ConfigError, match=r"val_check_interval"):
+            pretrain(config(PRETRAIN, val_check_interval=wrong))
+        assert not list(cwd.iterdir())
+    assert pretrain(config(PRETRAIN, val_check_interval=0.5)).global_step == 2
+
+
+@pytest.mark.parametrize("method", ["mocov2plus", "vicreg"])
+def test_batch_norm_of_single_images_is_refused(cwd, method):
+    kwargs = {"proj_hidden_dim": 16, "proj_output_dim": 8}
+    options = {"method": method, "optimizer__batch_size": 1}
+    options |= {"method_kwargs": kwargs} if method == "vicreg" else {}
+    with pytest.raises(ConfigError, match=r"optimizer\.batch_size=1: batch norm \(BatchNorm"):
+        pretrain(config(PRETRAIN, **options))
+    assert not list(cwd.iterdir())
+
+
+def test_single_images_without_batch_norm(cwd):
+    kwargs = {"img_size": 32, "patch_size": 16, "depth": 1, "embed_dim": 12, "num_heads": 3}
+    options = {"backbone": {"name": "vit_tiny", "kwargs": kwargs}, "optimizer__batch_size": 1}
+    assert pretrain(config(PRETRAIN, **options)).global_step == 2

@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from solo import extensions
 from solo.compat import set_progress
 from solo.errors import CheckpointError, NonFiniteError
 from solo.methods import METHODS
@@ -102,6 +103,38 @@ def test_a_finite_step_is_reproduced_bit_by_bit(tmp_path, monkeypatch):
         trainer = tiny_trainer(max_epochs=3, callbacks=[EpochSeeder(4), keeper, losses])
         trainer.fit(METHODS[name](cfg), *tiny_loaders(steps=2))
         assert replay(keeper.folder).loss == losses.seen[3]
+
+
+SECTIONS = {
+    "synccp": {"sparse": {"name": "synccp", "csi": "off", "update_period": 1, "final": 0.5}},
+    "sdclr": {"sparse": {"name": "sdclr"}},
+    "cdg": {"gating": {"name": "cdg", "groups": 2}},
+    "dgc": {"gating": {"name": "dgc"}},
+    "fbs": {"gating": {"name": "fbs"}},
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_sparse_and_gated_steps_are_reproduced(name, tmp_path):
+    """Schedules of gates and masks stand where they stood, too."""
+
+    class KeepsFifth(StepKeeper):
+        def on_before_backward(self, trainer, pl_module, loss):
+            if trainer.global_step == 5 and self.folder is None:
+                self._keep(trainer, pl_module, float(loss))
+
+    torch.manual_seed(0)
+    kwargs = {"proj_hidden_dim": 8, "proj_output_dim": 6, "temperature": 0.2}
+    cfg = tiny_cfg("simclr", kwargs, seed=4, max_epochs=4, backbone__kwargs={"width": 4})
+    cfg.update(SECTIONS[name])
+    for extension in extensions.active(cfg):
+        extension.parse(cfg)
+    keeper, losses = KeepsFifth(cfg, tmp_path), Losses()
+    trainer = tiny_trainer(max_epochs=4, callbacks=[EpochSeeder(4), keeper, losses])
+    trainer.fit(METHODS["simclr"](cfg), *tiny_loaders(steps=2))
+    done = replay(keeper.folder)
+    assert done.findings == []
+    assert done.loss == pytest.approx(losses.seen[5], rel=1e-6)  # to the rounding of products
 
 
 def test_images_that_are_not_finite_are_named(tmp_path):

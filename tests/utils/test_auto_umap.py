@@ -57,6 +57,36 @@ def test_offline_restores_training_mode(tmp_path, fast_embedding):
 
 
 @pytest.mark.unit
+def test_a_picture_has_a_title_a_legend_and_class_names(tmp_path):
+    pytest.importorskip("seaborn")
+    x, y = np.arange(12.0).reshape(6, 2), np.array([0, 2, 2, 0, 1, 1])
+    figure = auto_umap.draw(x, y, tmp_path / "a.png", title="six", classes=["cat", "dog", "eel"])
+    (axes,) = figure.axes
+    assert axes.get_title() == "six"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["cat", "dog", "eel"]
+    for label, dots in enumerate(axes.collections):
+        np.testing.assert_array_equal(dots.get_offsets(), x[y == label])
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    many = auto_umap.draw(np.zeros((40, 2)), np.arange(40), tmp_path / "b.pdf")
+    assert not many.legends
+    assert many.axes[0].get_xlabel() == "colours: 40 classes"
+
+
+@pytest.mark.unit
+def test_class_names_of_a_part_of_a_data_set():
+    class Named(torch.utils.data.Dataset):
+        classes = ("cat", "dog")
+
+        def __len__(self):
+            return 4
+
+    part = torch.utils.data.Subset(Named(), [1, 2])
+    assert auto_umap.class_names(torch.utils.data.DataLoader(part)) == ["cat", "dog"]
+    assert auto_umap.class_names(loader()) == []
+
+
+@pytest.mark.unit
 def test_missing_library(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ConfigError, match=r"pip install 'solo-learn-sparse\[umap\]'"):

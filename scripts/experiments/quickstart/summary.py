@@ -130,6 +130,7 @@ def write(settings: plan.Settings, figures: Mapping[str, Any]) -> tuple[Path, Pa
 
 def _page(settings: plan.Settings, figures: Mapping[str, Any]) -> Page:
     from sparse_ext.report import Page, RunLog, plots, run_section
+    from sparse_ext.report.one_run import lead
 
     page = Page(
         "Quickstart: a sparse encoder learns without labels",
@@ -141,18 +142,23 @@ def _page(settings: plan.Settings, figures: Mapping[str, Any]) -> Page:
         f"{figures['sparse.linear_acc1']:.1f}; raw pixels {figures['raw.linear_acc1']:.1f}. "
         + " ".join(s + "." for s in verdict(figures)),
     )
-    note = " ".join(f"{key.removeprefix('*.')}: {text}." for key, text in ABOUT.items())
+    note = " ".join(
+        f"{COLUMNS[name][0].rstrip('*')}: {text}."
+        for key, text in ABOUT.items()
+        if (name := key.removeprefix("*.")) in COLUMNS
+    )
     page.table("Results", *table(figures), caption=note, strong=len(ROWS) - 1)
     colours = ["#cbd5e1", "#94a3b8", plots.GREY, plots.ONLINE]
     for key, title in (("linear_acc1", "Linear evaluation"), ("knn_acc1", "kNN evaluation")):
         values = {title: figures[f"{name}.{key}"] for name, title in ROWS.items()}
         figure = plots.bars(values, "top-1 accuracy (%)", colours)
         page.figure(title, figure, ABOUT[f"*.{key}"] + ".")
+    logs = {name: RunLog(plan.checkpoint(settings, name).parent) for name in ("sparse", "dense")}
     for name, heading in (("sparse", "Sparse run"), ("dense", "Dense run")):
-        page.heading(heading, "Pretraining, as logged in metrics.csv.")
-        run_section(page, RunLog(plan.checkpoint(settings, name).parent))
+        page.heading(heading, lead(logs[name]))
+        run_section(page, logs[name], logs["dense"] if name == "sparse" else None)
     page.heading("Linear evaluation of the sparse encoder")
-    run_section(page, RunLog(plan.linear_run(settings, "sparse")))
+    run_section(page, RunLog(plan.linear_run(settings, "sparse")), neighbours=0)
     return page
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from solo.data.catalogue import TRAIN_KEY
 from solo.data.datasets.folders import keep_items
 from solo.data.datasets.images import ReadError, read_pixels
 from solo.errors import DataError
+from solo.monitoring.console import bar
 
 NAMED = 5  # files that a message names
 BLOCK = 1024  # images read ahead, at most
@@ -40,8 +42,9 @@ def _in_order(read: Callable[[int], Any], n: int, threads: int) -> Iterator[Any]
             return error
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        for start in range(0, n, BLOCK):
-            yield from pool.map(result, range(start, min(start + BLOCK, n)))
+        starts = range(0, n, BLOCK)
+        blocks = (pool.map(result, range(i, min(i + BLOCK, n))) for i in starts)
+        yield from bar(chain.from_iterable(blocks), "decoding images", n)
 
 
 def _broken(read: Callable[[int], Any], n: int, threads: int) -> dict[int, ReadError]:

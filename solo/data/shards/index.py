@@ -20,11 +20,11 @@ import numpy as np
 
 from solo.data.shards.stored_index import fingerprint, read_index, write_index
 from solo.errors import DataError
+from solo.monitoring.console import bar
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")
 LABEL = "cls"
 LIST = "index.json"  # what a converter writes beside shards: their names, sizes and classes
-MANY = 50  # shards, from which on a progress bar is shown
 MAKE = "scripts/utils/convert_imgfolder_to_shards.py makes shards from an image folder."
 
 
@@ -113,11 +113,9 @@ def _listed(path: Path, shards: list[Path], key: str) -> tuple[dict[str, int], l
 
 def _scanned(shards: list[Path], listed: dict[str, int], key: str) -> list[str]:
     """Lines `shard first size label` of all samples; label -1 where there is none."""
-    from tqdm import tqdm
-
     lines: list[str] = []
     unlabelled, labelled = None, False
-    for number, shard in enumerate(tqdm(shards, "index of shards", disable=len(shards) < MANY)):
+    for number, shard in enumerate(bar(shards, "index of shards")):
         before = len(lines)
         for name, first, size, label in _samples(shard, key):
             lines.append(f"{number} {first} {size} {label}")

@@ -129,9 +129,13 @@ def _section(section: Any, kind: type, where: str) -> dict[str, Any]:
     if kind is RRC:
         return _checked_rrc({**vars(RRC()), **section}, known, where)
     section = dict(section)
-    if section.pop("enabled", None) is not None:
-        warnings.warn(f"{where}.enabled has no effect; set {where}.prob to 0 to leave it out.")
+    enabled = section.pop("enabled", None)
     section["prob"] = _number(section.get("prob") or 0.0, f"{where}.prob", known["prob"])
+    if enabled is not None and bool(enabled) != bool(section["prob"]):
+        warnings.warn(
+            f"{where}.enabled={enabled} has no effect: {where}.prob={section['prob']:g} decides. "
+            "Set it to 0 to leave the operation out."
+        )
     for key in known if section["prob"] else ():  # the strengths of what is done at all
         if key not in ("prob", "enabled"):
             if section.get(key) is None:
