@@ -32,6 +32,13 @@ class Extension:
 
     sections: tuple[str, ...] = ()
 
+    def schemas(self) -> Mapping[str, Mapping[str, type]]:
+        """The dataclass with the keys of every method, by section and name; free of torch.
+
+        `--help` lists them, and a misspelt key gets the nearest of them.
+        """
+        return {}
+
     def parse(self, cfg: DictConfig) -> None:
         """Check this extension's sections of `cfg` and fill in their defaults, in place.
 

@@ -36,6 +36,10 @@ class SparseExtension(extensions.Extension):
 
     sections = ("sparse",)
 
+    def schemas(self) -> Mapping[str, Mapping[str, type]]:
+        """The settings of every pruning method."""
+        return {"sparse": dict(schema.METHODS)}
+
     def parse(self, cfg: DictConfig) -> None:
         """Check `cfg.sparse` and fill in its defaults, in place; None or absent means dense.
 

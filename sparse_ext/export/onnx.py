@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ONNX files, checked in ONNX Runtime (`pip install solo-learn-sparse[export]`)."""
+"""ONNX files, checked in ONNX Runtime (`pip install onnx onnxruntime`)."""
 
 from __future__ import annotations
 
@@ -130,5 +130,5 @@ def need(package: str) -> Any:
         if error.name != package:
             raise
         raise ConfigError(
-            f"ONNX needs the package {package}: pip install 'solo-learn-sparse[export]'"
+            f"ONNX needs the package {package}: pip install onnx onnxruntime"
         ) from error

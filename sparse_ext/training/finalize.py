@@ -11,8 +11,8 @@ from solo import extensions
 from sparse_ext.compat import unwrapped
 from sparse_ext.kernels.element.swap import use_plain_layers
 from sparse_ext.kernels.layer import use_dense_kernel
-from sparse_ext.masks.dual_norms import plain_norms
 from sparse_ext.masks.channels.widths import MARK
+from sparse_ext.masks.dual_norms import plain_norms
 from sparse_ext.masks.encoder import SIDE_BUFFERS
 from sparse_ext.masks.living_weights import MARKER, Functional
 from sparse_ext.masks.masked_layers import Masked, masked_layers
