@@ -32,6 +32,13 @@ class Extension:
 
     sections: tuple[str, ...] = ()
 
+    def schemas(self) -> Mapping[str, Mapping[str, type]]:
+        """The dataclass with the keys of every method, by section and name; free of torch.
+
+        `--help` lists them, and a misspelt key gets the nearest of them.
+        """
+        return {}
+
     def parse(self, cfg: DictConfig) -> None:
         """Check this extension's sections of `cfg` and fill in their defaults, in place.
 
@@ -160,6 +167,10 @@ class Extension:
 #: safetensors files that hold more than plain tensors: `format` of their metadata -> reader, which
 #: gives the file's tensors by the encoder's names
 WEIGHT_FORMATS: Registry[Callable[[Path], dict[str, Tensor]]] = Registry("weight file format")
+
+#: files that hold a whole encoder: suffix -> function from its path to the encoder, which brings
+#: its `preprocess`
+ENCODER_FILES: Registry[Callable[[Path], nn.Module]] = Registry("file of an encoder")
 
 _EXTENSIONS: dict[str, Extension] = {}
 _discovered = False

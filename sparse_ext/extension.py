@@ -36,6 +36,10 @@ class SparseExtension(extensions.Extension):
 
     sections = ("sparse",)
 
+    def schemas(self) -> Mapping[str, Mapping[str, type]]:
+        """The settings of every pruning method."""
+        return {"sparse": dict(schema.METHODS)}
+
     def parse(self, cfg: DictConfig) -> None:
         """Check `cfg.sparse` and fill in its defaults, in place; None or absent means dense.
 
@@ -208,6 +212,7 @@ def register() -> None:
         "sparse_ext.packed/1", "sparse_ext.export.packed:load_packed"
     )
     extensions.WEIGHT_FORMATS.register("sparse_ext.csr/1", "sparse_ext.export.csr:load_dense")
+    extensions.ENCODER_FILES.register(".onnx", "sparse_ext.export.onnx:open_onnx")
 
 
 def enable(cfg: DictConfig) -> DictConfig:

@@ -60,6 +60,9 @@ def next_steps(cfg: DictConfig, folder: Path) -> dict[str, str]:
         words = [f"--dataset {cfg.data.dataset}", *given]
         quoted = shlex.quote(str(folder))
         steps["kNN"] = f"python3 main_knn.py {' '.join(words)} --pretrained_checkpoint_dir {quoted}"
+    if cfg.data.get("path"):
+        images = shlex.quote(str(cfg.data.path))
+        steps["features"] = f"solo-embed {shlex.quote(str(folder))} {images} -o features.npy"
     for extension in extensions.registered():
         steps |= extension.next_steps(folder)
     return steps
@@ -70,7 +73,8 @@ def _labelled(cfg: DictConfig) -> bool:
     from solo.data.catalogue import info_of
 
     required = info_of(cfg.data.dataset).path == "required"
-    return not cfg.data.get("no_labels") and (not required or cfg.data.get("val_path") is not None)
+    given = cfg.data.get("val_path") is not None or bool(cfg.data.get("val_fraction"))
+    return not cfg.data.get("no_labels") and (not required or given)
 
 
 def tell_run(

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from solo.backbones import features_dim
+from solo.checkpoints.described import class_names
 from solo.checkpoints.exporting import export_encoder
 from solo.checkpoints.files import read_args
 from solo.data.catalogue import info_of
@@ -58,7 +59,7 @@ def write_hub(request: Request) -> list[str]:
     with TemporaryDirectory() as scratch:  # nothing appears for a network that timm cannot load
         weights = export_encoder(request.backbone, Path(scratch) / "model.safetensors")
         difference = _compare(model, request.backbone, weights, request.input_size, architecture)
-    export_encoder(request.backbone, request.path / "model.safetensors")
+    export_encoder(request.backbone, request.path / "model.safetensors", args=args)
     mean, std = _statistics(args)
     config = {
         "architecture": architecture,
@@ -75,6 +76,8 @@ def write_hub(request: Request) -> list[str]:
             "num_classes": 0,
         },
     }
+    if names := class_names(args):
+        config["label_names"] = names
     write_json(request.path / "config.json", config)
     write_text(request.path / "README.md", _card(request, args, architecture))
     return [
