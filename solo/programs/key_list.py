@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `--help` says of keys: name, default and a sentence for each, extensions included."""
+"""What `--help` says of keys: name, type, default and a sentence, extensions included."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from solo import extensions
 from solo.args.key_help import SENTENCES
 
-WIDTH, COLUMN = 100, 34
+WIDTH = 100
 
 
 def describe_keys(schema: type) -> str:
-    """All keys of a program: dotted name, default (or `required`), choices, one sentence."""
+    """All keys of a program: dotted name, type, default (or `required`), and one sentence."""
     lines = [
         "Keys, as they are typed (any argument of Lightning's Trainer is one, too). Keys that the",
         "YAML does not set take ++ in front: ++seed=3.",
@@ -36,7 +36,7 @@ def _keys(schema: type, path: str = "") -> Iterator[str]:
         if is_dataclass(hint):
             yield from _keys(hint, f"{name}.")
         else:
-            yield _line(name, _default(item), _choices(hint), SENTENCES.get(name, ""))
+            yield _line(name, hint, item, SENTENCES.get(name, ""))
 
 
 def _section(section: str, methods: Mapping[str, type]) -> Iterator[str]:
@@ -70,7 +70,7 @@ def _own(kind: type, path: str, names: set[str]) -> Iterator[str]:
             yield from _own(part, f"{path}.{item.name}", {each.name for each in fields(part)})
         else:
             sentence = told.get(item.name, "")
-            yield _line(f"{path}.{item.name}", _default(item), (), sentence)
+            yield _line(f"{path}.{item.name}", hints[item.name], item, sentence)
 
 
 def _told(kind: type) -> dict[str, str]:
@@ -93,14 +93,9 @@ def _default_of(kind: type, name: str) -> Any:
     return next(_default(item) for item in fields(kind) if item.name == name)
 
 
-def _choices(hint: Any) -> tuple:
-    parts = [hint, *get_args(hint)]
-    return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
-
-
-def _line(name: str, default: Any, choices: tuple, sentence: str) -> str:
-    options = f" ({', '.join(map(str, choices))})" if choices else ""
-    text = f"[{default}] {sentence}{options}"
-    wrapped = textwrap.wrap(text, WIDTH - COLUMN, break_long_words=False)
-    first = f"  {name:<{COLUMN - 3}} {wrapped[0]}"
-    return "\n".join([first, *(" " * COLUMN + line for line in wrapped[1:])])
+def _line(name: str, hint: Any, item: Field, sentence: str) -> str:
+    kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    default = _default(item)
+    shown = default if default == "required" else repr(default)
+    lines = textwrap.wrap(sentence, WIDTH - 6, break_long_words=False)
+    return "\n".join([f"  {name:<42}{kind:<34}{shown}", *(f"      {line}" for line in lines)])

@@ -26,7 +26,8 @@ def listed():
     """(key, default, beginning of the sentence) by key, as `--help` prints them."""
     register()
     text = describe_keys(Pretrain)
-    rows = re.findall(r"^  ([\w.]+) +\[(.*?)\] ?(.*)$", text, re.MULTILINE)
+    row = r"^  ([\w.]+) +(?:\S.*\S|\S+) +(\S+)\n      (.*)$"
+    rows = re.findall(row, text, re.MULTILINE)
     # later lines are of methods with another default
     return {key: (default, sentence) for key, default, sentence in reversed(rows)}
 
