@@ -103,7 +103,7 @@ def open_onnx(path: str | Path) -> OnnxEncoder:
     except Exception as error:  # of a class of its own for each cause
         raise CheckpointError(f"{path}: ONNX Runtime cannot read it ({error}).") from error
     if text := encoder.about.get(EMBEDDED):
-        encoder.preprocess = Preprocess(json.loads(text))
+        encoder.preprocess = Preprocess(json.loads(text))  # type: ignore[assignment]
     return encoder
 
 

@@ -27,7 +27,8 @@ def listed():
     register()
     text = describe_keys(Pretrain)
     rows = re.findall(r"^  ([\w.]+) +\[(.*?)\] ?(.*)$", text, re.MULTILINE)
-    return {key: (default, sentence) for key, default, sentence in rows}
+    # later lines are of methods with another default
+    return {key: (default, sentence) for key, default, sentence in reversed(rows)}
 
 
 @pytest.mark.unit
