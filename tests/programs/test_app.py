@@ -131,7 +131,7 @@ def test_linear_mistakes(configs, monkeypatch, capsys):
     with pytest.warns(UserWarning, match="unknown key 'method': it has no effect"):
         code, err = call(monkeypatch, capsys, *HERE, main=main_linear.main)
     assert code == 2
-    assert "error: the key 'pretrained_feature_extractor' is missing" in err
+    assert "error: pretrained_feature_extractor is not given" in err
     code, err = call(monkeypatch, capsys, *HERE, "++strict=True", main=main_linear.main)
     assert code == 2
     assert "error: unknown key" in err
