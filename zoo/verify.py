@@ -8,7 +8,6 @@ python zoo/verify.py --write    also write the tables between the markers of doc
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,6 +3,7 @@
 
 import copy
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_published_figures_by_hand(manifest):
 def test_a_mistake_is_named(manifest, change, message):
     model = next(model for model in manifest["models"] if model["name"] == "byol-cifar10")
     model.update(change)
-    assert any(verify.re.search(message, text) for text in verify.problems(manifest))
+    assert any(re.search(message, text) for text in verify.problems(manifest))
 
 
 def test_checkpoint_needs_its_configuration(manifest):
