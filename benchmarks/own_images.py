@@ -22,12 +22,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
     ("resnet18", 32),
-    ("resnet18", 64),
     ("resnet18", 96),
+    ("vit_tiny", 64),
+    ("resnet18", 64),
     ("resnet18", 224),
     ("resnet50", 224),
-    ("vit_tiny", 64),
-    ("vit_small", 224),
 ]
 COUNTS = (1_000, 10_000, 100_000)
 BATCH = 64
