@@ -9,7 +9,8 @@ import hydra
 from omegaconf import DictConfig
 
 from solo.args.schema import Linear
-from solo.programs.app import hydra_program, run_program
+from solo.programs.app import hydra_program
+from solo.programs.multirun import run_job
 from sparse_ext.extension import register
 
 
@@ -18,7 +19,7 @@ def run(cfg: DictConfig) -> None:
     """Train a classifier on the encoder of `cfg`."""
     from solo.programs.linear import linear
 
-    run_program(lambda: linear(cfg))
+    run_job(cfg, lambda: linear(cfg))
 
 
 def main() -> None:

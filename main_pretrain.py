@@ -3,13 +3,15 @@
 
 python main_pretrain.py --config-path scripts/pretrain/cifar --config-name byol.yaml key=value
 python main_pretrain.py … +sparse=synccp sparse.final=0.9
+python main_pretrain.py … +sparse=synccp sparse.final=0.8,0.9,0.95 --multirun
 """
 
 import hydra
 from omegaconf import DictConfig
 
 from solo.args.schema import Pretrain
-from solo.programs.app import hydra_program, run_program
+from solo.programs.app import hydra_program
+from solo.programs.multirun import run_job
 from sparse_ext.extension import register
 
 
@@ -18,7 +20,7 @@ def run(cfg: DictConfig) -> None:
     """Train the method of `cfg`."""
     from solo.programs.pretrain import pretrain
 
-    run_program(lambda: pretrain(cfg))
+    run_job(cfg, lambda: pretrain(cfg))
 
 
 def main() -> None:

@@ -167,6 +167,10 @@ class Extension:
         """What one can do with the finished run in `folder`: a few words -> the command."""
         return {}
 
+    def compare_runs(self, folders: Sequence[Path]) -> dict[str, Path]:
+        """Write a comparison of finished runs: a few words -> the file."""
+        return {}
+
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Figures measured on `backbone` that an evaluation must state, such as its sparsity."""
         return {}

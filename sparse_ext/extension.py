@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +198,11 @@ class SparseExtension(extensions.Extension):
             "report": f"python3 -m sparse_ext.report {quoted}",
             "export": f"python3 -m sparse_ext.export {form} {quoted}",
         }
+
+    def compare_runs(self, folders: Sequence[Path]) -> dict[str, Path]:
+        """One page about all of them, in the folder that holds them all."""
+        pages = import_module("sparse_ext.report.several_runs")  # stands above this room
+        return {"comparison": pages.write_comparison(folders, pages.page_for(folders))}
 
     def describe(self, backbone: nn.Module) -> dict[str, float]:
         """Measured sparsity of `backbone`: over its prunable set, and over all its weights.

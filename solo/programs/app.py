@@ -87,7 +87,7 @@ def hydra_program(task: Callable[[], Any], schema: type) -> None:
         print(f"{inspect.getmodule(inspect.unwrap(task)).__doc__}\n{describe_keys(schema)}")
         return
 
-    def program() -> None:
+    def program() -> int:
         _quote_values(sys.argv)
         trusted = code_in_yaml.allowed(sys.argv)
         config = _prepare_arguments(
@@ -98,6 +98,9 @@ def hydra_program(task: Callable[[], Any], schema: type) -> None:
             code_in_yaml.refuse_code(config.parent, config.stem, overrides)
         _import_plugins(sys.argv, config)
         task()
+        from solo.programs import multirun
+
+        return multirun.close()
 
     run_program(program, schema)
 

@@ -13,6 +13,7 @@ from solo.errors import DataError, OutputError, SoloError
 from solo.files.results import FILE, add_evaluations, read_results
 from solo.monitoring.console import duration, say
 from solo.monitoring.loggers import csv_of, last_checkpoint
+from solo.programs import multirun
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -31,6 +32,7 @@ def finish(cfg: DictConfig, trainer: Trainer) -> None:
     from solo.programs.epoch_lines import figures
 
     folder = csv_of(trainer.loggers).path.parent
+    multirun.finished(folder)
     try:
         found = read_results(folder).get("run", {})
     except DataError:
@@ -49,7 +51,8 @@ def finish(cfg: DictConfig, trainer: Trainer) -> None:
         except SoloError as error:
             say(f"note: {error}")
     took = found.get("seconds")
-    epochs = f"{found.get('epochs', trainer.current_epoch)} epochs"
+    done = found.get("epochs", trainer.current_epoch)
+    epochs = "1 epoch" if done == 1 else f"{done} epochs"
     say(f"Done: {epochs}{f' in {duration(took)}' if took else ''}.", *_column(lines))
     steps = next_steps(cfg, folder) if checkpoint is not None else {}
     if steps:

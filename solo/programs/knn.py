@@ -14,6 +14,7 @@ from solo import extensions
 from solo.data.catalogue import info_of
 from solo.errors import CheckpointError, ConfigError
 from solo.monitoring.loggers import last_weights
+from solo.monitoring.quiet import quiet
 from solo.programs.closing import tell_run
 from solo.programs.evaluation import (
     Features,
@@ -66,6 +67,7 @@ def knn(args: Namespace) -> list[dict]:
     missing = args.val_data_path is None and info_of(args.dataset).path == "required"
     if missing and held_out(args) is None:
         raise ConfigError("--val_data_path is missing: the images whose neighbours vote")
+    quiet()
     device = device_of(args.device)
     model = load_method(
         args.pretrained_checkpoint_dir, args.eval_encoder, extensions.evaluation_settings(args)

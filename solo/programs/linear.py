@@ -44,12 +44,14 @@ def linear(cfg: DictConfig) -> Trainer:
 
     from solo.data.datasets import splits
     from solo.monitoring.loggers import csv_of
+    from solo.monitoring.quiet import quiet
     from solo.programs.closing import finish
     from solo.programs.resuming import find_resume
     from solo.programs.training import LogFigures, SaveParts, fit
     from solo.utils.compiled_encoder import compile_encoders
     from solo.utils.misc import make_contiguous
 
+    quiet()
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, report.backbone)
     make_contiguous(model)

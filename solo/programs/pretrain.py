@@ -43,11 +43,13 @@ def pretrain(cfg: DictConfig) -> Trainer:
     from lightning.pytorch import seed_everything
 
     from solo.data.datasets import holdout as holdouts
+    from solo.monitoring.quiet import quiet
     from solo.programs.closing import finish
     from solo.programs.resuming import find_resume
     from solo.programs.training import SaveParts, fit
 
     watching = _watching(cfg)
+    quiet()
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg)
     logdir = Path(cfg.checkpoint.dir) / cfg.method

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from solo.monitoring.interruptions import Interruptions, WithinEpoch
 from solo.monitoring.loggers import CSVMetrics, csv_of
 from solo.monitoring.profiling import AUGMENTATION, StepProfiler
 from solo.monitoring.progress import ThroughputBar
+from solo.monitoring.quiet import quiet
 from solo.monitoring.replay import StepKeeper
 from solo.programs.epoch_lines import EpochLines
 from solo.programs.resuming import Resume, Run, announce, explained, find_resume, run_folder
@@ -64,7 +64,7 @@ def fit(
     Returns:
         The trainer, after the run.
     """
-    _quiet()
+    quiet()
     _require_statistics(cfg, model)
     resume = find_resume(cfg, logdir) if resume is None else resume
     with run_folder(cfg, logdir, resume) as run:
@@ -155,37 +155,6 @@ def _profiled(
         images = cfg.optimizer.batch_size * trainer.world_size
         print(profiler.table(images))
         profiler.write(logdir / str(trainer.logger.version), images)
-
-
-def _quiet() -> None:
-    """Leave out Lightning's advertising and the advice that does not apply to our runs."""
-    for message in (
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*smaller than the logging interval.*",
-        ".*does not have many workers.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        # a method's own hooks before and after the transfer are what is wanted with a data module
-        ".*You have overridden `on_.*_batch_transfer` in `LightningModule`.*",
-        # figures of extensions, the same on all ranks: sparse/online_sparsity and the like
-        ".*self.log.'[a-z_]+/.*sync_dist.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_matters)
-
-
-#: how Lightning begins to say what our own lines say, or what does not apply to our runs
-_IRRELEVANT = (
-    "GPU available:",
-    "TPU available:",
-    "HPU available:",
-    "Loading `train_dataloader` to estimate",
-    "`Trainer.fit` stopped:",
-)
-
-
-def _matters(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return "Tip:" not in text and not text.startswith(_IRRELEVANT)
 
 
 def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]) -> Trainer:

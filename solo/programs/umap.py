@@ -8,6 +8,7 @@ from pathlib import Path
 
 from solo import extensions
 from solo.data.catalogue import info_of
+from solo.monitoring.quiet import quiet
 from solo.programs.closing import tell_run
 from solo.programs.evaluation import (
     Features,
@@ -25,6 +26,7 @@ def umap(args: Namespace) -> list[Path]:
     Raises:
         SoloError: a mistake in the arguments, the checkpoint or the data.
     """
+    quiet()
     device = device_of(args.device)
     model = load_method(
         args.pretrained_checkpoint_dir, args.eval_encoder, extensions.evaluation_settings(args)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`python3 -m sparse_ext.report RUN_DIR [...]`: write report.html into each run's folder.
 
-Several runs and `--compare FILE`: one page with all of them in the same figures.
+Several runs and `--compare`: one page with a table of what differs and what came of it, accuracy
+against cost, and the curves of all of them.
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+COMPARED = "comparison.html"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the reports; 0, or 2 after a message for a mistake of the user's."""
     parser = argparse.ArgumentParser(prog="python3 -m sparse_ext.report", description=__doc__)
     parser.add_argument("run_dir", nargs="+", type=Path, help="folder with metrics.csv, args.json")
     parser.add_argument("--output", type=Path, help="another file (one run only)")
-    parser.add_argument("--compare", type=Path, metavar="FILE", help="one page for all runs")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs="?",
+        const=Path(COMPARED),
+        metavar="FILE",
+        help=f"one page for all runs; default: {COMPARED} in the folder that holds them all",
+    )
+    parser.add_argument("--no-timing", action="store_true", help="with --compare: no milliseconds")
     parser.add_argument(
         "--umap",
         type=int,
@@ -60,10 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(args: argparse.Namespace) -> None:
     from sparse_ext.report.gating_panels import Chosen
     from sparse_ext.report.one_run import write_report
-    from sparse_ext.report.several_runs import write_comparison
+    from sparse_ext.report.several_runs import page_for, write_comparison
 
     if args.compare:
-        print(write_comparison(args.run_dir, args.compare))
+        target = page_for(args.run_dir) if args.compare == Path(COMPARED) else args.compare
+        print(write_comparison(args.run_dir, target, not args.no_timing))
         return
     chosen = Chosen(tuple(args.images), args.layer, args.channel) if args.images else None
     for folder in args.run_dir:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""HTML in one file: headings, figures, tables, facts; no scripts, nothing fetched."""
+"""HTML in one file: headings, figures, tables, facts; nothing is fetched."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
 
 from solo.files.whole import write_text
 from sparse_ext.report.plots import data_uri
@@ -54,6 +57,7 @@ class Page:
         caption: str = "",
         strong: int | None = None,
         sortable: bool = False,
+        links: Sequence[str] = (),
     ) -> None:
         """Add a table to the page.
 
@@ -64,15 +68,12 @@ class Page:
             caption: below it.
             strong: the row to set off.
             sortable: a click on a head sorts by that column.
+            links: of the first cell of each row.
         """
-        first = rows[0] if rows else ()
-        texts = [i for i, cell in enumerate(first) if not _number(cell)]
-        content: dict[str, Any] = {
-            "columns": columns,
-            "rows": rows,
-            "strong": strong,
-            "sortable": sortable,
-        }
+        cells = list(zip(*rows, strict=True))
+        texts = [i for i, column in enumerate(cells) if not all(map(_number, column))]
+        content: dict[str, Any] = {"columns": columns, "rows": rows, "strong": strong}
+        content |= {"sortable": sortable, "links": links}
         self._card(title, caption, texts=texts, **content)
 
     def html(self) -> str:
@@ -80,8 +81,11 @@ class Page:
         from jinja2 import Environment
 
         env = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+        env.filters["breakable"] = breakable
         template = env.from_string(TEMPLATE.read_text(encoding="utf-8"))
-        return template.render(title=self.title, sections=self._sections)
+        cards = [card for section in self._sections for card in section["cards"]]
+        sorting = any(card.get("sortable") for card in cards)
+        return template.render(title=self.title, sections=self._sections, sorting=sorting)
 
     def write(self, path: str | Path) -> Path:
         """Write the document; a file that was there is replaced at once or not at all."""
@@ -90,6 +94,11 @@ class Page:
     def _card(self, title: str, caption: str, wide: bool = True, **content: Any) -> None:
         card = {"title": title, "caption": caption, "wide": wide, **content}
         self._sections[-1]["cards"].append(card)
+
+
+def breakable(text: str) -> Markup:
+    """`text` as HTML whose lines may break behind dots, slashes and underscores."""
+    return Markup("<wbr>").join(Markup.escape(part) for part in re.split(r"(?<=[._/])", text))
 
 
 def _number(cell: str) -> bool:

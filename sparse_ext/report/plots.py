@@ -200,6 +200,45 @@ def bars(values: Mapping[str, float], xlabel: str, colours: Sequence[str] | None
     return figure
 
 
+def pareto(points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str) -> Figure:
+    """A dot per run, its name beside it, and the line of those that no other run beats in both.
+
+    Args:
+        points: by name, cost (less is better) and quality (more is better).
+        xlabel: the cost and its unit.
+        ylabel: the quality and its unit.
+    """
+    best = front(list(points.values()))
+    with drawing(height=3.6) as (figure, axes):
+        axes.step(*zip(*best, strict=True), where="post", color=GREY, linestyle="--", linewidth=1.1)
+        middle = (min(x for x, _ in best) + max(x for x, _ in points.values())) / 2
+        for name, (x, y) in points.items():
+            axes.scatter(x, y, s=42, color=ONLINE if (x, y) in best else "#94a3b8", zorder=3)
+            left = x > middle
+            axes.annotate(
+                name,
+                (x, y),
+                xytext=(-8 if left else 8, 0),
+                textcoords="offset points",
+                fontsize=8,
+                ha="right" if left else "left",
+                va="center",
+            )
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.margins(x=0.12, y=0.15)
+        axes.ticklabel_format(useOffset=False)
+    return figure
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those (cost, quality) that no other point beats or equals in both, by growing cost."""
+    kept: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), key=lambda point: (point[0], -point[1])):
+        if not kept or y > kept[-1][1]:
+            kept.append((x, y))
+    return kept
+
+
 def points(panels: Mapping[str, tuple[Any, Any]]) -> Figure:
     """Dots in the plane, one panel beside the other, coloured by class.
 

@@ -28,33 +28,44 @@ def figures(log: RunLog, measured: Measured) -> list[Figure]:
 
 def accuracy(log: RunLog) -> Figure | None:
     """Top-1 accuracy: of a linear evaluation where there was one, else while training."""
+    found = best_accuracy(log)
+    return None if found is None else Figure("Accuracy", f"{found[0]:.1f}%", found[1])
+
+
+def best_accuracy(log: RunLog) -> tuple[float, str] | None:
+    """Top-1 accuracy in per cent, and by which protocol."""
     evaluated = [e for e in log.results.get("linear", []) if e.get("encoder") == "online"]
     if evaluated:
-        last = evaluated[-1]
-        kind = "fine-tuned" if last.get("finetune") else "linear evaluation"
-        return Figure("Accuracy", f"{last['acc1']:.1f}%", f"{kind}, last epoch")
+        kind = "fine-tuned" if evaluated[-1].get("finetune") else "linear evaluation"
+        return evaluated[-1]["acc1"], f"{kind}, last epoch"
     series = log.get("val_acc1")
     if series is None:
         return None
     kind = "online classifier, while training"
     if not log.is_pretraining:
         kind = "fine-tuned, last epoch" if log.args.get("finetune") else "linear, last epoch"
-    return Figure("Accuracy", f"{series.last:.1f}%", kind)
+    return series.last, kind
 
 
 def knn(log: RunLog) -> Figure | None:
     """kNN accuracy of `main_knn.py` where it was run, else of the validation while training."""
-    evaluated = [e for e in log.results.get("knn", []) if e.get("encoder") == "online"]
-    if evaluated:
-        best = next((e for e in reversed(evaluated) if e.get("k") == 20), evaluated[-1])
-        return Figure("kNN", f"{best['acc1']:.1f}%", f"main_knn.py, k = {best['k']}")
-    series = log.get("val_knn_acc1")
-    if series is not None:
-        return Figure("kNN", f"{series.last:.1f}%", "validation images, while training")
+    found = best_knn(log)
+    if found is not None:
+        return Figure("kNN", f"{found[0]:.1f}%", found[1])
     rank = log.get("quality/backbone_rankme")
     if "val_acc1" in log or rank is None:
         return None
     return Figure("Effective rank", f"{rank.last:.1f}", "RankMe of the features, no labels needed")
+
+
+def best_knn(log: RunLog) -> tuple[float, str] | None:
+    """kNN accuracy in per cent, and by which protocol."""
+    evaluated = [e for e in log.results.get("knn", []) if e.get("encoder") == "online"]
+    if evaluated:
+        best = next((e for e in reversed(evaluated) if e.get("k") == 20), evaluated[-1])
+        return best["acc1"], f"main_knn.py, k = {best['k']}"
+    series = log.get("val_knn_acc1")
+    return None if series is None else (series.last, "validation images, while training")
 
 
 def sparsities(log: RunLog, measured: Measured) -> list[Figure]:
@@ -62,16 +73,9 @@ def sparsities(log: RunLog, measured: Measured) -> list[Figure]:
 
     Nothing of an encoder with gates and no masks: its MACs say what is left out.
     """
-    shares = dict(measured.sparsities)
+    shares = shares_pruned(log, measured)
     if macs_share(log) is not None and not any(shares.values()):
         return []
-    if not shares:
-        for name in ("online", "momentum"):
-            series = log.get(f"sparse/{name}_sparsity") or (
-                log.get("encoder/sparsity") if name == "online" else None
-            )
-            if series is not None:
-                shares[name] = series.last
     named = len(shares) > 1
     return [
         Figure(
@@ -83,18 +87,35 @@ def sparsities(log: RunLog, measured: Measured) -> list[Figure]:
     ]
 
 
+def shares_pruned(log: RunLog, measured: Measured) -> dict[str, float]:
+    """Zeros in the prunable set by encoder, from 0 to 1: of the checkpoint, else as logged."""
+    if measured.tables:
+        return measured.sparsities
+    names = {"online": "sparse/online_sparsity", "momentum": "sparse/momentum_sparsity"}
+    found = {name: log.get(key) for name, key in names.items()}
+    found["online"] = found["online"] or log.get("encoder/sparsity")
+    return {name: series.last for name, series in found.items() if series is not None}
+
+
 def macs(log: RunLog, measured: Measured) -> Figure | None:
     """Multiply-accumulates per image at the training size, of kept weights or open gates."""
     if not measured.tables:
         return None
     table = next(iter(measured.tables.values()))
-    dense, gates = table.macs_dense, macs_share(log)
-    used = dense * gates if gates is not None else table.macs_effective
+    dense, used = table.macs_dense, macs_used(log, measured)
     sides = "x".join(map(str, table.input_shape[1:]))
-    if round(used) == dense:
+    if used is None or round(used) == dense:
         return Figure("MACs per image", short(dense), f"at {sides}")
     note = f"of {short(dense)} dense ({100 * used / dense:.0f}%) at {sides}; counted, not timed"
     return Figure("MACs per image", short(used), note)
+
+
+def macs_used(log: RunLog, measured: Measured) -> float | None:
+    """MACs per image of the online encoder: of kept weights, or of what gates let through."""
+    if not measured.tables:
+        return None
+    table, gates = next(iter(measured.tables.values())), macs_share(log)
+    return table.macs_effective if gates is None else gates * table.macs_dense
 
 
 def size(measured: Measured) -> Figure | None:

@@ -243,10 +243,11 @@ def test_several_runs_in_the_same_figures(tmp_path, capsys, monkeypatch):
     html = out.read_text()
     titles = re.findall("<h3>([^<]*)</h3>", html)
     assert {"Online accuracy", "Gap between the encoders", "Inconsistency"} <= set(titles)
-    accuracy = {line.get_label(): list(line.get_ydata()) for line in drawn[0].axes[0].get_lines()}
+    figure = drawn[titles.index("Online accuracy") - titles.index("Runs") - 1]
+    accuracy = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].get_lines()}
     assert accuracy["dense"] == [50.0]
-    assert accuracy[f"toy <run> ({runs[1]})"] == [20.0, 21.0, 22.0]
-    sparsity = drawn[titles.index("Sparsity of the online encoder")].axes[0].get_lines()
+    assert accuracy["toy <run> (b)"] == [20.0, 21.0, 22.0]
+    sparsity = drawn[titles.index("Sparsity of the online encoder") - 1].axes[0].get_lines()
     assert [len(line.get_ydata()) for line in sparsity] == [4, 3]  # the dense run has none
 
 
