@@ -39,6 +39,18 @@ class Extension:
         """
         return {}
 
+    def after_run(self, cfg: DictConfig, folder: Path) -> dict[str, str]:
+        """Do something with a finished run, such as a report; lines for its end, by a word.
+
+        Args:
+            cfg: configuration of the run.
+            folder: of the run.
+
+        Raises:
+            SoloError: it cannot be done; the run is told so, and is none the worse.
+        """
+        return {}
+
     def parse(self, cfg: DictConfig) -> None:
         """Check this extension's sections of `cfg` and fill in their defaults, in place.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from solo import extensions
 from solo.errors import CheckpointError
+from solo.files.run_args import read_args
 from sparse_ext.config import reading
 from sparse_ext.config import sections as schema
 from sparse_ext.distill import DistillExtension
@@ -40,6 +41,14 @@ class SparseExtension(extensions.Extension):
     def schemas(self) -> Mapping[str, Mapping[str, type]]:
         """The settings of every pruning method."""
         return {"sparse": dict(schema.METHODS)}
+
+    def after_run(self, cfg: DictConfig, folder: Path) -> dict[str, str]:
+        """Write report.html where the run asks for it (`report=True`)."""
+        if not cfg.get("report"):
+            return {}
+        from solo.registry import resolve
+
+        return {"report": str(resolve("sparse_ext.report.one_run:write_report")(folder))}
 
     def parse(self, cfg: DictConfig) -> None:
         """Check `cfg.sparse` and fill in its defaults, in place; None or absent means dense.
@@ -182,8 +191,13 @@ class SparseExtension(extensions.Extension):
         return [f"sparsity {' / '.join(found)}"] if found else []
 
     def next_steps(self, folder: Path) -> dict[str, str]:
-        """The report of the run."""
-        return {"report": f"python3 -m sparse_ext.report {shlex.quote(str(folder))}"}
+        """The report of the run, and a small file of its encoder."""
+        quoted = shlex.quote(str(folder))
+        form = "packed" if (read_args(folder) or {}).get("sparse") else "dense"
+        return {
+            "report": f"python3 -m sparse_ext.report {quoted}",
+            "export": f"python3 -m sparse_ext.export {form} {quoted}",
+        }
 
     def compare_runs(self, folders: Sequence[Path]) -> dict[str, Path]:
         """One page about all of them, in the folder that holds them all."""

@@ -106,6 +106,7 @@ SENTENCES = {
     "accumulate_grad_batches": "batches per optimizer step",
     "imports": "modules of your own that register methods, encoders or data sets",
     "strict": "every unknown key is an error",
+    "report": "write report.html into the folder of the run when it ends",
     "dry_run": "measure ten steps, say what the run will take, and stop",
     "pretrained_feature_extractor": "the run, checkpoint or exported file to evaluate",
     "pretrain_method": "the method that trained it; taken from the run where it is left out",

@@ -360,6 +360,7 @@ class Pretrain(Run):
     milestones: dict = field(default_factory=dict)
     debug_augmentations: bool = False
     dry_run: bool = False
+    report: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo import extensions
-from solo.errors import DataError, OutputError
+from solo.errors import DataError, OutputError, SoloError
 from solo.files.results import FILE, add_evaluations, read_results
 from solo.monitoring.console import duration, say
 from solo.monitoring.loggers import csv_of, last_checkpoint
@@ -45,6 +45,11 @@ def finish(cfg: DictConfig, trainer: Trainer) -> None:
         lines["figures"] = ", ".join(figures(found["metrics"]))
     if (folder / FILE).is_file():
         lines["results"] = str(folder / FILE)
+    for extension in extensions.registered():
+        try:
+            lines |= extension.after_run(cfg, folder)
+        except SoloError as error:
+            say(f"note: {error}")
     took = found.get("seconds")
     done = found.get("epochs", trainer.current_epoch)
     epochs = "1 epoch" if done == 1 else f"{done} epochs"

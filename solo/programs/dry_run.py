@@ -6,6 +6,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,32 +26,44 @@ WARM_UP, MEASURED = 2, 10  # steps that are passed over, and those that count
 class Stopwatch(Callback):
     """Times the steps after the first ones and ends the run.
 
+    Args:
+        clock: seconds that only grow.
+        warm_up: steps that are passed over.
+        measured: steps that count.
+
     Attributes:
         seconds: from the end of the warm-up to the end of the last measured step.
         steps: that were measured.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        warm_up: int = WARM_UP,
+        measured: int = MEASURED,
+    ) -> None:
         super().__init__()
+        self.clock, self.warm_up, self.measured = clock, warm_up, measured
         self.seconds, self.steps, self._seen = 0.0, 0, 0
         self._began: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that is shorter than the warm-up is timed from here."""
-        self._began = time.perf_counter()
+        self._began = self.clock()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Count a batch, whatever waited for it."""
         self._seen += 1
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        if self._seen == WARM_UP and trainer.num_training_batches * _epochs(trainer) > WARM_UP:
+        now = self.clock()
+        longer = trainer.num_training_batches * _epochs(trainer) > self.warm_up
+        if self._seen == self.warm_up and longer:
             self._began, self.steps = now, 0
             return
         self.steps += 1
         self.seconds = now - (self._began or now)
-        if self.steps >= MEASURED:
+        if self.steps >= self.measured:
             trainer.should_stop = True
 
 
@@ -58,15 +71,18 @@ def _epochs(trainer: Trainer) -> int:
     return max(1, trainer.max_epochs or 1)
 
 
-def dry_run(cfg: DictConfig, model: LightningModule, data: Data) -> Trainer:
+def dry_run(
+    cfg: DictConfig, model: LightningModule, data: Data, watch: Stopwatch | None = None
+) -> Trainer:
     """Run a few steps of a pretraining and print what all of it will take.
 
     Args:
         cfg: parsed configuration.
         model: the method.
         data: (training loader, validation loader or None), or a data module.
+        watch: that times the steps; None times ten by the wall.
     """
-    watch = Stopwatch()
+    watch = watch or Stopwatch()
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
     arguments = {**trainer_arguments(cfg), **quiet, "num_sanity_val_steps": 0}
     trainer = Trainer(**arguments, logger=False, callbacks=[watch], enable_checkpointing=False)

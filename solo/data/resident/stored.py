@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import PIL
@@ -85,7 +86,7 @@ class Stored:
             if pair != _stamp(self.folder / _IMAGES)[:2] or len(images) != len(self.files):
                 return None
             now = np.array([_stamp(file) for file in self.files])
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
         if stamps.shape != now.shape or digests.shape != (len(now), 16):
             return None
