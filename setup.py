@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 COPIED = (
     *(f"scripts/{kind}/**/*.y*ml" for kind in ("pretrain", "linear", "finetune")),
     *(f"scripts/{kind}/**/*.y*ml" for kind in ("sparse", "gating")),
-    "zoo/manifest.json",
+    *(f"zoo/**/*.{kind}" for kind in ("json", "safetensors", "md")),
 )
 
 EXTRAS = {

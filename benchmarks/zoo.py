@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Seconds per training step of every method, against a plain forward+backward of the same views.
+"""CPU time per training step of every method, against plain forward+backward of the same views.
 
     python3 benchmarks/zoo.py [--batch 32] [--steps 4] [--methods byol simclr ...]
 
@@ -7,7 +7,8 @@ Each method runs its CIFAR recipe (scripts/pretrain/cifar) on random 32x32 image
 own loop: loss, heads, queues, momentum update, optimizer and logging are all in the step. The
 reference is what no method can avoid: the recipe's encoder forward and backward on every online
 view, and forward without gradient on every view of a momentum encoder. Reference and method are
-measured in turn, in the same process; the table shows medians and their ratio.
+measured in turn, in the same process, in seconds of CPU time of all its threads, so that other
+programs do not count; the table shows medians and their ratio.
 
 Above 1.25: MAE, whose decoder is most of its step, and NNSiam at small batches, which reads a
 queue of 65,536 x 2,048 numbers (0.5 GB) once per step, whatever the batch.
@@ -55,7 +56,7 @@ class RandomViews(Dataset):
 
 
 class StepTimes(pl.Callback):
-    """Seconds from the start of a batch to the end of its step, and a reference beside each."""
+    """CPU seconds from the start of a batch to the end of its step, and a reference beside each."""
 
     def __init__(self):
         self.steps: list[float] = []
@@ -63,14 +64,14 @@ class StepTimes(pl.Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         """Time the reference on this batch, then start the clock of the step."""
-        start = time.perf_counter()
+        start = time.process_time()
         plain_step(module, batch[1])
-        self.start = time.perf_counter()
+        self.start = time.process_time()
         self.plain.append(self.start - start)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         """Stop the clock."""
-        self.steps.append(time.perf_counter() - self.start)
+        self.steps.append(time.process_time() - self.start)
 
 
 def plain_step(module, views) -> None:

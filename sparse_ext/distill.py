@@ -31,7 +31,7 @@ class DistillConfig:
         teacher: a run folder, a weight file, or `timm:NAME`.
         weight: factor of the distance in the training loss, above 0.
         loss: `cosine` or `smooth_l1` (`solo.losses.distill`).
-        teacher_backbone: `{name, kwargs}` of the encoder in a file that no run wrote.
+        teacher_backbone: `{name, kwargs, mean, std}` of the encoder in a file that no run wrote.
     """
 
     teacher: str = ""

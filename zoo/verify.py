@@ -3,6 +3,7 @@
 
 python zoo/verify.py            report what is wrong; exit code 1 if anything is
 python zoo/verify.py --write    also write the tables between the markers of docs/*.md
+python zoo/verify.py --evaluate also evaluate the shipped encoders and compare with their figures
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ REQUIRED = {
     "published": list,
 }
 OPTIONAL = {"checkpoint": (dict, type(None)), "evaluation": str, "tuned": bool, "note": str}
+ENCODER = {"name": str, "checkpoint": dict, "command": str, "seed": int, "linear_acc1": float}
+LARGEST = 8_000_000  # bytes of all shipped encoders
 DASH = "–"
 ORDER = ("online", "offline")  # the protocols that the table of methods shows as "a / b"
 
@@ -53,6 +56,28 @@ def problems(manifest: dict[str, Any], root: Path = ROOT) -> Iterator[str]:
         found = list(_schema(model))
         yield from (f"{name}: {text}" for text in found or _content(model, manifest, root))
     yield from _recipes_left_out(manifest, root)
+    yield from _encoders(manifest, root / "zoo", seen)
+
+
+def _encoders(manifest: dict[str, Any], folder: Path, seen: set[str]) -> Iterator[str]:
+    """Shipped encoders of our own: files as described, each with a card, small together."""
+    total = 0
+    for entry in manifest.get("encoders", []):
+        name = entry.get("name", "an encoder without name")
+        if name in seen:
+            yield f"{name}: listed twice"
+        seen.add(name)
+        missing = [key for key in ENCODER if not isinstance(entry.get(key), ENCODER[key])]
+        yield from (f"{name}: '{k}' must be there, of type {ENCODER[k].__name__}" for k in missing)
+        if missing:
+            continue
+        yield from (f"{name}: {text}" for text in _checkpoint(entry["checkpoint"], folder))
+        path = folder / entry["checkpoint"].get("path", "")
+        if not (path.parent / "card.md").is_file():
+            yield f"{name}: no card.md beside its checkpoint"
+        total += path.stat().st_size if path.is_file() else 0
+    if total > LARGEST:
+        yield f"shipped encoders take {total:,} bytes, more than {LARGEST:,}"
 
 
 def _schema(model: dict[str, Any]) -> Iterator[str]:
@@ -218,10 +243,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Report problems on stderr; 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--write", action="store_true", help="write the tables")
-    write = parser.parse_args(arguments).write
+    parser.add_argument("--evaluate", action="store_true", help="evaluate shipped encoders again")
+    args = parser.parse_args(arguments)
     manifest = read_manifest()
     found = list(problems(manifest))
-    found += [] if found else list(tables(manifest, write))
+    found += [] if found else list(tables(manifest, args.write))
+    if args.evaluate and not found:
+        from encoders import differences
+
+        found += differences(manifest.get("encoders", []), ROOT / "zoo")
     for text in found:
         print(f"zoo: {text}", file=sys.stderr)
     if not found:

@@ -26,7 +26,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu_suite.json")
     parser.add_argument("--only", choices=JOBS, nargs="*", default=list(JOBS))
+    parser.add_argument("--tiny", action="store_true", help="a try on the CPU: a few other tests")
     args = parser.parse_args()
+    if args.tiny:
+        JOBS["tests"] = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_registry.py"]
     results = Results(args.out)
     for name in args.only:
         if name in results and results.cells[name]["ok"]:

@@ -22,7 +22,7 @@ start() {
 }
 finish() { while (( $(jobs -rp | wc -l) )); do wait -n; done; wait; }
 
-declare -A TITLE=([supervised]=Labels [rotnet]=RotNet [exemplar]=Exemplar [npid]=NPID [s4l]=S4L)
+declare -A TITLE=([supervised]=Labels [rotnet]=RotNet [exemplar]=Exemplar [lejepa]=LeJEPA [mocov3]="MoCo v3" [npid]=NPID [s4l]=S4L)
 sweep() {  # RECIPE SEED: prune it; with labels that is the winning tickets' curve already
     local figure=online-classifier curve="${TITLE[$1]}"
     [[ $1 == supervised ]] && figure=retrained-on-labels && curve+=", winning tickets"

@@ -75,6 +75,22 @@ def read_source(source: str) -> dict[str, Any]:
     return read_checkpoint(weights_file(source))
 
 
+def timm_look(source: str) -> dict[str, Any]:
+    """Side, mean and std of the images of `timm:NAME`, named as in `augmentations`.
+
+    Empty where timm knows no such weights: opening them says what is wrong with the name.
+    """
+    import timm
+
+    try:
+        known = timm.get_pretrained_cfg(source.removeprefix(TIMM), allow_unregistered=False)
+    except RuntimeError:
+        known = None
+    if known is None:
+        return {}
+    return {"crop_size": known.input_size[-1], "mean": list(known.mean), "std": list(known.std)}
+
+
 def init_encoder(
     backbone: nn.Module,
     source: str,

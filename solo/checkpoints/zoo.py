@@ -54,7 +54,8 @@ def resolve(name_or_path: str | Path) -> Path:
             the manifest describes, or a name that is neither in the zoo nor on the disk.
     """
     name = str(name_or_path)
-    models = {model["name"]: model for model in read_manifest()["models"]}
+    manifest = read_manifest()
+    models = {m["name"]: m for m in (*manifest["models"], *manifest.get("encoders", ()))}
     if name in models and not Path(name).exists():
         return _shipped(models[name])
     looks_like_a_name = not Path(name).suffix and len(Path(name).parts) == 1

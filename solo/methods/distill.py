@@ -29,9 +29,9 @@ class Distill(BaseMethod):
     """The mean distance of the student's features from the teacher's, over all large crops.
 
     `method_kwargs`: `teacher` (a run folder, a weight file, `timm:NAME`), `teacher_backbone`
-    (`{name, kwargs}` of a file that no run wrote), `loss` (`cosine` or `smooth_l1`), `stages`
-    (weight of the stages' distances, 0 = features alone). A student of another width gets a linear
-    projection to the teacher's, which trains with it and is not part of the encoder.
+    (`{name, kwargs, mean, std}` of a file that no run wrote), `loss` (`cosine` or `smooth_l1`),
+    `stages` (weight of the stages' distances, 0 = features alone). A student of another width gets
+    a linear projection to the teacher's, which trains with it and is not part of the encoder.
     """
 
     KWARGS = {

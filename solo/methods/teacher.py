@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from solo.backbones import build_encoder
 from solo.checkpoints import load_run
 from solo.checkpoints.files import read_args
-from solo.checkpoints.init_from import TIMM, init_encoder
+from solo.checkpoints.init_from import TIMM, init_encoder, timm_look
 from solo.checkpoints.runs import weights_file
 from solo.data.catalogue import pretrain_statistics
 from solo.errors import ConfigError
@@ -30,7 +30,8 @@ class Teacher:
 
     Args:
         source: the folder or checkpoint of a run, a weight file, or `timm:NAME`.
-        backbone: `{"name", "kwargs"}` of the encoder in a weight file that is no run's.
+        backbone: `{"name", "kwargs"}` of the encoder in a weight file that is no run's, and `mean`
+            and `std` of its images, where they are not those of the student's.
         mean: channel means that the student's images were normalised with.
         std: channel deviations likewise.
 
@@ -67,7 +68,8 @@ class Teacher:
 def open_teacher(
     source: str, backbone: Mapping[str, Any] | None
 ) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The encoder that `source` names, and its run's configuration where there is one."""
+    """The encoder that `source` names, and the configuration that says how it sees images: its
+    run's, or what timm or `backbone` knows of it; None where nobody does."""
     from omegaconf import OmegaConf
 
     if not source.startswith(TIMM) and read_args(weights_file(source)) is not None:
@@ -79,10 +81,13 @@ def open_teacher(
             f"teacher {source}: there is no args.json beside it, so nothing says which encoder it "
             f"is. Add teacher_backbone={{name: resnet50}}, or any name of timm's."
         )
-    cfg = {"method": "simclr", "backbone": dict(backbone), "data": {"dataset": "custom"}}
+    look = timm_look(source) if source.startswith(TIMM) else {}
+    look |= {key: backbone[key] for key in ("mean", "std") if key in backbone}
+    named = {key: value for key, value in backbone.items() if key not in ("mean", "std")}
+    cfg = {"method": "simclr", "backbone": named, "data": {"dataset": "custom"}}
     net = build_encoder(OmegaConf.create(cfg))
     init_encoder(net, source)
-    return net, None
+    return net, {**cfg, "augmentations": [look]} if look else None
 
 
 def _change(

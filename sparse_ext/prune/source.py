@@ -10,7 +10,7 @@ from torch import nn
 
 from solo.backbones import build_encoder
 from solo.checkpoints.files import read_args
-from solo.checkpoints.init_from import TIMM, init_encoder
+from solo.checkpoints.init_from import TIMM, init_encoder, timm_look
 from solo.checkpoints.runs import load_run, weights_file
 from solo.data.shown import input_size
 from solo.errors import CheckpointError
@@ -92,17 +92,5 @@ def _foreign(
 
 def _look(source: str, image_size: int | None) -> dict[str, Any]:
     """Side, mean and std of an encoder's images, as timm knows them of its own weights."""
-    import timm
-
-    look: dict[str, Any] = {"crop_size": image_size or 224}
-    if not source.startswith(TIMM):
-        return look
-    name = source.removeprefix(TIMM)
-    try:
-        known = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError:
-        known = None
-    if known is None:  # opening the weights says what is wrong with the name
-        return look
-    side = image_size or known.input_size[-1]
-    return {"crop_size": side, "mean": list(known.mean), "std": list(known.std)}
+    look = {"crop_size": 224} | (timm_look(source) if source.startswith(TIMM) else {})
+    return look | ({"crop_size": image_size} if image_size else {})

@@ -18,6 +18,7 @@ import gc
 from collections.abc import Sequence
 
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -74,20 +75,32 @@ class Slimming:
             ranks.share(module.buffers())
         before = pruner.online.masks.n if pruner.slimmed is None else pruner.slimmed.before
         pruner.report_end()
+        full = held([*modules], optimizer)
         report = shrink_(modules, optimizer, train=True, multiple=pruner.config.multiple)
         parts = pruner.config, pruner.online, pruner.momentum, pruner.clock, pruner.seed
         new = Pruner(*parts, slimmed=Slimmed(before, pruner.t))
         new.t, new.epoch = pruner.t, pruner.epoch
         new.period, new.flips = pruner.period, pruner.flips
-        _tell(report, pruner.t, again=pruner.slimmed is not None)
+        sizes = held([*modules], optimizer), full
+        _tell(report, pruner.t, pruner.slimmed is not None, sizes)
         return new, report
 
 
-def _tell(report: Report, step: int, again: bool) -> None:
+def held(modules: Sequence[nn.Module], optimizer: Optimizer) -> int:
+    """Bytes of the tensors of some modules and of an optimizer's state."""
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    for state in optimizer.state.values():
+        tensors += [value for value in state.values() if isinstance(value, Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _tell(report: Report, step: int, again: bool, sizes: tuple[int, int]) -> None:
     if report.removed:
         log.info(
-            "Slimmed before step %d: %d channels gone, %d parameters instead of %d per encoder.",
+            "Slimmed before step %d: %d channels gone, %d parameters instead of %d per encoder; "
+            "%.2f MB of weights, buffers and optimizer state instead of %.2f MB.",
             *(step, report.removed, *reversed(report.parameters)),
+            *(size / 1e6 for size in sizes),
         )
     elif not again:
         reasons = [f"{name}: {why}" for name, why in report.obstacles.items()]

@@ -11,6 +11,7 @@ from scripts.experiments.compress.__main__ import main
 from scripts.experiments.compress.recovery import configuration, key_of
 from solo.data.datasets.images import readers
 from solo.data.pretrain_dataloader import build_transform_pipeline, prepare_datasets
+from tests.export.nets import encoder
 from tests.programs.conftest import pretrained
 
 __all__ = ["pretrained"]
@@ -75,3 +76,25 @@ def test_two_sparsities_in_one_folder(pretrained, tmp_path, capsys):
         rows = json.loads((tmp_path / "summary.json").read_text())
         assert rows["recovered"]["sparsity"] == pytest.approx(float(sparsity), abs=0.01)
     assert len(list(tmp_path.glob("recovery/*/distill/*"))) == 2
+
+
+@pytest.mark.slow
+def test_a_weight_file_is_compressed(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        Image.new("RGB", (40, 48), (20 * i, 51, 200 - 20 * i)).save(
+            tmp_path / "images" / f"{i}.png"
+        )
+    torch.save(encoder(width=2, dataset="custom").state_dict(), tmp_path / "net.pth")
+    words = [str(tmp_path / "net.pth"), str(tmp_path / "images"), "0.5", "--epochs", "1"]
+    words += ["--backbone", "resnet18", "--backbone_kwargs", '{"width": 2}']
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert rows["recovered"]["sparsity"] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("words", [["0.5,0.8"], ["0.8", "--backbone_kwargs", "width"]])
+def test_mistakes_in_the_command(words, capsys):
+    with pytest.raises(SystemExit):
+        main(["RUN", "digits", *words])
+    assert "invalid" in capsys.readouterr().err

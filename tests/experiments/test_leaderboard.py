@@ -79,9 +79,9 @@ def test_only_seeds_of_both_are_compared_and_one_pair_has_no_interval():
 
 
 def test_cells_are_those_that_are_promised_in_an_order_that_is_balanced():
-    every = list(cells())
+    every = list(cells("digits"))
     assert len({cell.name for cell in every}) == len(every)
-    assert all(results.named(cell.name) == cell for cell in every)
+    assert all(results.named("digits", cell.name) == cell for cell in every)
     reported = [cell for cell in every if cell.setting is None]
     seeds = Counter((c.method, c.granularity, c.sparsity, c.budget) for c in reported)
     assert set(seeds.values()) == {3, 5}
@@ -106,7 +106,7 @@ def test_every_cell_composes_and_its_section_is_accepted(board):
     from sparse_ext.config.sections import build
 
     plan = protocol(board)
-    for cell in cells():
+    for cell in cells(board):
         if cell.seed not in (0, 100) or cell.gated or cell.sparsity in (0.8, 0.95):
             continue
         setting = cell.setting or next(iter(SETTINGS.get(cell.method, [None])))
@@ -120,6 +120,21 @@ def test_every_cell_composes_and_its_section_is_accepted(board):
         assert section.name == cell.method
         assert section.granularity == cell.granularity
         assert section.final == (1 if ":" in cell.granularity else cell.sparsity)
+
+
+def test_images_are_asked_for_where_they_are_needed(tmp_path):
+    with pytest.raises(ConfigError, match=r"CIFAR-10. needs --data FOLDER"):
+        protocol("cifar").images(None)
+    with pytest.raises(ConfigError, match=r"digits. takes no --data"):
+        protocol("digits").images(tmp_path)
+    with pytest.raises(DataError, match="no folder 'train' in it"):
+        protocol("cifar").images(tmp_path)
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+    values, arguments = protocol("cifar").images(tmp_path)
+    assert values[0] == f"data.train_path='{tmp_path / 'train'}'"
+    assert arguments[2:] == ["--val_data_path", str(tmp_path / "val")]
+    assert protocol("digits").images(None) == ([], [])
 
 
 def test_steps_of_an_epoch_are_those_of_the_data():
@@ -153,15 +168,17 @@ def test_nonsense_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match=r"no leaderboard 'digit'.*digits"):
         protocol("digit")
     with pytest.raises(ConfigError, match=r"--only gmp-91-seed0: no cell fits.*gmp-90-seed0"):
-        launcher.select(["gmp-91-seed0"])
+        launcher.select("digits", ["gmp-91-seed0"])
     with pytest.raises(ConfigError, match=r"no cell 'dense-seed9'"):
-        results.named("dense-seed9")
+        results.named("digits", "dense-seed9")
     with pytest.raises(SystemExit):
         launcher._parse(["digits", "--processes", "0"])
 
 
 def test_wanted_cells_bring_those_that_they_need(tmp_path):
-    jobs = launcher.plan("digits", protocol("digits"), tmp_path, launcher.select(["asp-*seed1"]))
+    jobs = launcher.plan(
+        "digits", protocol("digits"), tmp_path, launcher.select("digits", ["asp-*seed1"])
+    )
     assert {job.name for job in jobs} == {"dense-seed1", "asp-2of4-50-seed1", "asp-1of4-75-seed1"}
     jobs = launcher.plan("digits", protocol("digits"), tmp_path, [GMP])
     assert [job.name for job in jobs] == [*(c.name for c in searches("gmp")), "gmp-90-seed0"]
@@ -207,9 +224,11 @@ def test_results_are_a_list_in_the_order_of_the_cells(tmp_path):
     for cell in ("gmp-90-seed1", "dense-seed0", "gmp-90-short-seed100"):
         folder = tmp_path / "runs" / cell
         folder.mkdir(parents=True)
-        (folder / "cell.json").write_text(json.dumps(results.identity(results.named(cell))))
+        (folder / "cell.json").write_text(
+            json.dumps(results.identity(results.named("digits", cell)))
+        )
     (tmp_path / "runs" / "gmp-90-seed2").mkdir()  # unfinished
-    results.write(tmp_path, tmp_path / "board.json")
+    results.write("digits", tmp_path, tmp_path / "board.json")
     found = json.loads((tmp_path / "board.json").read_text())
     assert [(c["method"], c["seed"], c["purpose"]) for c in found] == [
         ("dense", 0, "result"),

@@ -65,6 +65,25 @@ def test_the_teacher_sees_its_own_statistics(pretrained):
     assert torch.allclose(teacher(normalised((mean, std))), plain(normalised(theirs)), atol=1e-4)
 
 
+def test_teachers_out_of_timm_and_files_see_their_own_statistics(tmp_path, monkeypatch):
+    images, mine = torch.rand(2, 3, 160, 160), ((0.1, 0.2, 0.3), (0.5, 0.4, 0.3))
+    known = timm.get_pretrained_cfg("test_vit.r160_in1k")
+    look = {"mean": [0.3, 0.3, 0.4], "std": [0.2, 0.3, 0.2]}
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "vit.pth")
+
+    def normalised(mean, std):
+        m, s = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
+        return (images - m) / s
+
+    file = Teacher(str(tmp_path / "vit.pth"), {"name": "test_vit", **look}, *mine)
+    monkeypatch.setattr("solo.methods.teacher.init_encoder", lambda *args: None)  # no network
+    hub = Teacher("timm:test_vit.r160_in1k", None, *mine)
+    for teacher, theirs in ((file, look.values()), (hub, (known.mean, known.std))):
+        with torch.no_grad():
+            wanted = teacher.net(normalised(*theirs))
+        assert torch.allclose(teacher(normalised(*mine)), wanted, atol=1e-4)
+
+
 FAMILIES = ("resnet18", "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224")
 
 

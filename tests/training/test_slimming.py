@@ -2,7 +2,9 @@
 """Runs that go on with smaller encoders: same loss, resumable, evaluable."""
 
 import copy
+import re
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -246,6 +248,40 @@ def test_methods_with_buffers_of_their_own_slim(section):
         for layer in encoder.layers.values():
             for name in ("mask", "shadow", "score"):
                 assert getattr(layer, name, layer.weight).shape == layer.weight.shape
+
+
+@pytest.mark.parametrize("place", ["in place", "around"])
+def test_compiled_encoders_slim(place):
+    """They are compiled anew for their new widths; losses are those of eager encoders."""
+    shapes = []
+
+    def backend(graph, inputs):
+        shapes.append({tuple(x.shape) for x in inputs})
+        return graph.forward
+
+    toy = model()
+    for name in ("backbone", "momentum_backbone"):
+        net = getattr(toy, name)
+        if place == "in place":
+            net.compile(backend=backend)
+        else:
+            setattr(toy, name, torch.compile(net, backend=backend))
+    eager, watch = run(SECTION)[2], run(SECTION, toy=toy)[2]
+    np.testing.assert_allclose(watch.losses, eager.losses, rtol=1e-6)
+    assert (16, 8, 3, 3) in shapes[0]
+    assert (watch.widths[-1], 8, 3, 3) in shapes[-1]
+
+
+def test_memory_that_is_held_is_said(caplog):
+    """Weights, masks and statistics of both encoders, and momentum, counted by hand."""
+    toy, _, _, fit = run(SECTION)
+    found = re.search(r"([\d.]+) MB of weights.* instead of ([\d.]+) MB", caplog.text)
+    encoders = [toy.backbone, toy.momentum_backbone]
+    tensors = [t for net in encoders for t in net.state_dict().values()]
+    tensors += [s["momentum_buffer"] for s in fit.optimizers[0].state.values()]
+    now = sum(t.nbytes for t in tensors) / 1e6
+    assert float(found[1]) == pytest.approx(now, abs=0.006)
+    assert float(found[1]) < float(found[2])
 
 
 def test_nothing_to_slim_is_said(caplog):

@@ -40,11 +40,15 @@ def _run(args: argparse.Namespace) -> None:
     _python(
         *("-m", "sparse_ext.prune", args.source, "--out", pruned, "--method", args.method),
         *("--sparsity", args.sparsity, "--granularity", args.granularity, *common),
+        *_named(args),
     )
     print(f"2/3 recovery: {args.epochs} epochs of distillation, masks fixed", flush=True)
     facts = json.loads((pruned / "args.json").read_text())
     config = configuration(facts, args.source, pruned, args.data, args.epochs)
     config["seed"] = args.seed
+    if args.backbone:
+        named = {"name": args.backbone, "kwargs": args.backbone_kwargs}
+        config["method_kwargs"]["teacher_backbone"] = named
     folder = out / "recovery" / key_of(config, facts["pruned"])
     config["checkpoint"] = {"enabled": True, "dir": str(folder)}
     (out / "recovery.yaml").write_text(json.dumps(config, indent=1))  # JSON is YAML
@@ -68,7 +72,7 @@ def _measure(args: argparse.Namespace, pruned: Path, recovered: Path) -> dict[st
     from sparse_ext.prune.plan import Settings
     from sparse_ext.prune.source import open_source
 
-    source = open_source(args.source)
+    source = open_source(args.source, backbone=args.backbone, kwargs=args.backbone_kwargs)
     request = program.Request(args.source, args.data, args.out, Settings(seed=args.seed))
     _, unseen = program.calibration_and_unseen(request, source)
     dense = results.features(source.encoder, unseen.batches)
@@ -78,6 +82,13 @@ def _measure(args: argparse.Namespace, pruned: Path, recovered: Path) -> dict[st
         net = load_run(run)[0].eval()
         rows[name] = results.figures(net, dense, unseen, source.size)
     return rows
+
+
+def _named(args: argparse.Namespace) -> tuple[str, ...]:
+    """The encoder of a weight file, as `sparse_ext.prune` is told of it."""
+    if not args.backbone:
+        return ()
+    return "--backbone", args.backbone, "--backbone_kwargs", json.dumps(args.backbone_kwargs)
 
 
 def _python(*command: object) -> None:
@@ -91,13 +102,17 @@ def _python(*command: object) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bash scripts/compress.sh", description=__doc__)
-    parser.add_argument("source", help="run folder, checkpoint, or timm:NAME")
+    parser.add_argument("source", help="run folder, checkpoint, weight file, or timm:NAME")
     parser.add_argument("data", help="folder of images, or digits")
-    parser.add_argument("sparsity", help="share of zero weights, such as 0.8")
+    parser.add_argument("sparsity", type=float, help="share of zero weights, such as 0.8")
     parser.add_argument("--out", type=Path, default=Path("runs/compress"))
     parser.add_argument("--epochs", type=int, default=4, help="of recovery (default: 4)")
     parser.add_argument("--method", default="sparsegpt")
     parser.add_argument("--granularity", default="element")
+    parser.add_argument("--backbone", help="encoder of a weight file that no run wrote")
+    parser.add_argument(
+        "--backbone_kwargs", type=json.loads, default={}, help='its options: {"width": 16}'
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 

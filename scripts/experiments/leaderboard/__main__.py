@@ -32,18 +32,19 @@ def _run(args: argparse.Namespace) -> int:
     board = protocol(args.board)
     folder = (args.output or Path("runs/leaderboard") / args.board).resolve()
     file = args.json or programs.ROOT / f"benchmarks/results/{args.board}_leaderboard.json"
-    wanted = select(args.only)
+    wanted = select(args.board, args.only)
     if args.list:
         print("\n".join(cell.name for cell in wanted))
         return 0
+    board.images(args.data)
     more = (*programs.precision(), *args.set)
-    jobs = plan(args.board, board, folder, wanted, more, args.linear)
+    jobs = plan(args.board, board, folder, wanted, more, args.linear, args.data)
     slots = args.processes or programs.cores()
     env = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with FolderLock(folder):
         print(f"{len(jobs)} cells on {board.title}, {slots} at a time. Folder: {folder}")
         _forget_what_is_gone(folder, wanted)
-        show = Overall(slots, lambda: results.write(folder, file))
+        show = Overall(slots, lambda: results.write(args.board, folder, file))
         try:
             Runner(folder, slots, env, show).run(jobs, keep_going=True)
         except JobError as error:
@@ -51,18 +52,18 @@ def _run(args: argparse.Namespace) -> int:
             print(f"\n{error}\n\nFailed, and not in the table: {', '.join(failed)}.")
             return 1
         finally:
-            results.write(folder, file)
+            results.write(args.board, folder, file)
     print(f"All cells are there. Figures: {file}")
     return 0
 
 
-def select(patterns: Sequence[str]) -> list[Cell]:
+def select(board: str, patterns: Sequence[str]) -> list[Cell]:
     """The cells whose names fit one of the patterns, all without patterns, in their order.
 
     Raises:
         ConfigError: a pattern fits no cell.
     """
-    every = list(cells())
+    every = list(cells(board))
     names = [cell.name for cell in every]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
@@ -78,13 +79,14 @@ def plan(
     wanted: Sequence[Cell],
     more: Sequence[str] = (),
     linear: Sequence[str] = (),
+    data: Path | None = None,
 ) -> list[Job]:
     """Jobs for the wanted cells, and for those that they need, in the order of `cells()`."""
     needed = {cell.name for cell in wanted}
     for cell in wanted:
         needed |= set(_after(cell))
-    every = [cell for cell in cells() if cell.name in needed]
-    return [_job(name, board, folder, cell, more, linear) for cell in every]
+    every = [cell for cell in cells(name) if cell.name in needed]
+    return [_job(name, board, folder, cell, more, linear, data) for cell in every]
 
 
 def _job(
@@ -94,9 +96,11 @@ def _job(
     cell: Cell,
     more: Sequence[str],
     linear: Sequence[str],
+    data: Path | None,
 ) -> Job:
     command = (
         *(sys.executable, "-m", "scripts.experiments.leaderboard.run", name, cell.name, folder),
+        *(() if data is None else ("--data", data.resolve())),
         *("--set", *more, "--linear", *linear),
     )
     epochs = programs.max_epochs(programs.ROOT / board.pretrain, (*board.overrides, *more))
@@ -132,6 +136,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("board", help=f"which: {', '.join(PROTOCOLS)}")
     parser.add_argument("--output", type=Path, help="folder of the runs (runs/leaderboard/BOARD)")
     parser.add_argument("--json", type=Path, help="file of the figures (in benchmarks/results/)")
+    parser.add_argument("--data", type=Path, help="folder of the images, where they are needed")
     parser.add_argument("--processes", type=int, help="cells at a time (as many as cores)")
     parser.add_argument("--only", nargs="*", default=[], metavar="PATTERN", help="names of cells")
     parser.add_argument("--list", action="store_true", help="print the names of the cells")

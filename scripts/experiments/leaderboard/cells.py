@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 SEARCH_SEED = 100  # settings are chosen on this seed, which no reported figure comes from
@@ -98,12 +98,27 @@ SETTINGS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def cells() -> Iterator[Cell]:
+def cells(board: str) -> Iterator[Cell]:
     """All cells, the most valuable first, so that what is there at any time is balanced."""
-    return iter(dict.fromkeys(_in_order()))
+    return iter(dict.fromkeys(BOARDS[board]()))
 
 
-def _in_order() -> Iterator[Cell]:
+def _photographs() -> Iterator[Cell]:
+    """Few rows, since a run takes most of an hour."""
+    for seed in SEEDS:
+        yield Cell("dense", "none", 0.0, seed)
+        for method in ("synccp", "gmp", "granet_ssl", "sd"):
+            yield from (*searches(method), Cell(method, "element", LEVELS[0], seed))
+
+
+def _pair() -> Iterator[Cell]:
+    """Another pretext, with an encoder pair: dense and SyncCP, at the settings of short runs."""
+    for seed in SEEDS:
+        yield Cell("dense", "none", 0.0, seed)
+        yield Cell("synccp", "element", 0.8, seed, setting="short")
+
+
+def _digits() -> Iterator[Cell]:
     for cell in (Cell("dense", "none", 0.0, 0), Cell("synccp", "element", 0.8, 0)):
         yield from (*searches(cell.method), *(replace(cell, seed=seed) for seed in SEEDS))
     for seed in SEEDS:
@@ -131,3 +146,10 @@ def searches(method: str) -> list[Cell]:
     """The cells that choose the settings of a method; none where there is nothing to choose."""
     cell = Cell(method, "element", SEARCH_LEVEL, SEARCH_SEED)
     return [replace(cell, setting=name) for name in SETTINGS.get(method, ())]
+
+
+BOARDS: dict[str, Callable[[], Iterator[Cell]]] = {
+    "digits": _digits,
+    "digits-mocov3": _pair,
+    "cifar": _photographs,
+}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.experiments.leaderboard.cells import Cell
 from scripts.experiments.programs import ROOT, fingerprint
-from solo.errors import ConfigError, did_you_mean
+from solo.errors import ConfigError, DataError, did_you_mean
 
 KNN = ("--k", "20", "--distance_function", "cosine", "--temperature", "0.07")
 
@@ -25,8 +25,11 @@ class Protocol:
         dataset: as `main_knn.py` calls it.
         steps_per_epoch: optimizer steps, which the searched settings count in.
         overrides: further `key=value` for every pretraining.
+        evaluation: further `key=value` for every linear evaluation.
         encoders: which encoders the method has.
-        data: keys of the data that are a folder, which the command line names.
+        needs_data: the command line names a folder with `train/CLASS/` and `val/CLASS/`.
+        workers: processes that read images for kNN.
+        resumes: a training that was cut off goes on; otherwise it begins again.
     """
 
     title: str
@@ -35,8 +38,11 @@ class Protocol:
     dataset: str
     steps_per_epoch: int
     overrides: tuple[str, ...] = ()
+    evaluation: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ("online",)
-    data: tuple[str, ...] = ()
+    needs_data: bool = False
+    workers: int = 0
+    resumes: bool = False
 
     def pretraining(self, cell: Cell, setting: str | None) -> tuple[str, ...]:
         """`key=value` of a cell's pretraining, without its folder.
@@ -54,9 +60,30 @@ class Protocol:
         return tuple(values)
 
     def fingerprint(self, cell: Cell) -> str:
-        """Of everything that a cell's result depends on but the code."""
+        """Of everything that a cell's result depends on but the code and the place of the data."""
         files = [(ROOT / path).read_text("utf-8") for path in (self.pretrain, self.linear)]
-        return fingerprint((*files, self.linear, *self.pretraining(cell, cell.setting), *KNN))
+        values = (*self.pretraining(cell, cell.setting), *self.evaluation)
+        return fingerprint((*files, self.linear, *values, *KNN))
+
+    def images(self, folder: Path | None) -> tuple[list[str], list[str]]:
+        """`key=value` for the training programs, and arguments of `main_knn.py`, for the images.
+
+        Raises:
+            ConfigError: a folder is needed and not given, or given and not needed.
+            DataError: it has no `train` or no `val`.
+        """
+        if self.needs_data != (folder is not None):
+            what = "needs --data FOLDER" if self.needs_data else "takes no --data"
+            raise ConfigError(f"This leaderboard ({self.title}) {what}.")
+        if folder is None:
+            return [], []
+        for part in ("train", "val"):
+            if not (folder / part).is_dir():
+                raise DataError(f"--data {folder}: there is no folder '{part}' in it.")
+        parts = {part: folder.resolve() / part for part in ("train", "val")}
+        values = [f"data.{part}_path='{path}'" for part, path in parts.items()]
+        arguments = [text for p, path in parts.items() for text in (f"--{p}_data_path", str(path))]
+        return values, arguments
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -67,6 +94,24 @@ PROTOCOLS: dict[str, Protocol] = {
         dataset="digits",
         steps_per_epoch=44,
         overrides=("++quality.enabled=False",),
+    ),
+    "digits-mocov3": Protocol(
+        title="the embedded digits, with an encoder pair",
+        pretrain="scripts/pretrain/digits/mocov3.yaml",
+        linear="scripts/linear/digits/linear.yaml",
+        dataset="digits",
+        steps_per_epoch=44,
+        overrides=("++quality.enabled=False",),
+    ),
+    "cifar": Protocol(
+        title="CIFAR-10",
+        pretrain="scripts/sparse/cifar10/leaderboard/pretrain.yaml",
+        linear="scripts/sparse/cifar10/leaderboard/linear.yaml",
+        dataset="cifar10",
+        steps_per_epoch=390,
+        overrides=("++quality.enabled=False",),
+        needs_data=True,
+        resumes=True,
     ),
 }
 

@@ -20,13 +20,13 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def named(name: str) -> Cell:
+def named(board: str, name: str) -> Cell:
     """The cell of that name.
 
     Raises:
         ConfigError: there is none.
     """
-    known = {cell.name: cell for cell in cells()}
+    known = {cell.name: cell for cell in cells(board)}
     if name not in known:
         raise ConfigError(f"There is no cell '{name}'. {did_you_mean(name, known)}")
     return known[name]
@@ -44,10 +44,10 @@ def identity(cell: Cell) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, path: Path) -> list[dict[str, Any]]:
+def write(board: str, folder: Path, path: Path) -> list[dict[str, Any]]:
     """Write all finished cells to `path` as a JSON list in the order of `cells()`; returns them."""
     found = read(folder)
-    ordered = [found[cell.name] for cell in cells() if cell.name in found]
+    ordered = [found[cell.name] for cell in cells(board) if cell.name in found]
     lines = ",\n".join(json.dumps(cell) for cell in ordered)
     write_text(path, f"[\n{lines}\n]\n")
     return ordered

@@ -32,13 +32,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("board")
     parser.add_argument("cell")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--linear", nargs="*", default=[], metavar="KEY=VALUE")
     args = parser.parse_args(argv)
 
     def task() -> None:
-        cell = results.named(args.cell)
-        run_cell(protocol(args.board), cell, args.folder, args.set, args.linear)
+        cell = results.named(args.board, args.cell)
+        run_cell(protocol(args.board), cell, args.folder, args.set, args.linear, args.data)
 
     run_program(task)
 
@@ -49,8 +50,12 @@ def run_cell(
     folder: Path,
     more: Sequence[str] = (),
     linear: Sequence[str] = (),
+    data: Path | None = None,
 ) -> dict[str, Any]:
-    """Train and evaluate a cell; what an interrupted try has left of it is removed first.
+    """Train and evaluate a cell.
+
+    What an interrupted try has left of it is removed first, or gone on with where the board
+    resumes; `seconds` then are those since the last start.
 
     Args:
         board: recipes.
@@ -58,27 +63,31 @@ def run_cell(
         folder: of the leaderboard; the cell's own is in `runs/`.
         more: further `key=value` for the pretraining.
         linear: further `key=value` for the linear evaluation.
+        data: folder of the images, where the board needs one.
     """
     own = run_folder(folder, cell)
-    shutil.rmtree(own, ignore_errors=True)
-    own.mkdir(parents=True)
+    if not board.resumes:
+        shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True, exist_ok=True)
+    values, arguments = board.images(data)
+    more, linear = (*values, *more), (*board.evaluation, *values, *linear)
     setting = cell.setting
     if setting is None:
         setting = chosen(results.read(folder), searches(cell.method))
     began = time.process_time(), time.monotonic()
-    checkpoint, values = _pretrain(board, cell, own, setting, more)
+    checkpoint, overrides = _pretrain(board, cell, own, setting, more)
     middle = time.process_time()
     figures: dict[str, Any] = {}
     for encoder in board.encoders:
         prefix = "" if encoder == "online" else f"{encoder}_"
-        found = _evaluate(board, checkpoint, own, encoder, linear)
+        found = evaluate(board, checkpoint, own, encoder, linear, arguments)
         figures |= {f"{prefix}{name}": value for name, value in found.items()}
     record = {
         **results.identity(cell),
         **figures,
         **_measured(checkpoint, own, figures),
         "setting": setting,
-        "overrides": list(values),
+        "overrides": list(overrides),
         "seconds": round(middle - began[0], 1),
         "evaluation_seconds": round(time.process_time() - middle, 1),
         "wall_seconds": round(time.monotonic() - began[1], 1),
@@ -110,8 +119,13 @@ def _start(cell: Cell, own: Path) -> list[str]:
     return [f"sparse.dense_checkpoint='{programs.newest(dense, '*/*/*.ckpt')}'"]
 
 
-def _evaluate(
-    board: Protocol, checkpoint: Path, own: Path, encoder: str, more: Sequence[str]
+def evaluate(
+    board: Protocol,
+    checkpoint: Path,
+    own: Path,
+    encoder: str,
+    more: Sequence[str],
+    images: Sequence[str],
 ) -> dict[str, Any]:
     """Linear and kNN accuracy, and what gates have saved on the validation images."""
     from solo.args.knn import parse_args_knn
@@ -125,7 +139,8 @@ def _evaluate(
         *more,
     ]
     metrics = linear(programs.compose(board.linear, values)).callback_metrics
-    arguments = ["--dataset", board.dataset, *KNN, "--batch_size", "256", "--num_workers", "0"]
+    arguments = ["--dataset", board.dataset, *KNN, *images]
+    arguments += ["--batch_size", "256", "--num_workers", str(board.workers)]
     arguments += ["--pretrained_checkpoint_dir", str(checkpoint.parent), "--eval_encoder", encoder]
     neighbours = knn(parse_args_knn(arguments))[0]
     gates = {

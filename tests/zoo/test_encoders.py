@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""Shipped encoders: packed from runs, opened by their name, and held to their figures."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import solo
+from solo.backbones import build_encoder
+from solo.errors import CheckpointError, DataError
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"zoo_{name}", ROOT / "zoo" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+encoders, verify = script("encoders"), script("verify")
+ARGS = {
+    "method": "lejepa",
+    "backbone": {"name": "resnet18", "kwargs": {"width": 8}},
+    "data": {"dataset": "digits"},
+}
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    """A zoo of its own with the repository's manifest, no encoder yet."""
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    text = (ROOT / "zoo" / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(encoders.with_encoders(text, []))
+    monkeypatch.setenv("SOLO_ZOO", str(folder))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A leaderboard's folder with one finished dense cell; the encoder's weights."""
+    torch.manual_seed(0)
+    net = build_encoder(OmegaConf.create(ARGS))
+    run = tmp_path / "runs" / "dense-seed0" / "lejepa" / "0"
+    run.mkdir(parents=True)
+    (run / "args.json").write_text(json.dumps(ARGS))
+    torch.save(
+        {"state_dict": {f"backbone.{k}": v for k, v in net.state_dict().items()}}, run / "a.ckpt"
+    )
+    cell = {
+        "method": "dense",
+        "seed": 0,
+        "linear_acc1": 80.0,
+        "knn_acc1": 75.0,
+        "date": "2026-11-28",
+    }
+    cell |= {"measured_sparsity": 0.0, "macs_effective": 10, "macs_dense": 10, "machine": "m"}
+    cell |= {"torch": "2.14", "overrides": ["++seed=0"]}
+    (run.parents[1] / "cell.json").write_text(json.dumps(cell))
+    return tmp_path, net
+
+
+def test_packed_it_opens_by_its_name_with_rounded_weights(zoo, runs, monkeypatch):
+    folder, net = runs
+    figures = {"linear_acc1": 79.9, "knn_acc1": 75.1}
+    monkeypatch.setattr(encoders, "measured", lambda board, where: figures)
+    before = json.loads((zoo / "manifest.json").read_text())
+    assert encoders.pack(folder, zoo) == ["digits-lejepa-dense"]
+    manifest = json.loads((zoo / "manifest.json").read_text())
+    assert manifest["models"] == before["models"]
+    (entry,) = manifest["encoders"]
+    assert entry["linear_acc1"] == 79.9
+    assert entry["command"].endswith("--config-name lejepa.yaml ++seed=0")
+    opened = solo.load_pretrained("digits-lejepa-dense").state_dict()
+    for key, value in net.state_dict().items():
+        expected = value.half().float() if value.is_floating_point() else value
+        assert torch.equal(opened[key], expected), key
+    card = (zoo / "digits/digits-lejepa-dense/card.md").read_text()
+    for text in ("79.90 %", "80.00 %", "CC BY 4.0", entry["command"], "**Seed**: 0"):
+        assert text in card
+    assert list(verify._encoders(manifest, zoo, set())) == []
+    encoders.pack(folder, zoo)  # again: replaced, not added
+    assert json.loads((zoo / "manifest.json").read_text())["encoders"] == [entry]
+
+
+def test_what_is_wrong_with_an_encoder_is_named(zoo, runs, monkeypatch):
+    monkeypatch.setattr(encoders, "measured", lambda *_: {"linear_acc1": 1.0, "knn_acc1": 1.0})
+    encoders.pack(runs[0], zoo)
+    manifest = json.loads((zoo / "manifest.json").read_text())
+    entry = manifest["encoders"][0]
+    place = zoo / "digits" / entry["name"]
+
+    def problems(seen=()):
+        return "\n".join(verify._encoders(manifest, zoo, set(seen)))
+
+    assert "listed twice" in problems([entry["name"]])
+    (place / "card.md").unlink()
+    assert "no card.md beside its checkpoint" in problems()
+    with open(place / "encoder.safetensors", "ab") as file:
+        file.write(b"x")
+    assert "another sha256" in problems()
+    with pytest.raises(CheckpointError, match="not the file that the manifest describes"):
+        solo.load_pretrained(entry["name"])
+    monkeypatch.setattr(verify, "LARGEST", 1000)
+    assert "more than 1,000" in problems()
+    del entry["seed"]
+    assert "'seed' must be there, of type int" in problems()
+
+
+def test_figures_that_are_not_confirmed_are_named(zoo, monkeypatch, capsys):
+    entry = {"name": "e", "checkpoint": {"path": "e/encoder.safetensors"}}
+    entry |= {"linear_acc1": 80.0, "knn_acc1": 70.0}
+    monkeypatch.setattr(encoders, "measured", lambda *_: {"linear_acc1": 80.09, "knn_acc1": 70.2})
+    found = encoders.differences([entry], zoo)
+    assert found == ["e: knn_acc1 is 70.2, its card says 70.0"]
+
+
+def test_a_folder_without_such_cells_is_refused(zoo, tmp_path):
+    with pytest.raises(DataError, match="none of its finished cells is in the list"):
+        encoders.pack(tmp_path, zoo)
+
+
+def test_every_name_stands_for_a_cell_of_the_leaderboard():
+    from scripts.experiments.leaderboard import results
+
+    for cell in encoders.ENCODERS.values():
+        assert results.named("digits", cell).name == cell
+
+
+@pytest.mark.slow
+def test_shipped_encoders_are_as_good_as_their_cards_say():
+    from solo.checkpoints.zoo import read_manifest
+
+    assert encoders.differences(read_manifest().get("encoders", []), ROOT / "zoo") == []

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""The encoders that ship: packed from the leaderboard's runs, and evaluated again.
+
+python zoo/encoders.py pack RUNS   pack what `RUNS` (a leaderboard's folder) has of the list below
+python zoo/encoders.py evaluate    evaluate every shipped encoder and compare with its card
+
+Each lies in a folder of its own: `encoder.safetensors` (packed, float16), `args.json`, `card.md`.
+The figures are those of the shipped file, measured by `main_linear.py` and `main_knn.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts.experiments.leaderboard import results  # noqa: E402
+from scripts.experiments.leaderboard.protocol import Protocol, protocol  # noqa: E402
+from scripts.experiments.leaderboard.run import evaluate  # noqa: E402
+from solo.checkpoints.zoo import read_manifest, sha256  # noqa: E402
+from solo.errors import DataError  # noqa: E402
+from solo.files.whole import write_json, write_text  # noqa: E402
+
+BOARD = "digits"
+#: name in the zoo -> cell of the leaderboard
+ENCODERS = {
+    "digits-lejepa-dense": "dense-seed0",
+    "digits-lejepa-synccp-80": "synccp-80-seed0",
+    "digits-lejepa-synccp-90": "synccp-90-seed0",
+    "digits-lejepa-synccp-95": "synccp-95-seed0",
+    "digits-lejepa-synccp-2of4": "synccp-2of4-50-seed0",
+    "digits-lejepa-synccp-block8-80": "synccp-block8-80-seed0",
+    "digits-lejepa-synccp-filter-80": "synccp-filter-80-seed0",
+    "digits-lejepa-vicreg_dual-30": "vicreg_dual-30-seed0",
+    "digits-lejepa-cdg": "cdg-seed0",
+}
+LICENCE = (
+    "Images: drawn anew from the Optical Recognition of Handwritten Digits data of the UCI "
+    "repository (E. Alpaydin and C. Kaynak, 1998; CC BY 4.0), as scikit-learn ships it. "
+    "Weights: MIT, as this repository."
+)
+TOLERANCE = 0.1  # percentage points between a card and a new evaluation
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Pack, or evaluate; 1 if a figure is not what its card says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    packing = commands.add_parser("pack", help="from the runs of a leaderboard")
+    packing.add_argument("runs", type=Path)
+    packing.add_argument("--zoo", type=Path, default=ROOT / "zoo")
+    commands.add_parser("evaluate", help="compare with the cards")
+    args = parser.parse_args(argv)
+    if args.command == "pack":
+        pack(args.runs, args.zoo)
+        return 0
+    found = list(differences(read_manifest()["encoders"], ROOT / "zoo"))
+    print("\n".join(found) or "zoo: every encoder is as good as its card says")
+    return bool(found)
+
+
+def pack(runs: Path, zoo: Path) -> list[str]:
+    """Pack the finished cells of the list and enter them into the manifest; returns their names.
+
+    Raises:
+        DataError: `runs` has none of them.
+    """
+    done = results.read(runs)
+    names = [name for name, cell in ENCODERS.items() if cell in done]
+    if not names:
+        raise DataError(f"{runs}: none of its finished cells is in the list of zoo/encoders.py.")
+    manifest_file = zoo / "manifest.json"
+    manifest = json.loads(manifest_file.read_text("utf-8"))
+    entries = {entry["name"]: entry for entry in manifest.get("encoders", [])}
+    for name in names:
+        cell = ENCODERS[name]
+        entries[name] = pack_one(name, runs / "runs" / cell, done[cell], zoo)
+    text = manifest_file.read_text("utf-8")
+    manifest_file.write_text(with_encoders(text, [entries[n] for n in sorted(entries)]), "utf-8")
+    return names
+
+
+def with_encoders(text: str, entries: list[dict[str, Any]]) -> str:
+    """The manifest's text with its last key, `encoders`, replaced: the rest keeps its layout."""
+    head = text.split('  "encoders": [')[0].rstrip().removesuffix("}").rstrip().removesuffix(",")
+    lines = ",\n".join(f"    {json.dumps(entry)}" for entry in entries)
+    return f'{head},\n  "encoders": [\n{lines}\n  ]\n}}\n'
+
+
+def pack_one(name: str, run: Path, record: dict[str, Any], zoo: Path) -> dict[str, Any]:
+    """Write one encoder's folder and return its entry in the manifest."""
+    from solo.checkpoints import load_run
+    from solo.checkpoints.exporting import export_encoder
+    from sparse_ext.export import save_packed
+
+    checkpoint = max(run.glob("*/*/*.ckpt"), key=lambda path: path.stat().st_mtime)
+    folder = zoo / "digits" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "encoder.safetensors"
+    backbone, args = load_run(checkpoint)
+    if args.get("sparse"):
+        save_packed(backbone.state_dict(), file, half=True)
+    else:
+        export_encoder(backbone.half(), file)
+    file.chmod(0o644)
+    shutil.copyfile(checkpoint.parent / "args.json", folder / "args.json")
+    figures = measured(protocol(BOARD), folder)
+    entry = {
+        "name": name,
+        "checkpoint": {"path": str(file.relative_to(zoo)), "sha256": sha256(file)},
+        "command": command(record),
+        "seed": record["seed"],
+        "sparsity": record["measured_sparsity"],
+        **figures,
+    }
+    write_json(folder / "figures.json", {**entry, "of_the_run": record})
+    write_text(folder / "card.md", card(entry, record, file.stat().st_size))
+    return entry
+
+
+def command(record: dict[str, Any]) -> str:
+    """What trains it."""
+    config = protocol(BOARD).pretrain.rpartition("/")
+    words = [w for w in record["overrides"] if not w.startswith("sparse.dense_checkpoint")]
+    return (
+        f"python3 main_pretrain.py --config-path {config[0]} --config-name {config[2]} "
+        + " ".join(words)
+    )
+
+
+def measured(board: Protocol, folder: Path) -> dict[str, float]:
+    """Linear and kNN accuracy of a shipped file."""
+    with tempfile.TemporaryDirectory() as scratch:  # evaluations leave files beside what they read
+        copy = Path(scratch) / "encoder"
+        copy.mkdir()
+        for file in ("encoder.safetensors", "args.json"):
+            shutil.copyfile(folder / file, copy / file)
+        path = copy / "encoder.safetensors"
+        found = evaluate(board, path, Path(scratch), "online", [], [])
+    return {key: found[key] for key in ("linear_acc1", "knn_acc1")}
+
+
+def differences(entries: Sequence[dict[str, Any]], zoo: Path) -> list[str]:
+    """Figures that a new evaluation does not confirm, one sentence each."""
+    found = []
+    for entry in entries:
+        folder = (zoo / entry["checkpoint"]["path"]).parent
+        again = measured(protocol(BOARD), folder)
+        for key, value in again.items():
+            print(f"{entry['name']:32}{key:12}{entry[key]:8.2f}{value:8.2f}", flush=True)
+            if abs(value - entry[key]) > TOLERANCE:
+                found.append(f"{entry['name']}: {key} is {value}, its card says {entry[key]}")
+    return found
+
+
+def card(entry: dict[str, Any], record: dict[str, Any], size: int) -> str:
+    """What a user has to know, in Markdown."""
+    board = protocol(BOARD)
+    linear, knn = (f"{record[key]:.2f}" for key in ("linear_acc1", "knn_acc1"))
+    return f"""# {entry["name"]}
+
+```python
+import solo
+
+encoder = solo.load_pretrained("{entry["name"]}")  # images: (N, 3, 24, 24), normalised
+```
+
+- **Recipe**: `{board.pretrain}`; ResNet-18 of width 16, trained without labels.
+- **Command**: `{entry["command"]}`
+- **Seed**: {entry["seed"]}. One encoder: see docs/results.md for what other seeds do.
+- **Accuracy of this file**: linear {entry["linear_acc1"]:.2f} %, kNN
+  {entry["knn_acc1"]:.2f} % (top-1, 720 held-out images; `{board.linear}`,
+  and k = 20, cosine). Before its weights were rounded to float16: {linear} % and {knn} %.
+- **Sparsity**: {entry["sparsity"]:.4f} of the prunable weights are zero. MACs per image, counted:
+  {record["macs_effective"]:,} of {int(record["macs_dense"]):,}.
+- **File**: {size:,} bytes, float16; of masked layers only the weights that are not pruned.
+- **Trained** {record["date"]}, {record["machine"]}, one thread, torch {record["torch"]}.
+- **Licence**: {LICENCE}
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
