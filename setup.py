@@ -19,13 +19,14 @@ EXTRAS = {
     "umap": ["umap-learn", "matplotlib", "seaborn", "pandas"],
     "h5": ["h5py"],
     "kernels": ["ninja"],
+    "channels": ["tifffile"],
     "export": ["onnx", "onnxruntime"],
     "tensorboard": ["tensorboard"],
     "parquet": ["pandas", "pyarrow"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis", "ruff", "mypy"],
     "docs": ["mkdocs"],
 }
-EXTRAS["test"] += EXTRAS["dali"] + EXTRAS["umap"] + EXTRAS["h5"]
+EXTRAS["test"] += EXTRAS["dali"] + EXTRAS["umap"] + EXTRAS["h5"] + EXTRAS["channels"]
 EXTRAS["all"] = sorted({package for extra in EXTRAS.values() for package in extra})
 
 

@@ -80,7 +80,8 @@ def plain_step(module, views) -> None:
     for index, x in enumerate(views):
         momentum = isinstance(module, BaseMomentumMethod) and index < module.num_large_crops
         x = x.to(memory_format=torch.channels_last)
-        out = module.backbone(x, module.mask_ratio) if hasattr(module, "mask_ratio") else None
+        mae = isinstance(module, METHODS["mae"])
+        out = module.backbone(x, module.mask_ratio) if mae else None
         loss = loss + (module.backbone(x) if out is None else out[1]).sum()
         if momentum:
             with torch.no_grad():

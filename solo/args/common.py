@@ -16,6 +16,8 @@ from solo import extensions
 from solo.args import schema
 from solo.args.check import check, fill, select
 from solo.data import catalogue
+from solo.data.shown import channels_of
+from solo.data.views.augmentation_keys import checked_augmentation
 from solo.errors import ConfigError, DataError, did_you_mean
 from solo.registry import import_plugins
 from solo.values import accepts, check_section
@@ -163,6 +165,42 @@ def check_format(cfg: DictConfig, info: catalogue.DatasetInfo) -> None:
             f"data.resident_size is the side of images in memory and has no effect with data.format"
             f"={data_format}: leave it out, or pretrain with data.format=resident"
         )
+
+
+def check_channels(cfg: DictConfig) -> None:
+    """Refuse `backbone.kwargs.in_chans` other than 3 where images of so many channels cannot be.
+
+    Raises:
+        ConfigError: the data set, the format, or an entry of `augmentations` is for three.
+    """
+    channels = channels_of(cfg)
+    if not accepts(channels, int) or channels < 1:
+        raise ConfigError(f"backbone.kwargs.in_chans={channels!r} must be an integer of at least 1")
+    asked = f"backbone.kwargs.in_chans={channels}"
+    if channels != 3 and not catalogue.info_of(cfg.data.dataset).any_images:
+        raise ConfigError(f"{asked}: images of data.dataset={cfg.data.dataset} have three channels")
+    if channels != 3 and cfg.data.format == "dali":
+        raise ConfigError(f"{asked} works with image_folder, h5, resident, webdataset, not dali")
+    entries = select(cfg, "augmentations")
+    for number, entry in enumerate(entries if OmegaConf.is_list(entries) else ()):
+        require_statistics(entry, channels, f"augmentations.{number}")
+        checked_augmentation(entry, f"augmentations.{number}")
+    others = {p.get("dataset") for p in (select(cfg, "probes") or {}).values()} - {"custom"}
+    if channels != 3 and others:
+        raise ConfigError(f"{asked}: probes on {', '.join(map(str, others))} have three channels")
+
+
+def require_statistics(section: Any, channels: int, where: str) -> None:
+    """Raise ConfigError unless `mean` and `std` have a number for each channel; 3 have defaults."""
+    for key in ("mean", "std"):
+        value = section.get(key)
+        if value is None and channels == 3:
+            continue
+        if value is None or len(value) != channels:
+            raise ConfigError(
+                f"{where}.{key}={value}: give {channels} numbers, one for each channel of the "
+                f"images (backbone.kwargs.in_chans)"
+            )
 
 
 def default_workers(processes: int = 1, most: int = 8) -> int:

@@ -11,7 +11,7 @@ from solo.args import common, own_images, schema
 from solo.args.check import fill, select
 from solo.args.common import add_and_assert_lightning_cfg, add_and_assert_wandb_cfg
 from solo.data import catalogue
-from solo.data.shown import shown
+from solo.data.shown import channels_of, shown
 from solo.errors import ConfigError
 from solo.files.run_args import read_args
 
@@ -88,9 +88,18 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
     _set_images(cfg, info)
     common.set_num_classes(cfg, info)
     common.check_format(cfg, info)
+    _check_channels(cfg)
     common.scale_lr(cfg, ["lr"])
     common.set_optimizer_kwargs(cfg)
     return cfg
+
+
+def _check_channels(cfg: DictConfig) -> None:
+    common.check_channels(cfg)
+    channels = channels_of(cfg)
+    common.require_statistics(cfg.data.augmentations, channels, "data.augmentations")
+    if channels != 3 and select(cfg, "auto_augment"):
+        raise ConfigError(f"auto_augment is for three channels, not in_chans={channels}")
 
 
 def _set_images(cfg: DictConfig, info: catalogue.DatasetInfo) -> None:

@@ -60,6 +60,7 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
     common.set_num_classes(cfg, info)
     _set_num_crops(cfg)
     common.check_format(cfg, info)
+    common.check_channels(cfg)
     given = cfg.data.val_path is not None or cfg.data.val_fraction > 0
     validated = given or info.path == "none"
     common.scale_lr(cfg, ["lr", "classifier_lr"] if validated else ["lr"])

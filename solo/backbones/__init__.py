@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Encoders by name. Importing this costs nothing: a family is imported when one of it is built."""
 
-from solo.backbones.build import build_encoder, features_dim, get_builder
+from solo.backbones.build import build_encoder, features_dim, get_builder, input_channels
 from solo.backbones.classic import alexnet, vgg19
 from solo.backbones.convnext import convnext_base, convnext_large, convnext_small, convnext_tiny
 from solo.backbones.poolformer import (
@@ -27,6 +27,7 @@ __all__ = [
     "convnext_tiny",
     "features_dim",
     "get_builder",
+    "input_channels",
     "poolformer_m36",
     "poolformer_m48",
     "poolformer_s12",

@@ -70,6 +70,15 @@ def adapt_resnet(backbone: nn.Module, small_images: bool) -> None:
         backbone.maxpool = nn.Identity()
 
 
+def input_channels(backbone: nn.Module) -> int:
+    """Number of channels of the images that `backbone` takes: those of its first convolution."""
+    from torch import nn
+
+    convolutions = (m for m in backbone.modules() if isinstance(m, nn.Conv2d))
+    first = next(convolutions, None)
+    return 3 if first is None else first.in_channels
+
+
 def features_dim(backbone: nn.Module) -> int:
     """Number of features that `backbone` puts out per image.
 

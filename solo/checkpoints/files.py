@@ -13,7 +13,7 @@ from torch import Tensor
 
 from solo import extensions
 from solo.checkpoints import restricted_pickle
-from solo.checkpoints.sources import state_dicts
+from solo.checkpoints.sources import rank, state_dicts
 from solo.errors import CheckpointError, did_you_mean
 from solo.files.run_args import read_args
 from solo.files.whole import whole_file
@@ -50,9 +50,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             if isinstance(state, Mapping) and any(isinstance(v, Tensor) for v in state.values()):
                 rest = {} if state is content else content
                 return {**rest, "state_dict": dict(state)}
-        nested = [state for _, state in state_dicts(content)]  # DINO: teacher and student
+        nested = list(state_dicts(content))  # DINO: teacher and student
         if nested:
-            return {**content, "state_dict": max(nested, key=len)}
+            _, best = min(nested, key=lambda found: (rank(found[0]), -len(found[1])))
+            return {**content, "state_dict": best}
     raise CheckpointError(
         f"{path}: there are no weights in this file. "
         "Expected a Lightning checkpoint with a 'state_dict', or a dictionary of tensors."

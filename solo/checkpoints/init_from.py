@@ -156,6 +156,7 @@ def init_method(module: LightningModule, source: str, allow_missing: Iterable[st
     report = init_encoder(backbone, source, allow_missing, content)
     momentum: Any = getattr(module, "momentum_backbone", None)
     if momentum is not None:
+        init_encoder(momentum, source, allow_missing, content)  # it takes a slim source's widths
         momentum.load_state_dict(backbone.state_dict())
     return str(report)
 

@@ -19,9 +19,14 @@ from solo.errors import CheckpointError
 
 #: what is tried first where two places fit equally well: the encoder that its authors evaluate
 _ONLINE = ("teacher", "encoder_q", "base_encoder", "online", "student")
-_MOMENTUM = ("momentum_backbone", "momentum_encoder", "teacher", "encoder_k", "target_encoder")
+_MOMENTUM = (
+    *("momentum_backbone", "momentum_encoder", "teacher", "encoder_k", "target_encoder"),
+    "backbone_momentum",  # lightly
+)
 _SAY_NOTHING = {"", "backbone", "encoder", "state_dict", "model", "net", "network", "trunk"}
 _WRAPPERS = ("module.", "_orig_mod.")
+#: tokens beside the patches: an encoder that was trained with them computes something else without
+_TOKENS = ("reg_token", "register_tokens", "dist_token")
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def find_encoder(content: Mapping[str, Any], backbone: nn.Module, encoder: str =
                 part = {k.removeprefix(prefix): v for k, v in view.items() if k.startswith(prefix)}
                 matched = len(names & set(part))
                 place = " / ".join(filter(None, (path, prefix)))
-                candidates.append((-matched, _rank(place, encoder), len(candidates), place, part))
+                candidates.append((-matched, rank(place, encoder), len(candidates), place, part))
     candidates.sort(key=lambda candidate: candidate[:3])
     if not candidates or not candidates[0][0]:
         examples = ", ".join(list(own)[:3])
@@ -120,11 +125,18 @@ def _prefixes(state: Mapping[str, Tensor], names: set[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _rank(place: str, encoder: str) -> int:
-    """How soon a place is taken where several fit equally well."""
+def rank(place: str, encoder: str = "online") -> int:
+    """How soon a place in a file is taken where several fit equally well, 0 or -1 first.
+
+    Args:
+        place: such as `teacher / backbone.`.
+        encoder: `online` or `momentum`.
+    """
     order = _MOMENTUM if encoder == "momentum" else _ONLINE
     words = set(re.split(r"[ /.]+", place)) - _SAY_NOTHING
-    named = (rank for rank, name in enumerate(order) if name in words)
+    named = (
+        i for i, name in enumerate(order) if re.search(rf"(?:^|[ /._]){name}(?:[ /._]|$)", place)
+    )
     return next(named, len(order) if words else -1 if encoder == "online" else len(order))
 
 
@@ -136,6 +148,8 @@ def _spellings(state: dict[str, Tensor], backbone: nn.Module) -> Iterator[dict[s
     yield state
     if any(key.endswith("in_proj_weight") for key in state):
         yield {_from_torchvision_vit(key): value for key, value in state.items()}
+    if any(key.endswith("register_tokens") for key in state):
+        yield _from_dinov2(state)
     yield _from_sequential(state, [name for name, _ in backbone.named_children()])
 
 
@@ -147,6 +161,21 @@ def _from_sequential(state: dict[str, Tensor], children: list[str]) -> dict[str,
         match = numbered.match(key)
         if match and int(match[2]) < len(children):
             renamed[f"{match[1]}{children[int(match[2])]}.{match[3]}"] = value
+    return renamed
+
+
+def _from_dinov2(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """DINOv2 gives its class token a position; timm has that in the token, and patches alone in
+    `pos_embed`, where there are registers."""
+    renamed = dict(state)
+    for key in [key for key in state if key.endswith("register_tokens")]:
+        place = key.removesuffix("register_tokens")
+        renamed[f"{place}reg_token"] = renamed.pop(key)
+        names = f"{place}cls_token", f"{place}pos_embed"
+        if all(name in state for name in names):
+            token, positions = (state[name] for name in names)
+            renamed[names[0]] = token + positions[:, :1]
+            renamed[names[1]] = positions[:, 1:]
     return renamed
 
 
@@ -173,14 +202,15 @@ def _from_torchvision_vit(key: str) -> str:
 def strangers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
     """Tensors of a file that belong to a part which the encoder has, and that it lacks.
 
-    Heads, decoders and tokens of their own name may be left out; a block too many means that the
-    file holds a deeper encoder.
+    Heads, decoders and mask tokens may be left out; a block too many means that the file holds a
+    deeper encoder, and registers or a distillation token that it holds another one.
 
     >>> layer = {"layer1.0.conv1.weight": None}
     >>> strangers({**layer, "layer1.2.conv1.weight": None, "fc.weight": None}, layer)
     ['layer1.2.conv1.weight']
     """
     parts = {key.partition(".")[0] for key in own if "." in key}
+    parts.update(_TOKENS)
     return [key for key in state if key not in own and key.partition(".")[0] in parts]
 
 

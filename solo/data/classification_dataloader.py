@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
@@ -46,7 +47,9 @@ from solo.errors import DataError
 def _pipeline(info: DatasetInfo, shown: Shown) -> dict[str, T.Compose]:
     """Transforms of a data set, under T_train and T_val."""
     side, mean, std = shown.size, shown.mean, shown.std
-    ending = [T.ToTensor(), T.Normalize(mean, std)]
+    # images of other channels than three are tensors already
+    convert = T.ToTensor() if len(mean) == 3 else T.ConvertImageDtype(torch.float32)
+    ending = [convert, T.Normalize(mean, std)]
     if info.side is None:
         fit: list[Callable] = [T.Resize(round(side * 256 / 224)), T.CenterCrop(side)]
     else:
@@ -117,6 +120,7 @@ def prepare_datasets(
     fraction_of: str = "images",
     skip_unreadable: bool = False,
     threads: int = 1,
+    channels: int = 3,
     holdout: Holdout | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Training and validation sets, items `(image, target)`.
@@ -137,13 +141,15 @@ def prepare_datasets(
         fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
         skip_unreadable: broken files are counted and left out of both sets, see `unreadable`.
         threads: that look for them.
+        channels: of the images; other than 3, transforms get tensors (channels, H, W) uint8.
         holdout: which of the training images validate, where there is no `val_data_path`.
 
     Raises:
         ConfigError: unknown dataset or format, or a fraction out of range.
         DataError: the data is missing or unreadable, or `split` is a part of other data.
     """
-    info, reading = info_of(dataset), readers(exif, value_range=value_range)
+    info = info_of(dataset)
+    reading = readers(exif, value_range=value_range, channels=channels)
     train = _split(info, True, T_train, train_data_path, data_format, download, reading)
     if holdout is not None:
         val_data_path = train_data_path
@@ -256,6 +262,7 @@ def prepare_val_data(
     exif: str = "ignore",
     value_range: Sequence[float] | None = None,
     skip_unreadable: bool = False,
+    channels: int = 3,
     holdout: Holdout | None = None,
 ) -> DataLoader:
     """The validation loader alone, for runs that need no labelled training set.
@@ -269,7 +276,8 @@ def prepare_val_data(
     Raises:
         DataError: the data is missing or unreadable.
     """
-    T_val, reading = _pipeline(info, images)["T_val"], readers(exif, value_range=value_range)
+    T_val = _pipeline(info, images)["T_val"]
+    reading = readers(exif, value_range=value_range, channels=channels)
     val = _split(info, False, T_val, val_data_path, data_format, download, reading)
     if holdout is not None:
         val = holdout.keep(val, "val")

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from solo.data.catalogue import formats_of, info_of
+from solo.data.datasets.folders import ARRAYS
 from solo.data.datasets.images import ReadError, decode_image
 from solo.data.shards.stored_index import fingerprint, read_index, write_index
 from solo.errors import ConfigError, DataError, did_you_mean
@@ -142,7 +143,10 @@ def _images(group: h5py.Group) -> Iterator[str]:
         if name.startswith("."):
             continue
         # looking at what an object is would take minutes for millions of images
-        if name.lower().endswith(IMG_EXTENSIONS) or group.get(name, getclass=True) != h5py.Group:
+        if (
+            name.lower().endswith((*IMG_EXTENSIONS, ARRAYS))
+            or group.get(name, getclass=True) != h5py.Group
+        ):
             yield name
         else:
             yield from (f"{name}/{inner}" for inner in _images(group[name]))

@@ -9,11 +9,12 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from solo.data.catalogue import known
 from solo.data.classification_dataloader import folder_transform
 from solo.data.datasets.images import readers
-from solo.data.shown import reading_of, shown
+from solo.data.shown import channels_of, reading_of, shown
 
 
 class Preprocess:
@@ -27,26 +28,29 @@ class Preprocess:
 
     Attributes:
         size: side of the images in pixels.
+        channels: of the images.
         mean: of each channel in 0..1.
         std: likewise.
-        load: from a path to an RGB image, as the run has read its files.
+        load: from a path to an image, as the run has read its files.
     """
 
     def __init__(self, args: Mapping[str, Any]) -> None:
         images = shown(known((args.get("data") or {}).get("dataset")), args)
         self.size, self.mean, self.std = images.size, images.mean, images.std
+        self.channels = channels_of(args)
         self.load, _ = readers(**reading_of(args))
         self._transform = folder_transform(args)
 
     def __call__(self, image: Image.Image | str | Path) -> Tensor:
-        """A picture, or the path of one, as (3, size, size) float32.
+        """A picture, or the path of one, as (channels, size, size) float32.
 
         Raises:
             ReadError: the file is no image.
         """
         if isinstance(image, (str, Path)):
-            image = self.load(image)
-        return self._transform(image.convert("RGB"))
+            return self._transform(self.load(image))
+        three = self.channels == 3
+        return self._transform(image.convert("RGB") if three else pil_to_tensor(image))
 
     def __repr__(self) -> str:
         return f"Preprocess(size={self.size}, mean={list(self.mean)}, std={list(self.std)})"

@@ -177,13 +177,18 @@ def build_transform_pipeline(dataset: str, cfg: Mapping[str, Any]) -> T.Compose:
         cfg: the entry, see `solo.data.views.augmentation_keys`.
 
     Returns:
-        Compose from a PIL image to a (3, crop_size, crop_size) tensor.
+        Compose from a PIL image to a (3, crop_size, crop_size) tensor. Where `mean` has another
+        number of channels, from a tensor (channels, H, W) uint8 to as many channels.
 
     Raises:
         ConfigError: the entry has an unknown key or a bad value.
     """
     entry = checked_augmentation(cfg)
     mean, std = pretrain_statistics(dataset, entry)
+    if len(mean) != 3:  # no PIL image has so many channels
+        from solo.data.views.batched.view import OneByOne
+
+        return T.Compose([OneByOne(dataset, cfg)])
     jitter = [entry["color_jitter"].get(strength) or 0 for strength in STRENGTHS]
     turn = T.RandomRotation(
         entry["rotation"].get("degrees") or 0, interpolation=T.InterpolationMode.BILINEAR
@@ -251,6 +256,7 @@ def prepare_datasets(
     pixels: bool = False,
     exif: str = "ignore",
     value_range: Sequence[float] | None = None,
+    channels: int = 3,
     holdout: Holdout | None = None,
 ) -> Dataset:
     """The training set of a dataset, items `(index, transform(image), target)`.
@@ -270,6 +276,7 @@ def prepare_datasets(
             images.
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
         value_range: what is black and white in images of int32 or float values, see `readers`.
+        channels: of the images; other than 3, transforms get tensors (channels, H, W) uint8.
         holdout: images that are left out, since they validate.
 
     Raises:
@@ -278,7 +285,7 @@ def prepare_datasets(
     """
     info = info_of(dataset)
     path = default_data_path() if train_data_path is None else Path(train_data_path)
-    loader, decode = readers(exif, pixels, value_range)
+    loader, decode = readers(exif, pixels, value_range, channels)
     wanted = Wanted("pretrain", path, transform, loader, bool(no_labels), download)
     if in_folders(info, path):
         built = image_folder(path, transform, TRAIN_KEY, dataset_with_index(ClassFolders), loader)

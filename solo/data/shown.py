@@ -66,7 +66,22 @@ def reading_of(trained: Mapping[str, Any] | None) -> dict[str, Any]:
         trained: configuration of the run (`args.json`), None where there is none.
     """
     data = _data(trained or {})
-    return {"exif": data.get("exif") or "ignore", "value_range": data.get("value_range")}
+    return {
+        "exif": data.get("exif") or "ignore",
+        "value_range": data.get("value_range"),
+        "channels": channels_of(trained),
+    }
+
+
+def channels_of(args: Mapping[str, Any] | None) -> int:
+    """Number of channels of a run's images, which its `backbone.kwargs.in_chans` says.
+
+    >>> channels_of({"backbone": {"name": "resnet18", "kwargs": {"in_chans": 1}}})
+    1
+    """
+    backbone = (args or {}).get("backbone")
+    channels = ((backbone or {}).get("kwargs") or {}).get("in_chans")
+    return 3 if channels is None else channels
 
 
 def _data(args: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -29,6 +29,7 @@ class MAEDecoder(nn.Module):
         num_patches: L, patches per image (a square number).
         patch_size: side of a patch in pixels.
         mlp_ratio: hidden dimension of the blocks' MLP over `embed_dim`.
+        in_chans: channels of the images.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class MAEDecoder(nn.Module):
         num_patches: int,
         patch_size: int,
         mlp_ratio: float = 4.0,
+        in_chans: int = 3,
     ):
         super().__init__()
         self.num_patches = num_patches
@@ -52,7 +54,7 @@ class MAEDecoder(nn.Module):
             *(Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True) for _ in range(depth))
         )
         self.decoder_norm = nn.LayerNorm(embed_dim)
-        self.decoder_pred = nn.Linear(embed_dim, patch_size**2 * 3)
+        self.decoder_pred = nn.Linear(embed_dim, patch_size**2 * in_chans)
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
@@ -119,6 +121,7 @@ class MAE(BaseMethod):
             num_heads=kwargs.decoder_num_heads,
             num_patches=self._vit_num_patches,
             patch_size=self._vit_patch_size,
+            in_chans=self.backbone_args.get("in_chans", 3),
         )
 
     @classmethod

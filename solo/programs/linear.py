@@ -12,7 +12,7 @@ from solo.args import schema
 from solo.args.check import require, select
 from solo.args.common import processes
 from solo.args.linear import parse_cfg
-from solo.data.shown import Shown
+from solo.data.shown import Shown, channels_of
 from solo.errors import CheckpointError, ConfigError, DataError
 from solo.files.results import keep_results, read_results
 from solo.files.run_args import read_args
@@ -257,7 +257,8 @@ def _reading(cfg: DictConfig) -> dict[str, Any]:
     from solo.programs.evaluation import trained_reading
 
     reading = trained_reading(select(cfg, "pretrained_feature_extractor"))
-    return {name: select(cfg, f"data.{name}") or value for name, value in reading.items()}
+    asked = {name: select(cfg, f"data.{name}") or value for name, value in reading.items()}
+    return {**asked, "channels": channels_of(cfg)}
 
 
 def _print_result(trainer: Trainer, model: LinearModel, cfg: DictConfig) -> None:

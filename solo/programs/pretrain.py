@@ -181,6 +181,7 @@ def _training_images(cfg: DictConfig, transform: Any, pixels: bool, holdout: Hol
     from solo.data.datasets.unreadable import without_unreadable
     from solo.data.pretrain_dataloader import prepare_datasets
     from solo.data.resident.loader import prepare_resident
+    from solo.data.shown import channels_of
 
     data = cfg.data
     which = {
@@ -190,6 +191,7 @@ def _training_images(cfg: DictConfig, transform: Any, pixels: bool, holdout: Hol
         "fraction_of": data.get("fraction_of", "images"),
         "exif": data.get("exif", "ignore"),
         "value_range": data.get("value_range"),
+        "channels": channels_of(cfg),
         "holdout": holdout,
     }
     if data.format == "resident":
@@ -223,7 +225,7 @@ def validation_loader(cfg: DictConfig, holdout: Holdout | None = None) -> DataLo
         return None
     from solo.data.classification_dataloader import prepare_val_data
     from solo.data.datasets.folders import stored_format
-    from solo.data.shown import shown
+    from solo.data.shown import channels_of, shown
 
     return prepare_val_data(
         info,
@@ -236,6 +238,7 @@ def validation_loader(cfg: DictConfig, holdout: Holdout | None = None) -> DataLo
         exif=data.get("exif", "ignore"),
         value_range=data.get("value_range"),
         skip_unreadable=data.get("skip_unreadable", False),
+        channels=channels_of(cfg),
     )
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 from solo import extensions
 from solo.args import schema
 from solo.args.check import fill
+from solo.backbones import input_channels
 from solo.data import catalogue
 from solo.data.shown import reading_of, shown
 from solo.errors import ConfigError, did_you_mean
@@ -133,7 +134,7 @@ def _require_size(name: str, backbone: nn.Module, side: int) -> None:
     device = next(backbone.parameters()).device
     try:
         with isolate_rng(), torch.no_grad(), _evaluating(backbone):
-            backbone(torch.zeros(1, 3, side, side, device=device))
+            backbone(torch.zeros(1, input_channels(backbone), side, side, device=device))
     except AssertionError as error:  # of a timm encoder of one size
         raise ConfigError(
             f"probes.{name}: {error} Set probes.{name}.image_size to the size that the encoder "

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solo.backbones import input_channels
 from solo.errors import ConfigError
 from sparse_ext.masks.dual_norms import second_sets
 
@@ -144,12 +145,16 @@ def count(model: nn.Module, input_shape: Sequence[int] | int) -> CostTable:
 
     Args:
         model: any module that takes a batch of images; it is left as it was.
-        input_shape: (C, H, W), or the side of a square RGB image.
+        input_shape: (C, H, W), or the side of a square image.
 
     Raises:
         ConfigError: if the model cannot take such an image.
     """
-    shape = (3, input_shape, input_shape) if isinstance(input_shape, int) else tuple(input_shape)
+    shape = (
+        (input_channels(model), input_shape, input_shape)
+        if isinstance(input_shape, int)
+        else tuple(input_shape)
+    )
     with torch.no_grad(), _untouched(model), _every_product(), _recorded(model) as macs:
         total = _forward(model, shape)
     prunable = _prunable_names(model)

@@ -20,7 +20,7 @@ import timm
 import torch
 from torch import nn
 
-from solo.backbones import features_dim
+from solo.backbones import features_dim, input_channels
 from solo.checkpoints.described import class_names
 from solo.checkpoints.exporting import export_encoder
 from solo.checkpoints.files import read_args
@@ -67,7 +67,11 @@ def write_hub(request: Request) -> list[str]:
         "num_features": features_dim(request.backbone),
         "model_args": kwargs,
         "pretrained_cfg": {
-            "input_size": [3, request.input_size, request.input_size],
+            "input_size": [
+                input_channels(request.backbone),
+                request.input_size,
+                request.input_size,
+            ],
             "fixed_input_size": "vit" in architecture or "swin" in architecture,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
@@ -117,7 +121,8 @@ def _compare(
             f"ResNet with a 3x3 stem for small images, or of another width, has no counterpart "
             f"there. Use the formats dense, packed or onnx."
         ) from error
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    shape = (2, input_channels(encoder), size, size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     modes = {module: module.training for module in encoder.modules()}
     ours, theirs = encoder.eval()(images), model.eval()(images)
     for module, mode in modes.items():

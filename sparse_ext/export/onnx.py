@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from solo.backbones import input_channels
 from solo.data.preprocess import Preprocess
 from solo.errors import CheckpointError, ConfigError
 from solo.files.run_args import EMBEDDED
@@ -28,7 +29,7 @@ def export_onnx(
     opset: int = OPSET,
     about: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write an encoder as ONNX: `images` (N, 3, size, size) to `features` (N, F), any N.
+    """Write an encoder as ONNX: `images` (N, C, size, size) to `features` (N, F), any N.
 
     Masks leave no trace: pruned weights are zeros in the file. ONNX Runtime computes with them as
     with others; TensorRT finds 2:4 patterns by itself (`trtexec --onnx=FILE --sparsity=enable`).
@@ -39,7 +40,7 @@ def export_onnx(
     """
     onnx = need("onnx")
     training = net.training
-    images = torch.zeros(2, 3, size, size)
+    images = torch.zeros(2, input_channels(net), size, size)
     with whole_file(path) as partial:
         torch.onnx.export(
             net.eval().cpu(),

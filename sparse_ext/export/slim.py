@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solo.backbones import input_channels
 from solo.checkpoints.files import write_tensors
 from solo.errors import CheckpointError, ConfigError
 from solo.files.whole import write_json
@@ -122,7 +123,8 @@ def load_slim(path: str | Path) -> nn.Module:
 @torch.no_grad()
 def difference(a: nn.Module, b: nn.Module, size: int, images: int = 4) -> float:
     """Largest difference of two encoders' outputs in eval mode, over the largest output."""
-    x = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
+    shape = (images, input_channels(a), size, size)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, right = (_evaluate(net, x) for net in (a, b))
     return float((left - right).abs().max() / left.abs().max().clamp(min=1e-12))
 

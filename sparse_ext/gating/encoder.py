@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solo.backbones import input_channels
 from solo.errors import CheckpointError, ConfigError
 from sparse_ext.compat import unwrapped
 from sparse_ext.config.reading import to_dict
@@ -116,9 +117,9 @@ def rebuild(backbone: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def trace(backbone: nn.Module, size: int) -> Pass:
-    """What one pass of a square RGB image costs, from shapes alone (a copy on the meta device)."""
+    """What one pass of a square image costs, from shapes alone (a copy on the meta device)."""
     twin = copy.deepcopy(backbone).to("meta").eval()
-    twin(torch.empty(1, 3, size, size, device="meta"))
+    twin(torch.empty(1, input_channels(twin), size, size, device="meta"))
     return gating_of(twin).context.tape[None]  # type: ignore[union-attr]
 
 

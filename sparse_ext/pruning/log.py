@@ -8,6 +8,7 @@ exists by then, raises the root logger to ERROR and takes its handlers away.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from solo.monitoring.console import say
 
@@ -33,3 +34,9 @@ def listen() -> None:
         log.setLevel(logging.INFO)
     if _console not in log.handlers:
         log.addHandler(_console)
+
+
+def in_words(sparsities: Sequence[float]) -> str:
+    """Sparsities of the encoders, online first: `online 30.0%, momentum 0.0%`."""
+    named = zip(("online", "momentum"), sparsities, strict=False)
+    return ", ".join(f"{name} {100 * share:.1f}%" for name, share in named)

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks import packing
 from sparse_ext.masks.encoder import Encoder, InvariantError, check_stored
 from sparse_ext.masks.masking import selection
-from sparse_ext.pruning.log import log
+from sparse_ext.pruning.log import in_words, log
 from sparse_ext.pruning.measuring import measure
 from sparse_ext.pruning.pruner import Pruner
 from sparse_ext.pruning.registry import build_pruner, method_class
@@ -186,8 +186,10 @@ class PruningCallback(Callback):
         pruner = self.running
         pruner.online.project(optimizer)
         self.meter.step()
+        started = time.perf_counter()
         self._updated = pruner.after_step(optimizer)
         if self._updated:
+            self._watch.update(time.perf_counter() - started)
             self._agree(f"Masks after step {pruner.t}")
         if self.config.debug:
             pruner.check(optimizer)
@@ -309,6 +311,8 @@ class PruningCallback(Callback):
             return
         self._follow()
         self.pruner.report_end()
+        if advice := self._watch.advice():
+            log.info(advice)
         check_stored(self._encoders)
         step, logged = self._logged
         if step == self.pruner.t and logged != self.pruner.weight_sparsities():
@@ -345,9 +349,3 @@ class PruningCallback(Callback):
 def all_finite(grads: list[Tensor]) -> Tensor:
     """Whether no gradient is NaN or infinite, as a 0-dim tensor on their device."""
     return torch.stack([grad.sum(dtype=torch.float32) for grad in grads]).isfinite().all()
-
-
-def in_words(sparsities: Sequence[float]) -> str:
-    """Sparsities of the encoders, online first: `online 30.0%, momentum 0.0%`."""
-    named = zip(("online", "momentum"), sparsities, strict=False)
-    return ", ".join(f"{name} {100 * share:.1f}%" for name, share in named)

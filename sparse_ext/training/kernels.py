@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from lightning.pytorch import LightningModule, Trainer
@@ -83,12 +84,24 @@ def layers_in_use(module: LightningModule) -> dict[str, int]:
     return counts
 
 
+NOTABLE, AIM = 0.1, 0.05  # shares of a step's time that changes of masks take
+
+
 class Stopwatch:
-    """Wall clock of training steps, from the batch at hand to the end of the step."""
+    """Wall clock of training steps, from the batch at hand to the end of the step.
+
+    Attributes:
+        steps: counted since the start of training.
+        seconds: of all of them.
+        updates: changes of masks among them.
+        update_seconds: of those changes.
+    """
 
     def __init__(self) -> None:
         self._begun: float | None = None
         self._total, self._steps = 0.0, 0
+        self.steps, self.seconds = 0, 0.0
+        self.updates, self.update_seconds = 0, 0.0
 
     def start(self) -> None:
         """A batch is there."""
@@ -97,9 +110,29 @@ class Stopwatch:
     def stop(self) -> None:
         """Its step is over."""
         if self._begun is not None:
-            self._total += time.perf_counter() - self._begun
-            self._steps += 1
+            step = time.perf_counter() - self._begun
+            self._total, self.seconds = self._total + step, self.seconds + step
+            self._steps, self.steps = self._steps + 1, self.steps + 1
         self._begun = None
+
+    def update(self, seconds: float) -> None:
+        """Masks have changed within the step under way, which took so long."""
+        self.updates += 1
+        self.update_seconds += seconds
+
+    def advice(self) -> str:
+        """A sentence if changes of masks took more than `NOTABLE` of the steps; else nothing."""
+        if not self.updates or self.update_seconds <= NOTABLE * self.seconds:
+            return ""
+        share, one = self.update_seconds / self.seconds, self.update_seconds / self.updates
+        step = max((self.seconds - self.update_seconds) / self.steps, 1e-9)
+        period = math.ceil(one / step * (1 - AIM) / AIM)
+        return (
+            f"Changes of masks took {100 * share:.0f}% of the training steps' time: "
+            f"{self.updates} in {self.steps} steps, {1e3 * one:.3g} ms each. With "
+            f"sparse.update_period={period} they take at most {100 * AIM:.0f}%, as by default in a "
+            f"run of {195 * period:,} steps."
+        )
 
     def figures(self) -> dict[str, float]:
         """Mean seconds per step since this was last asked."""

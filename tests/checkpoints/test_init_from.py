@@ -5,6 +5,8 @@ import pytest
 import timm
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from timm.models import vision_transformer
 from torch import nn
 from torchvision.models import VisionTransformer
 
@@ -117,6 +119,84 @@ def test_the_momentum_encoder_is_the_other_one():
     found = find_encoder(content, resnet(3), "momentum")
     assert torch.equal(found.state["conv1.weight"], other.conv1.weight)
     assert found.place == "state_dict / encoder_k."
+
+
+def layout_of_vit(kind, state, other):
+    """A file of a vision transformer as `kind` writes it."""
+    head = torch.zeros(2, 2)
+    return {
+        "timm": {**state, "head.weight": head, "head.bias": head[0]},
+        "mae": {
+            "model": {
+                **state,
+                "mask_token": torch.zeros(1, 1, 8),
+                "decoder_embed.weight": head,
+                "decoder_pos_embed": torch.zeros(1, 17, 8),
+                "decoder_blocks.0.norm1.weight": head[0],
+                "decoder_norm.weight": head[0],
+            },
+            "optimizer": {"state": {}, "param_groups": []},
+            "epoch": 7,
+        },
+        "dino": {
+            "student": {
+                **prefixed(other, "module.backbone."),
+                "module.backbone.masked_embed": head[:1],  # as iBOT writes it: one more than below
+                "module.head.mlp.0.weight": head,
+            },
+            "teacher": {**prefixed(state, "backbone."), "head.mlp.0.weight": head},
+            "optimizer": {"state": {0: {"exp_avg": head}}},
+        },
+        "moco v3": {
+            "state_dict": {
+                **prefixed(other, "module.momentum_encoder."),
+                **prefixed(state, "module.base_encoder."),
+                "module.base_encoder.head.0.weight": head,
+                "module.predictor.0.weight": head,
+            }
+        },
+        "dinov2": {**state, "mask_token": torch.zeros(1, 24)},
+        "lightly": {
+            "state_dict": {
+                **prefixed(other, "student_backbone.vit."),
+                **prefixed(state, "teacher_backbone.vit."),
+            }
+        },
+    }[kind]
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("kind", ["timm", "mae", "dino", "moco v3", "dinov2", "lightly"])
+def test_a_vision_transformer_is_found(kind, suffix, tmp_path):
+    trained, other, fresh = vit(1), vit(2), vit(3)
+    content = layout_of_vit(kind, trained.state_dict(), other.state_dict())
+    file = str(tmp_path / f"weights.{suffix}")
+    if suffix == "pth":
+        torch.save(content, file)
+    elif all(isinstance(value, torch.Tensor) for value in content.values()):
+        save_file({key: value.clone() for key, value in content.items()}, file)
+    else:
+        pytest.skip("safetensors holds no dictionaries of dictionaries")
+    report = init_encoder(fresh, file)
+    for key, value in trained.state_dict().items():
+        assert torch.equal(fresh.state_dict()[key], value), key
+    assert not report.random
+
+
+def test_dinov2_with_registers(tmp_path):
+    """Against timm's own conversion of the same file."""
+    options = {"reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5}
+    source, target, other = (vit(seed, **options) for seed in (1, 2, 3))
+    file = {key: value for key, value in source.state_dict().items() if key != "reg_token"}
+    file["pos_embed"] = torch.randn(1, 17, 24)
+    file |= {"register_tokens": torch.randn(1, 4, 24), "mask_token": torch.zeros(1, 24)}
+    torch.save(file, tmp_path / "dinov2.pth")
+    init_encoder(target, str(tmp_path / "dinov2.pth"))
+    other.load_state_dict(vision_transformer.checkpoint_filter_fn(dict(file), other))
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(target.eval()(x), other.eval()(x))
+    with pytest.raises(CheckpointError, match="which has no register_tokens"):
+        init_encoder(vit(init_values=1e-5), str(tmp_path / "dinov2.pth"))
 
 
 def test_torchvisions_vision_transformer(tmp_path):

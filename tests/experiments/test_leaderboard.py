@@ -17,7 +17,7 @@ from scipy import stats
 from scripts.experiments import programs
 from scripts.experiments.jobs import Job
 from scripts.experiments.leaderboard import __main__ as launcher
-from scripts.experiments.leaderboard import overall, results, tables, write
+from scripts.experiments.leaderboard import again, overall, results, tables, write
 from scripts.experiments.leaderboard.cells import MAIN, SETTINGS, Cell, cells, searches
 from scripts.experiments.leaderboard.protocol import PROTOCOLS, chosen, protocol
 from scripts.experiments.leaderboard.statistics import paired, spread
@@ -152,6 +152,7 @@ def test_rivals_choose_among_the_same_values():
         for method in ("synccp", "gmp", "granet", "granet_ssl")
     }
     assert set(map(tuple, values.values())) == {("0.75",)}
+    assert searches("synccp") == []  # what was tuned by hand is not searched as well
     counts = {len(choices) for choices in SETTINGS.values()}
     assert counts == {3}
 
@@ -282,6 +283,36 @@ def test_figure_shows_means_and_spread():
     assert line.get_ydata().tolist() == [80.0]
     low, high = ends.get_segments()[0][:, 1]
     assert (low, high) == pytest.approx((79.0, 81.0))
+
+
+def test_a_repetition_names_what_differs(tmp_path, monkeypatch):
+    first = record("gmp", 0, 80.0, setting="short", overrides=["++seed=0", "precision=32"])
+    asked = {}
+
+    def run_cell(plan, cell, folder, more, data, setting):
+        asked.update(cell=cell, more=more, setting=setting)
+        again_folder = folder / "runs" / cell.name
+        again_folder.mkdir(parents=True, exist_ok=True)
+        (again_folder / "encoder.safetensors").write_bytes(b"a")
+        return {**first, "knn_acc1": 75.1}
+
+    monkeypatch.setattr(again, "run_cell", run_cell)
+    own = tmp_path / "runs" / "gmp-90-seed0"
+    own.mkdir(parents=True)
+    (own / "encoder.safetensors").write_bytes(b"b")
+    found = list(again.repeat("digits", tmp_path, "gmp-90-seed0", first))
+    assert found == [
+        "gmp-90-seed0: knn_acc1 was 75.0 and is 75.1",
+        "gmp-90-seed0: the encoders differ",
+    ]
+    assert asked == {"cell": GMP, "more": ["precision=32"], "setting": "short"}
+    (own / "encoder.safetensors").write_bytes(b"a")
+    first["knn_acc1"] = 75.1
+    assert list(again.repeat("digits", tmp_path, "gmp-90-seed0", first)) == []
+    done = {"asp-2of4-50-seed0": record("asp", 0, 1.0), "gmp-90-seed0": first}
+    assert again.choose(done, 1) == ["gmp-90-seed0"]
+    with pytest.raises(DataError, match="Only 1 cells have finished"):
+        again.choose(done, 2)
 
 
 TINY = ("--set", "max_epochs=6", "++limit_train_batches=3", "++limit_val_batches=1")

@@ -7,8 +7,9 @@ import torch
 from solo.checkpoints import load_run
 from solo.errors import CheckpointError, ConfigError
 from solo.programs.pretrain import pretrain
+from sparse_ext.export import load_slim, slim
 from sparse_ext.export.packed import save_packed
-from tests.programs.tiny import PRETRAIN, config
+from tests.programs.tiny import PRETRAIN, config, run_of
 
 
 def still(**overrides):
@@ -46,6 +47,25 @@ def test_a_sparse_run_starts_from_a_dense_one_and_a_dense_one_from_a_sparse_one(
     pretrain(still(init_from="packed.safetensors", name="packed"))
     packed = load_run("trained_models/mocov2plus/2")[0]
     assert torch.equal(packed.layer4[1].conv2.weight, layer.weight)
+
+
+def test_a_run_starts_from_a_slim_encoder(cwd):
+    """Online and momentum encoder take its widths, and can train on."""
+    section = {"name": "gmp", "granularity": "filter", "coupled": True, "final": 0.5}
+    section |= {"ramp_end": 0.2, "update_period": 1}
+    wide = {"backbone__kwargs": {"width": 4}}
+    pretrain(config(PRETRAIN, sparse=section, max_epochs=3, **wide))
+    slim(run_of(cwd)[1], "slim")
+    wanted = load_slim("slim").state_dict()
+    pretrain(still(init_from="slim", name="narrow", **wide))
+    for which in ("online", "momentum"):
+        net = load_run("trained_models/mocov2plus/1", which)[0]
+        assert net.layer4[0].conv1.out_channels < 32
+        for name, value in net.named_parameters():
+            assert torch.allclose(value, wanted[name], atol=1e-6), name
+    pretrain(config(PRETRAIN, init_from="slim", name="on", **wide))
+    trained = load_run("trained_models/mocov2plus/2")[0]
+    assert not torch.equal(trained.conv1.weight, wanted["conv1.weight"])
 
 
 def test_frozen_modules_thaw(pretrained, cwd):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from sparse_ext.config.sections import build
-from sparse_ext.pruning.log import listen, log
+from sparse_ext.pruning.log import in_words, listen, log
 from sparse_ext.schedules import Clock
 from tests.pruning.toys import pruner_of
 
@@ -66,3 +66,8 @@ def test_a_chosen_level_stays():
     listen()
     assert log.level == logging.ERROR
     log.setLevel(before)
+
+
+def test_sparsities_are_named():
+    assert in_words([0.2999954111600588, 0.0]) == "online 30.0%, momentum 0.0%"
+    assert in_words([0.8]) == "online 80.0%"

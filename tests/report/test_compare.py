@@ -23,11 +23,11 @@ SPARSE = {"name": "synccp", "final": 0.9}
 
 def table(page):
     """Heads and rows of the first table of a page, as text."""
-    part = re.search(r"<table class=sortable.*?</table>", page, re.DOTALL)[0]
+    part = re.search(r'<table class="?sortable.*?</table>', page, re.DOTALL)[0]
     clean = [
         [
             html_text.unescape(re.sub(r"<[^>]*>", "", cell)).strip()
-            for cell in re.findall(r"<t[hd]>(.*?)</t[hd]>", row, re.DOTALL)
+            for cell in re.findall(r"<t[hd](?: [^>]*)?>(.*?)</t[hd]>", row, re.DOTALL)
         ]
         for row in re.findall(r"<tr[^>]*>(.*?)</tr>", part, re.DOTALL)
     ]

@@ -116,3 +116,17 @@ def test_refused_where_it_cannot_be(method, stored):
     run = trainer(precision="64-true" if stored else "32-true")
     with pytest.raises(ConfigError, match="precision=64" if stored else "stored as zero"):
         run.fit(module, data(width=16))
+
+
+def test_a_run_that_changes_masks_too_often_is_told():
+    watch = kernels.Stopwatch()
+    assert watch.advice() == ""
+    watch.steps, watch.seconds = 20, 2.0
+    for _ in range(20):
+        watch.update(0.04)
+    # a change costs 0.04 s, a step without it 0.06 s: 0.04 / (0.04 + 13 * 0.06) is 4.9 %
+    assert "took 40% of the training steps' time: 20 in 20 steps, 40 ms each" in watch.advice()
+    assert "sparse.update_period=13 " in watch.advice()
+    assert 0.04 / (0.04 + 13 * 0.06) <= 0.05 < 0.04 / (0.04 + 12 * 0.06)
+    watch.seconds = 100.0
+    assert watch.advice() == ""

@@ -20,7 +20,7 @@ from typing import Any
 
 from scripts.experiments import programs
 from scripts.experiments.leaderboard import results
-from scripts.experiments.leaderboard.cells import Cell, searches
+from scripts.experiments.leaderboard.cells import FIXED, Cell, searches
 from scripts.experiments.leaderboard.protocol import KNN, Protocol, chosen, protocol, run_folder
 from solo.files.whole import write_json
 from solo.programs.app import run_program
@@ -51,6 +51,7 @@ def run_cell(
     more: Sequence[str] = (),
     linear: Sequence[str] = (),
     data: Path | None = None,
+    setting: str | None = None,
 ) -> dict[str, Any]:
     """Train and evaluate a cell.
 
@@ -64,6 +65,7 @@ def run_cell(
         more: further `key=value` for the pretraining.
         linear: further `key=value` for the linear evaluation.
         data: folder of the images, where the board needs one.
+        setting: choice of `SETTINGS`; left out: the cell's, else what the search chose.
     """
     own = run_folder(folder, cell)
     if not board.resumes:
@@ -71,7 +73,7 @@ def run_cell(
     own.mkdir(parents=True, exist_ok=True)
     values, arguments = board.images(data)
     more, linear = (*values, *more), (*board.evaluation, *values, *linear)
-    setting = cell.setting
+    setting = setting or cell.setting or FIXED.get(cell.method)
     if setting is None:
         setting = chosen(results.read(folder), searches(cell.method))
     began = time.process_time(), time.monotonic()

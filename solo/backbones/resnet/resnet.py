@@ -15,7 +15,7 @@ from solo.errors import ConfigError
 __all__ = ["WidthResNet", "resnet18", "resnet50"]
 
 _BASE_WIDTH = 64
-_OPTIONS = keywords(ResNet) - {"block", "layers"} | {"width", "weights", "progress"}
+_OPTIONS = keywords(ResNet) - {"block", "layers"} | {"width", "in_chans", "weights", "progress"}
 
 
 class WidthResNet(ResNet):
@@ -38,14 +38,35 @@ class WidthResNet(ResNet):
         if not hasattr(self, "layer1"):
             # torchvision has just made a stem of 64; its initialisation is still to come
             self.inplanes = self.width
-            self.conv1 = nn.Conv2d(3, self.width, kernel_size=7, stride=2, padding=3, bias=False)
+            self.conv1 = _stem(3, self.width)
             self.bn1 = self._norm_layer(self.width)
         return super()._make_layer(
             block, planes * self.width // _BASE_WIDTH, blocks, stride, dilate
         )
 
 
-def _build(name: str, block, layers: list[int], width: int = _BASE_WIDTH, **kwargs: Any) -> ResNet:
+def _stem(channels: int, width: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
+
+
+def _build(
+    name: str, block, layers: list[int], width: int = _BASE_WIDTH, in_chans: int = 3, **kwargs: Any
+) -> ResNet:
+    """A ResNet whose stem takes images of `in_chans` channels."""
+    if in_chans == 3:
+        return _of_colours(name, block, layers, width, **kwargs)
+    if kwargs.pop("weights", None) is not None:
+        raise ConfigError(
+            f"backbone.kwargs.weights: torchvision's are for 3 channels, not {in_chans}; remove "
+            "one of the two"
+        )
+    net = _of_colours(name, block, layers, width, **kwargs)
+    net.conv1 = _stem(in_chans, net.conv1.out_channels)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return net
+
+
+def _of_colours(name: str, block, layers: list[int], width: int, **kwargs: Any) -> ResNet:
     check_kwargs(name, kwargs, _OPTIONS)
     if not isinstance(width, int) or isinstance(width, bool) or width < 1:
         raise ConfigError(f"backbone.kwargs.width={width!r}: must be a positive integer")
@@ -61,10 +82,10 @@ def _build(name: str, block, layers: list[int], width: int = _BASE_WIDTH, **kwar
 
 
 def resnet18(**kwargs: Any) -> ResNet:
-    """ResNet-18; `width` scales all stages, other options are torchvision's."""
+    """ResNet-18; `width` scales all stages, `in_chans` are the images' channels."""
     return _build("resnet18", BasicBlock, [2, 2, 2, 2], **kwargs)
 
 
 def resnet50(**kwargs: Any) -> ResNet:
-    """ResNet-50; `width` scales all stages, other options are torchvision's."""
+    """ResNet-50; `width` scales all stages, `in_chans` are the images' channels."""
     return _build("resnet50", Bottleneck, [3, 4, 6, 3], **kwargs)

@@ -23,6 +23,7 @@ from solo.data.datasets.splits import Split, draw
 from solo.errors import ConfigError, DataError, did_you_mean
 
 DATA_FORMATS = FOLDER_FORMATS
+ARRAYS = ".npy"
 TINY = "val_annotations.txt"  # of Tiny-ImageNet
 
 
@@ -75,15 +76,14 @@ def require_folder(path: str | os.PathLike, key: str) -> Path:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Names of the image files directly in `folder`, sorted; hidden files do not count."""
+    """Names of the image files directly in `folder`, sorted; hidden files do not count.
+
+    Where there are none, arrays (`.npy`) count as images.
+    """
     with os.scandir(folder) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(IMG_EXTENSIONS)
-            and not entry.name.startswith(".")
-            and entry.is_file()
-        )
+        shown = sorted(e.name for e in entries if _shown(e.name) and e.is_file())
+    images = [name for name in shown if name.lower().endswith(IMG_EXTENSIONS)]
+    return images or [name for name in shown if name.lower().endswith(ARRAYS)]
 
 
 def images_below(folder: str | Path) -> list[Path]:

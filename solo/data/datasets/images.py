@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +27,13 @@ from solo.errors import ConfigError, DataError, did_you_mean
 Range = tuple[float, float] | None
 
 
-class _UnknownRange(ValueError):
-    """An image's values have no known white."""
+class NotWanted(ValueError):
+    """A whole image that cannot be used as it is: no known white, or other channels."""
 
 
 # What Pillow raises on broken input: not an image, truncated, corrupt chunks, absurd sizes.
 _BROKEN = (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError)
-JPEG_MAGIC = b"\xff\xd8"
+JPEG_MAGIC, NPY_MAGIC = b"\xff\xd8", b"\x93NUMPY"
 EXIF = ("ignore", "apply")
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -89,7 +90,10 @@ def require_range(value_range: Sequence[float] | None) -> tuple[float, float] | 
 
 
 def readers(
-    exif: str = "ignore", pixels: bool = False, value_range: Sequence[float] | None = None
+    exif: str = "ignore",
+    pixels: bool = False,
+    value_range: Sequence[float] | None = None,
+    channels: int = 3,
 ) -> tuple[Callable, Callable]:
     """How files, and how encoded bytes with a name, become images.
 
@@ -97,12 +101,19 @@ def readers(
         exif: `apply` turns images as their EXIF orientation says, `ignore` does not.
         pixels: make (3, H, W) uint8 tensors, not PIL images.
         value_range: what is black and what is white in images of int32 or float values.
+        channels: of the images; other than 3, they are tensors (channels, H, W) uint8.
 
     Raises:
         ConfigError: `exif` is unknown, or the range is none.
     """
+    pair: tuple[Callable, Callable]
     pair = (read_pixels, decode_pixels) if pixels else (read_image, decode_image)
+    options: dict[str, Any]
     options = {"exif": require_exif(exif), "value_range": require_range(value_range)}
+    if channels != 3:
+        from solo.data.datasets.channels import decode_channels, read_channels
+
+        pair, options = (read_channels, decode_channels), {**options, "channels": channels}
     return tuple(partial(function, **options) for function in pair)  # type: ignore[return-value]
 
 
@@ -111,34 +122,72 @@ def as_rgb(image: Image.Image, exif: str, value_range: Range) -> Image.Image:
     image.load()  # some formats keep their EXIF behind the pixels
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image, value_range)
-    turn = _TURNS.get(_orientation(image)) if exif == "apply" else None
+    turn = turn_of(image) if exif == "apply" else None
     image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(image: Image.Image, value_range: Range) -> Image.Image:
-    """Grey images of 16 bits, int32 and floats as one byte per pixel; Pillow cuts them at 255.
+    """Grey images of 16 bits, int32 and floats as one byte per pixel; Pillow cuts them at 255."""
+    values = np.asarray(image)
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits
+        values = values.astype(np.uint16)
+    found = Image.fromarray(eight_bits(values, value_range))
+    found.info = image.info
+    return found
+
+
+def eight_bits(values: np.ndarray, value_range: Range) -> np.ndarray:
+    """Values of any type as levels, uint8: bytes as they are, 16 bits over 257, others by a range.
 
     Raises:
-        ReadError: what is white in it is not known, or a value is no number.
+        ValueError: what is white in them is not known, or one is no number.
     """
-    values = np.asarray(image).astype(np.float64)
+    if values.dtype == np.uint8:
+        return values
+    sixteen = values.dtype.kind == "u" and values.dtype.itemsize == 2
+    kind = "float" if values.dtype.kind == "f" else "int32"
+    values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError(f"{(~np.isfinite(values)).sum()} of its values are not finite")
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        low, high = 0.0, 65535.0
-    elif value_range is not None:
-        low, high = value_range
-    else:
-        kind = "float" if image.mode == "F" else "int32"
-        raise _UnknownRange(
+    if not sixteen and value_range is None:
+        raise NotWanted(
             f"its {kind} values, here from {values.min():g} to {values.max():g}, have no known "
             "white: set data.value_range=[black,white], such as [0,1]"
         )
-    levels = ((values - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
-    found = Image.fromarray(levels)
-    found.info = image.info
-    return found
+    low, high = (0.0, 65535.0) if sixteen else value_range  # type: ignore[misc]
+    return ((values - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
+
+
+def array_of(encoded: bytes) -> np.ndarray:
+    """The array in the bytes of an .npy file.
+
+    Raises:
+        ValueError: it is damaged, or holds objects or no numbers.
+    """
+    array = np.load(io.BytesIO(encoded), allow_pickle=False)
+    if array.dtype.kind not in "uif":
+        raise ValueError(f"an array of {array.dtype} is no image")
+    return array
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What turns a loaded image as its EXIF orientation says; None where nothing does."""
+    return _TURNS.get(_orientation(image))
+
+
+def _opened(file: Any, value_range: Range) -> Image.Image:
+    """The image in a file: what Pillow reads, or an RGB array."""
+    start = file.read(len(NPY_MAGIC))
+    file.seek(0)
+    if start != NPY_MAGIC:
+        return Image.open(file)
+    values = array_of(file.read())
+    if values.ndim == 3 and values.shape[2] != 3 == values.shape[0]:
+        values = values.transpose(1, 2, 0)
+    if values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3):
+        return Image.fromarray(np.ascontiguousarray(eight_bits(values, value_range)))
+    raise NotWanted(f"an array of shape {values.shape} is no RGB image (see in_chans)")
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -166,7 +215,7 @@ def read_image(path: str | Path, exif: str = "ignore", value_range: Range = None
     Raises:
         ReadError: the file is missing, truncated or not an image.
     """
-    with broken_image(str(path)), open(path, "rb") as file, Image.open(file) as image:
+    with broken_image(str(path)), open(path, "rb") as file, _opened(file, value_range) as image:
         return as_rgb(image, exif, value_range)
 
 
@@ -178,7 +227,7 @@ def decode_image(
     Raises:
         ReadError: the bytes are no complete image.
     """
-    with broken_image(name), Image.open(io.BytesIO(encoded)) as image:
+    with broken_image(name), _opened(io.BytesIO(encoded), value_range) as image:
         return as_rgb(image, exif, value_range)
 
 
@@ -218,6 +267,6 @@ def _explain(name: str, error: BaseException) -> str:
     reason = str(error)
     if isinstance(error, Image.UnidentifiedImageError):
         reason = "not an image"
-    if isinstance(error, _UnknownRange):
+    if isinstance(error, NotWanted):
         return f"Cannot read image '{name}': {reason}."
     return f"Cannot read image '{name}': {reason}. Replace or remove the file."

@@ -116,7 +116,9 @@ def _fitted(size: int | None) -> Callable[[Image.Image], np.ndarray]:
     steps = [T.Resize(size, T.InterpolationMode.BICUBIC), T.CenterCrop(size)] if size else []
     fit = T.Compose(steps)
 
-    def to_array(image: Image.Image) -> np.ndarray:
+    def to_array(image: Image.Image | Tensor) -> np.ndarray:
+        if isinstance(image, Tensor):  # of other channels than three
+            return np.asarray(image if image.shape[1:] == (size, size) else fit(image))
         if image.size != (size, size):
             image = fit(image)
         return np.array(image.convert("RGB")).transpose(2, 0, 1)

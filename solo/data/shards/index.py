@@ -22,7 +22,7 @@ from solo.data.shards.stored_index import fingerprint, read_index, write_index
 from solo.errors import DataError
 from solo.monitoring.console import bar
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "npy")
 LABEL = "cls"
 LIST = "index.json"  # what a converter writes beside shards: their names, sizes and classes
 MAKE = "scripts/utils/convert_imgfolder_to_shards.py makes shards from an image folder."

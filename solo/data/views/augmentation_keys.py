@@ -74,6 +74,7 @@ STRENGTHS = ("brightness", "contrast", "saturation", "hue")
 SECTIONS: dict[str, type] = {
     name: kind for name, kind in hints(Augmentation).items() if is_dataclass(kind)
 }
+COLOURS = ("color_jitter", "grayscale")  # operations that mix the three channels
 PLAIN_KEYS = tuple(item.name for item in fields(Augmentation) if item.name not in SECTIONS)
 
 
@@ -165,10 +166,23 @@ def _checked_rrc(rrc: dict[str, Any], known: Mapping[str, Field], where: str) ->
 def _check_statistics(entry: dict[str, Any], where: str) -> None:
     for key in ("mean", "std"):
         value = entry.get(key)
-        if value is not None and (not isinstance(value, (list, tuple)) or len(value) != 3):
-            raise ConfigError(f"{where}.{key}: expected three numbers, got {value!r}.")
+        if value is not None and (not isinstance(value, (list, tuple)) or not value):
+            raise ConfigError(f"{where}.{key}: expected a number per channel, got {value!r}.")
         for item in value or ():
             _number(item, f"{where}.{key}")
+    counts = [len(entry[key]) if entry.get(key) else 3 for key in ("mean", "std")]
+    if counts[0] != counts[1]:
+        raise ConfigError(f"{where}: mean has {counts[0]} numbers and std {counts[1]}.")
+    _check_colours(entry, counts[0], where)
+
+
+def _check_colours(entry: dict[str, Any], channels: int, where: str) -> None:
+    colours = [name for name in COLOURS if channels != 3 and entry[name]["prob"]]
+    if colours:
+        raise ConfigError(
+            f"{where}.{colours[0]} is for red, green and blue, and these images have {channels} "
+            f"channel{'s' if channels > 1 else ''} (mean, std): set its prob to 0."
+        )
 
 
 def _check_keys(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:

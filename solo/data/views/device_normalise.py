@@ -12,16 +12,25 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
+from torchvision.transforms import functional as TF
 
 from solo.monitoring.profiling import AUGMENTATION, section
 
 
+class AsBytes:
+    """A PIL image, or a tensor (C, H, W) uint8, as such a tensor."""
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        return image if isinstance(image, Tensor) else TF.pil_to_tensor(image)
+
+
 def left_as_bytes(transform: T.Compose) -> T.Compose:
-    """A pipeline that ends with ToTensor and Normalize without these: to (C, H, W) uint8."""
-    return T.Compose([*transform.transforms[:-2], T.PILToTensor()])
+    """A pipeline without its last two steps, which convert and normalise: to (C, H, W) uint8."""
+    return T.Compose([*transform.transforms[:-2], AsBytes()])
 
 
 class NormalisedOnDevice(LightningDataModule):

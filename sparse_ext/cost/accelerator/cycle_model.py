@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from solo.backbones import input_channels
 from sparse_ext.compat import unwrapped
 from sparse_ext.cost.per_layer import COUNTED
 from sparse_ext.masks.granularity import Block
@@ -114,7 +115,7 @@ def measure(net: nn.Module, size: int) -> list[Layer]:
     training = net.training
     try:
         with torch.no_grad():
-            net.eval()(torch.zeros(1, 3, size, size))
+            net.eval()(torch.zeros(1, input_channels(net), size, size))
     finally:
         net.train(training)
         for hook in hooks:

@@ -72,9 +72,11 @@ def deviation(backbone: Any, encoder: Any, size: int, images: int = 8) -> float:
     """
     import torch
 
+    from solo.backbones import input_channels
     from sparse_ext.gating.encoder import choose
 
-    x = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
+    shape = (images, input_channels(backbone), size, size)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     choose(backbone, "gated")
     with torch.no_grad():
         wanted = backbone.eval()(x)

@@ -78,6 +78,26 @@ class BatchedView(nn.Module):
         return x
 
 
+class OneByOne:
+    """A `BatchedView` of single images, for loaders whose images have other channels than three.
+
+    Args:
+        dataset: see `BatchedView`.
+        cfg: one entry of `augmentations`.
+    """
+
+    def __init__(self, dataset: str, cfg: Mapping[str, Any]):
+        self.view = BatchedView(dataset, cfg)
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """An image (C, H, W) uint8 to a view (C, crop_size, crop_size)."""
+        return self.view(image[None], torch.rand(1, self.view.draws))[0]
+
+    def __repr__(self) -> str:
+        return repr(self.view)
+
+
 def _crop(entry: Mapping[str, Any]) -> Operation:
     size, rrc = entry["crop_size"], entry["rrc"]
     if "padding" in entry:
