@@ -11,7 +11,8 @@ parameters) is left with widths that are multiples of `--multiple`. Rows:
 - dense: what timm builds.
 - slim: what `sparse_ext` leaves; `off by` compares it with the masked network.
 - Torch-Pruning (`--peer`): also by magnitude and one ratio for all layers, by bisection down to the
-  multiply-accumulates of the row above, and with the same multiples.
+  budget, and with the same multiples. Its ratios come in steps, so that it may end below: the row
+  `slim` then gets what it has left as its own budget, so that both are compared at equal cost.
 
 Times are those of the faster memory format of two, the best of several rounds in which all take
 turns: inference at `--batch` in torch, in ONNX Runtime, and a training step (forward, backward, SGD
@@ -39,6 +40,7 @@ from real_speed import infer, trainer, warm_up
 from torch import nn
 
 from sparse_ext.allocation import keep_topk
+from sparse_ext.config.budget_names import read_budget
 from sparse_ext.config.sections import build
 from sparse_ext.cost.per_layer import count
 from sparse_ext.export import OnnxEncoder, export_onnx
@@ -206,6 +208,9 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true", help="beside Torch-Pruning, if installed")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    kind, share = read_budget(args.budget)
+    if args.peer and kind != "macs":
+        parser.error("--peer compares at equal multiply-accumulates: --budget macs:SHARE")
     torch.set_num_threads(args.threads)
     keep_memory()
     print(f"{platform.processor() or platform.machine()}, {args.threads} threads, ", end="")
@@ -218,12 +223,16 @@ def main() -> None:
     for name in args.models:
         print(name, flush=True)
         net = network(MODELS.get(name, name))
-        rows = [Row("dense", net), slimmed(MODELS.get(name, name), net, args.budget, args.multiple)]
+        budget, peers = args.budget, []
         if args.peer:
             from slim_peer import smaller
 
-            macs = count(rows[1].net, SIZE).macs_dense
-            rows.append(Row("Torch-Pruning", *smaller(net, macs, args.multiple, SIZE)))
+            full = count(net, SIZE).macs_dense
+            peers = [Row("Torch-Pruning", *smaller(net, full * share, args.multiple, SIZE))]
+            if peers[0].net is not None:
+                budget = f"macs:{count(peers[0].net, SIZE).macs_dense / full:.4f}"
+        slim = slimmed(MODELS.get(name, name), net, budget, args.multiple)
+        rows = [Row("dense", net), slim, *peers]
         with tempfile.TemporaryDirectory() as folder:
             measure([row for row in rows if row.net is not None], args, Path(folder))
         table += lines(name, rows)

@@ -16,7 +16,7 @@ TRIES = 7  # ratios that are tried
 
 
 def smaller(
-    net: nn.Module, macs: int, multiple: int, size: int
+    net: nn.Module, macs: float, multiple: int, size: int
 ) -> tuple[nn.Module | None, float, float]:
     """The network without channels, a difference that nobody knows, and seconds.
 
@@ -39,7 +39,7 @@ def smaller(
         except Exception as error:  # whatever it cannot do
             print(f"  Torch-Pruning, ratio {ratio:.2f}: {type(error).__name__}: {error}"[:160])
             return None, 0.0, 0.0
-        if cost <= macs * 1.01:
+        if cost <= macs:
             high, best, took = ratio, found, time.process_time() - start
         else:
             low = ratio

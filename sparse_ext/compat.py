@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 
@@ -26,6 +27,8 @@ BatchNorm = _BatchNorm
 ConvNd = _ConvNd
 #: name of the logger of fake tensors, which reports every shape that does not fit
 FAKE_TENSOR_LOGGER = "torch._subclasses.fake_tensor"
+#: context without the dispatch modes (fake tensors, recorders) that are at work
+without_modes = _disable_current_modes
 #: absolute values of a list of tensors
 foreach_abs = torch._foreach_abs
 

@@ -45,6 +45,14 @@ def test_operations_on_lists(operation, by_numpy):
         assert found.numpy() == pytest.approx(by_numpy(one, other), rel=1e-6)
 
 
+def test_modes_are_left_for_a_while():
+    with sparse_compat.FakeTensorMode():
+        fake = torch.ones(2)
+        with sparse_compat.without_modes():
+            assert torch.ones(2).numpy().sum() == 2
+        assert type(torch.ones(2)) is type(fake) is not torch.Tensor
+
+
 def test_weight_norm():
     v, g = torch.randn(3, 4), torch.rand(3, 1)
     expected = g.numpy() * v.numpy() / np.linalg.norm(v.numpy(), axis=1, keepdims=True)

@@ -9,6 +9,7 @@ with masks folded in (pruned weights are zeros), `README.md` is a card with what
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ from solo.errors import CheckpointError
 from solo.files.whole import write_json, write_text
 from sparse_ext.cost.per_layer import count
 from sparse_ext.export.formats import Request
+from sparse_ext.export.timm_arguments import arguments
+from sparse_ext.masks.channels.widths import MARK
 from sparse_ext.masks.masking import measured
 
 #: our names of encoders whose layout is that of a timm model of another name
@@ -54,12 +57,16 @@ def write_hub(request: Request) -> list[str]:
     args = read_args(request.checkpoint) or {}
     backbone = args.get("backbone") or {}
     name, kwargs = str(backbone.get("name")), dict(backbone.get("kwargs") or {})
-    architecture = _TIMM.get(name, name)
+    architecture, encoder = _TIMM.get(name, name), request.backbone
+    if hasattr(encoder, MARK):  # of a slim encoder: timm builds its widths, or refuses its weights
+        encoder = copy.deepcopy(encoder)
+        delattr(encoder, MARK)
+        kwargs |= arguments(encoder)
     model = _timm_model(architecture, kwargs, name)
     with TemporaryDirectory() as scratch:  # nothing appears for a network that timm cannot load
-        weights = export_encoder(request.backbone, Path(scratch) / "model.safetensors")
-        difference = _compare(model, request.backbone, weights, request.input_size, architecture)
-    export_encoder(request.backbone, request.path / "model.safetensors", args=args)
+        weights = export_encoder(encoder, Path(scratch) / "model.safetensors")
+        difference = _compare(model, encoder, weights, request.input_size, architecture)
+    export_encoder(encoder, request.path / "model.safetensors", args=args)
     mean, std = _statistics(args)
     config = {
         "architecture": architecture,
@@ -119,7 +126,8 @@ def _compare(
         raise CheckpointError(
             f"the encoder is not laid out like timm's {architecture} ({' '.join(lines)[:200]}); a "
             f"ResNet with a 3x3 stem for small images, or of another width, has no counterpart "
-            f"there. Use the formats dense, packed or onnx."
+            f"there, and a slim encoder only where all blocks have lost the same share of hidden "
+            f"channels. Use the formats dense, packed or onnx."
         ) from error
     shape = (2, input_channels(encoder), size, size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@
 Every classification model of torchvision, and of timm one of each family named here, with random
 weights, biases and statistics. Each runs in a process of its own; a file of an interrupted survey
 is taken up again. Of networks with more than 100 million parameters the repeated blocks are left
-out but for two of each kind: width and structure stay.
+out but for one of each kind: width and structure stay.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ def _thin_out(net: nn.Module) -> None:
             kind = (type(child), [tuple(p.shape) for p in child.parameters()])
             run = run + 1 if kind == last and kind[1] else 1
             last = kind
-            if run > 2:
+            if run > 1:
                 delattr(module, name)
 
 

@@ -96,6 +96,12 @@ class CoupledUnits(Units):
         self._counts = self._pooled({n: torch.ones(1).expand(s) for n, s in self.layers.items()})
         encoder.companions = self.companions = self._companions(channels, net)
 
+    @property
+    def staying(self) -> dict[str, str]:
+        """Why other channels stay in any case, by the layer that writes them."""
+        why = {s.name: reason for s in self.channels.spaces if (reason := self._obstacle(s))}
+        return self.channels.untraced | why
+
     def _shape(self, space: Space) -> tuple[int, ...]:
         """Weight shape of the first layer with a mask that writes or reads a space."""
         return next(

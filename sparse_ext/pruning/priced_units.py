@@ -23,6 +23,7 @@ from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.granularity import Granularity
 from sparse_ext.masks.living_weights import LatentEncoder
 from sparse_ext.pruning.coupled_units import CoupledUnits
+from sparse_ext.pruning.log import log
 from sparse_ext.pruning.units import Kept, Units
 
 EQUAL = 1e-9  # of the costs: rounding
@@ -48,9 +49,17 @@ def make_units(config: SparseConfig, encoder: Encoder, regrows: bool = False) ->
             f"sparse.name={config.name} keeps them alive here: leave sparse.coupled out."
         )
     parts = config.spelling, encoder, encoder.module
-    if config.spending is None:
-        return CoupledUnits(*parts)
-    return PricedUnits(*parts, not regrows, config.spending)
+    units = (
+        CoupledUnits(*parts)
+        if config.spending is None
+        else PricedUnits(*parts, not regrows, config.spending)
+    )
+    facts = [f"  {name}: {reason}" for name, reason in units.staying.items()]
+    log.info(
+        "%d groups of channels can go, of %d kinds.%s",
+        *(units.total, len(units.sizes), "\n".join([" These stay:", *facts]) if facts else ""),
+    )
+    return units
 
 
 class PricedUnits(CoupledUnits):
@@ -96,8 +105,7 @@ class PricedUnits(CoupledUnits):
         least = self.cost({name: torch.arange(n) == 0 for name, n in self.sizes.items()})
         if least <= 1 - sparsity:
             return
-        why = {s.name: reason for s in self.channels.spaces if (reason := self._obstacle(s))}
-        facts = [f"{name}: {reason}" for name, reason in list(why.items())[:3]]
+        facts = [f"{name}: {reason}" for name, reason in list(self.staying.items())[:3]]
         raise ConfigError(
             f"sparse.budget: {1 - sparsity:.3g} of the network's costs are to be left, and "
             f"{least:.3g} of them cannot go ({'; '.join(facts) or 'a channel of each layer'}). "

@@ -107,6 +107,32 @@ def test_dense_files_load_in_other_libraries(library, tmp_path):
     torch.testing.assert_close(features(theirs, 32), features(net, 32), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny"])
+def test_openvino_computes_the_same(name, int8, tmp_path):
+    """Slim encoders in float32, and their 8-bit files as ONNX Runtime runs them."""
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    from sparse_ext.export import OnnxEncoder, export_onnx
+    from sparse_ext.export.int8 import quantise
+    from sparse_ext.export.survey import examine
+
+    kwargs = {"img_size": 32, "patch_size": 16, "depth": 2} if name == "vit_tiny" else {"width": 8}
+    net = encoder(name, **kwargs)
+    assert examine(net)["removed"] > 0.3
+    path = export_onnx(net, tmp_path / "slim.onnx", 32)
+    if int8:
+        path = quantise(path, tmp_path / "int8.onnx", [torch.randn(16, 3, 32, 32)])
+    images = torch.randn(3, 3, 32, 32)
+    full = {"INFERENCE_PRECISION_HINT": "f32"}  # otherwise bfloat16 where the processor has it
+    model = openvino.compile_model(openvino.Core().read_model(path), "CPU", full)
+    theirs = model(images.numpy())[0]
+    with torch.no_grad():
+        ours = OnnxEncoder(path, threads=1)(images) if int8 else net.eval()(images)
+    close = torch.nn.functional.cosine_similarity(torch.from_numpy(theirs), ours)
+    assert close.min() > (0.95 if int8 else 1 - 1e-5)
+
+
 def test_onnx_missing(checkpoint, monkeypatch, capsys):
     import importlib
 

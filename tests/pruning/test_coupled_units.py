@@ -137,6 +137,14 @@ def test_initial_masks_keep_something_everywhere():
         assert sum(counts.values()) == units.budget(sparsity)
 
 
+def test_what_stays_is_said_before_training(caplog):
+    section = {"name": "gmp", "granularity": "filter", "coupled": True}
+    units = pruner_on(masked(encoder(width=8)), section).units
+    assert f"{units.total} groups of channels can go, of {len(units.sizes)} kinds" in caplog.text
+    assert "layer4.0.conv2: is what the network puts out" in caplog.text
+    assert "conv1: conv1 stays dense" in caplog.text
+
+
 def test_errors():
     with pytest.raises(ConfigError, match=r"sparse\.coupled=True removes channels.*filter or bloc"):
         build({"name": "gmp", "coupled": True})

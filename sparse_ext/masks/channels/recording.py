@@ -28,6 +28,7 @@ from sparse_ext.compat import (
     TorchDispatchMode,
     tree_leaves,
     tree_map,
+    without_modes,
 )
 
 SIDES = (224, 32, 64, 256, 384, 8, 16, 28, 96, 128, 299, 448)  # tried in turn
@@ -129,6 +130,36 @@ _SHAPES: dict[str, Callable] = {
 }
 
 
+def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What an operation returns for fake tensors; of one that knows only real ones, its shapes."""
+    try:
+        return func(*args, **kwargs)
+    except Exception:
+        if func.namespace in ("aten", "prims"):
+            raise
+    with without_modes():
+        real = tree_map(lambda x: _ones(x) if isinstance(x, Tensor) else x, (args, kwargs))
+        found = func(*real[0], **real[1])
+        about = tree_map(lambda x: _About(x) if isinstance(x, Tensor) else x, found)
+    return tree_map(lambda x: x.fake() if isinstance(x, _About) else x, about)
+
+
+def _ones(fake: Tensor) -> Tensor:
+    return torch.ones(tuple(fake.shape), dtype=fake.dtype, device=fake.device)
+
+
+class _About:
+    """What a fake tensor needs to know of a real one."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.shape, self.dtype = tuple(tensor.shape), tensor.dtype
+        self.device = tensor.device
+
+    def fake(self) -> Tensor:
+        """A tensor without data, inside of fake tensors."""
+        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self, recording: Recording) -> None:
         super().__init__()
@@ -150,7 +181,7 @@ class _Recorder(TorchDispatchMode):
         refs = tree_map(lambda x: Ref(self.number(x)) if isinstance(x, Tensor) else x, args)
         named = tree_map(lambda x: Ref(self.number(x)) if isinstance(x, Tensor) else x, kwargs)
         short = _SHAPES.get(func.overloadpacket.__name__)
-        out = func(*args, **kwargs) if short is None else short(*args, **kwargs)
+        out = _run(func, args, kwargs) if short is None else short(*args, **kwargs)
         results = out if isinstance(out, (tuple, list)) else (out,)
         outs = tuple(self.number(r, new=True) if isinstance(r, Tensor) else -1 for r in results)
         name = func.overloadpacket.__name__

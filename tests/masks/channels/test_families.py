@@ -232,6 +232,34 @@ def test_a_network_that_needs_values_is_named():
     assert not shrink_([Branching()]).removed
 
 
+@torch.library.custom_op("solo_tests::mirrored", mutates_args=())
+def mirrored(x: torch.Tensor) -> torch.Tensor:
+    """An operator that nobody knows, and that has no rule for fake tensors."""
+    return torch.from_numpy(x.numpy()[:, ::-1].copy())
+
+
+def test_an_unknown_operator_keeps_its_channels_and_the_rest_can_go():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.c, self.d = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            x = mirrored(self.b(self.a(x).relu()))
+            return self.d(self.c(x).relu()).mean((2, 3))
+
+    channels = Channels(Net())
+    spaces = {s.name: s for s in channels.spaces}
+    assert not channels.untraced
+    assert "mirrored()" in spaces["b"].fixed
+    assert not spaces["a"].fixed
+    assert not spaces["c"].fixed
+    found = examine(Net())
+    assert found["difference"] <= 1e-5
+    assert found["removed"] > 0.3
+
+
 @pytest.mark.parametrize("name", ["vit", "timm convnextv2", "timm poolformer"])
 def test_norms_of_the_full_width_are_one_node_in_onnx(name, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
