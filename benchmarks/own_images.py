@@ -69,7 +69,7 @@ def main() -> int:
     if args.row:
         print(json.dumps(measure(args.row[0], int(args.row[1]), args.steps)))
         return 0
-    heads = "".join(f" {count:,} images |" for count in COUNTS)
+    heads = "".join(f" {count:,} images, min |" for count in COUNTS)
     print(f"| encoder | pixels | s per step |{heads} GB |")
     print("|---|---:|---:|" + "---:|" * (len(COUNTS) + 1))
     for backbone, size in ROWS:
