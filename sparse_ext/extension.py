@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from solo import extensions
 from solo.errors import CheckpointError
 from solo.files.run_args import read_args
+from solo.monitoring.console import command
 from sparse_ext.config import reading
 from sparse_ext.config import sections as schema
 from sparse_ext.distill import DistillExtension
@@ -192,12 +193,10 @@ class SparseExtension(extensions.Extension):
 
     def next_steps(self, folder: Path) -> dict[str, str]:
         """The report of the run, and a small file of its encoder."""
-        quoted = shlex.quote(str(folder))
+        report, export = (command(n, f"python3 -m sparse_ext.{n}") for n in ("report", "export"))
         form = "packed" if (read_args(folder) or {}).get("sparse") else "dense"
-        return {
-            "report": f"python3 -m sparse_ext.report {quoted}",
-            "export": f"python3 -m sparse_ext.export {form} {quoted}",
-        }
+        run = shlex.quote(str(folder))
+        return {"report": f"{report} {run}", "export": f"{export} {form} {run}"}
 
     def compare_runs(self, folders: Sequence[Path]) -> dict[str, Path]:
         """One page about all of them, in the folder that holds them all."""
