@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from solo import extensions
 from solo.errors import CheckpointError
+from solo.monitoring.console import command
 from sparse_ext.config import reading
 from sparse_ext.config import sections as schema
 from sparse_ext.distill import DistillExtension
@@ -179,7 +180,8 @@ class SparseExtension(extensions.Extension):
 
     def next_steps(self, folder: Path) -> dict[str, str]:
         """The report of the run."""
-        return {"report": f"python3 -m sparse_ext.report {shlex.quote(str(folder))}"}
+        program = command("report", "python3 -m sparse_ext.report")
+        return {"report": f"{program} {shlex.quote(str(folder))}"}
 
     def compare_runs(self, folders: Sequence[Path]) -> dict[str, Path]:
         """One page about all of them, in the folder that holds them all."""

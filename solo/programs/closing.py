@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from solo import extensions
 from solo.errors import DataError, OutputError
 from solo.files.results import FILE, add_evaluations, read_results
-from solo.monitoring.console import duration, say
+from solo.monitoring.console import command, duration, say
 from solo.monitoring.loggers import csv_of, last_checkpoint
 from solo.programs import multirun
 
@@ -56,13 +56,18 @@ def finish(cfg: DictConfig, trainer: Trainer) -> None:
 
 def next_steps(cfg: DictConfig, folder: Path) -> dict[str, str]:
     """Commands for what one does with the finished run in `folder`, by a few words."""
-    steps = {}
+    steps, run = {}, shlex.quote(str(folder))
+    own = cfg.data.get("path")  # a folder of images: every program finds its parts by itself
+    if "method" in cfg and own and _labelled(cfg):
+        recipe = "--config-path scripts/linear/custom --config-name any.yaml"
+        program = command("linear", "python3 main_linear.py")
+        keys = f"data.path={shlex.quote(str(own))} pretrained_feature_extractor={run}"
+        steps["linear"] = f"{program} {recipe} {keys}"
     if "method" in cfg and _labelled(cfg):
         paths = {"train": cfg.data.get("train_path"), "val": cfg.data.get("val_path")}
         given = [f"--{k}_data_path {shlex.quote(str(p))}" for k, p in paths.items() if p]
-        words = [f"--dataset {cfg.data.dataset}", *given]
-        quoted = shlex.quote(str(folder))
-        steps["kNN"] = f"python3 main_knn.py {' '.join(words)} --pretrained_checkpoint_dir {quoted}"
+        words = [f"--dataset {cfg.data.dataset}", *given, f"--pretrained_checkpoint_dir {run}"]
+        steps["kNN"] = f"{command('knn', 'python3 main_knn.py')} {' '.join(words)}"
     for extension in extensions.registered():
         steps |= extension.next_steps(folder)
     return steps
