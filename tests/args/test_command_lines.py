@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from solo.args.common import default_workers
 from solo.args.dataset import augmentations_args, linear_augmentations_args
 from solo.args.knn import parse_args_knn
 from solo.args.umap import parse_args_umap
@@ -26,7 +27,8 @@ def test_knn(monkeypatch):
     assert args.distance_function == ["euclidean", "cosine"]
     assert args.feature_type == ["projector"]
     assert (args.train_data_path, args.val_data_path) == (Path("a"), Path("b"))
-    assert (args.batch_size, args.num_workers, args.data_format) == (16, 10, "image_folder")
+    assert (args.batch_size, args.data_format) == (16, "image_folder")
+    assert args.num_workers == default_workers()
     assert (args.data_fraction, args.no_labels, args.eval_encoder) == (-1.0, False, "online")
 
 
