@@ -61,6 +61,10 @@ def test_every_program_sees_the_encoder_that_was_trained(section, name, tmp_path
     register()
     monkeypatch.chdir(tmp_path)
     own = OTHERS.get(name, {})
+    if name == "fixed":  # trains the masks that its source has
+        source = {"checkpoint__dir": "source", "sparse": {"name": "snip"}}
+        pretrain(config(PRETRAIN, limit_val_batches=0, **source))
+        own = {"init_from": str(tmp_path / "source" / "mocov2plus" / "0")}
     sections = {section: {"name": name}} if section else {}
     trained = pretrain(config(PRETRAIN, limit_val_batches=0, **own, **sections)).model
     run, checkpoint = run_of(tmp_path, own.get("method", "mocov2plus"))
