@@ -3,7 +3,7 @@
 
     python benchmarks/element_conv.py [--sparsity 0.8 0.9 0.95] [--batch 64] [--threads 1]
         [--rounds 5] [--backbone resnet18] [--size 32] [--allocation uniform] [--dense-gradient]
-        [--activities step inference] [--peers deepsparse]
+        [--activities step inference] [--peers deepsparse sparseprop openvino ...]
 
 Every network starts from the same random weights, of which the same share of each prunable layer
 (or by --allocation) is pruned by magnitude; the stem is dense. A training step is forward,
@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from engines import PEERS, Peer
+from engines import ENGINES, Peer
 from measuring import fastest, keep_memory
 from routes import network
 from torch import nn
@@ -45,14 +45,14 @@ from sparse_ext.pruning.units import Units
 Works = dict[tuple[str, str], Callable[[], object]]  # by activity and who does it
 
 
-def backbone(name: str, size: int) -> nn.Module:
+def backbone(args: argparse.Namespace) -> nn.Module:
     """A fresh encoder, with the stem for small images up to 64 pixels."""
-    if size <= 64:
-        return network(name, 64)
+    if args.size <= 64:
+        return network(args.backbone, args.width)
     from solo.backbones import get_builder
 
     torch.manual_seed(0)
-    net = get_builder(name)(None)
+    net = get_builder(args.backbone)(None)
     net.fc = nn.Identity()
     return net
 
@@ -106,7 +106,7 @@ def work(net: nn.Module, images: torch.Tensor, step: bool, half: bool) -> Callab
 
 def works_of(args: argparse.Namespace, images: torch.Tensor) -> tuple[Works, dict]:
     """Everything to time, and what the kernel's results are off by."""
-    dense = backbone(args.backbone, args.size).to(memory_format=torch.channels_last)
+    dense = backbone(args).to(memory_format=torch.channels_last)
     nets: dict[str, nn.Module] = {"dense": dense}
     frozen, off = dict(nets), {}
     for sparsity in args.sparsity:
@@ -141,11 +141,35 @@ def ratios(times: dict[tuple[str, str], float]) -> dict[str, dict[str, float]]:
     return found
 
 
-def peers_of(args: argparse.Namespace, images: torch.Tensor) -> list[Peer]:
+def peers_of(args: argparse.Namespace) -> list[Peer]:
     """Those that could be installed, with their networks loaded."""
-    dense = backbone(args.backbone, args.size)
-    nets = {f"{100 * s:g}": pruned(dense, s, args.allocation) for s in args.sparsity}
-    return [peer for name in args.peers if (peer := PEERS[name](nets, images, args.threads)).ready]
+    nets, shape = {}, (args.batch, 3, args.size, args.size)
+    for sparsity in args.sparsity if args.peers else []:
+        plain = backbone(args)
+        state = pruned(plain, sparsity, args.allocation).state_dict()
+        plain.load_state_dict({k: v for k, v in state.items() if not k.endswith("mask")})
+        nets[f"{100 * sparsity:g}"] = plain
+    names = [n for n in args.peers if ENGINES[n].activity.partition("_")[0] in args.activities]
+    found = [Peer(name, nets, shape, args.threads) for name in names]
+    return [peer for peer in found if peer.ready]
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict]:
+    """Time everything, print a line for each, and return the ratios."""
+    images = torch.randn(args.batch, 3, args.size, args.size)
+    works, off = works_of(args, images)
+    peers = peers_of(args)
+    seconds = fastest(list(works.values()), args.rounds, [p.round for p in peers])
+    times = dict(zip(works, seconds, strict=True))
+    found = ratios(times)
+    print(f"features off by at most {max(off.values()):.0e} of the largest")
+    for (activity, name), best in times.items():
+        key = "0" if name == "dense" else name
+        print(f"{activity:16} {name:>6} {1e3 * best:9.2f} ms {found[activity][key]:6.2f}x")
+    compared = {peer.name: peer.ratios(times) for peer in peers}
+    for name, by_activity in compared.items():
+        print(f"{name}: {by_activity}")
+    return {**found, "peers": compared}
 
 
 def main() -> None:
@@ -155,6 +179,7 @@ def main() -> None:
     )
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--width", type=int, default=64, help="of a ResNet for small images")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.8, 0.9, 0.95])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
@@ -162,27 +187,13 @@ def main() -> None:
     parser.add_argument("--allocation", default="uniform", choices=["uniform", "erk", "global"])
     parser.add_argument("--dense-gradient", action="store_true")
     parser.add_argument("--activities", nargs="+", default=["step", "inference"])
-    parser.add_argument("--peers", nargs="*", default=[], choices=list(PEERS))
+    parser.add_argument("--peers", nargs="*", default=[], choices=list(ENGINES))
     args = parser.parse_args()
     keep_memory()
     torch.set_num_threads(args.threads)
-    images = torch.randn(args.batch, 3, args.size, args.size)
     print(f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, ", end="")
     print(f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, {vars(args)}")
-    works, off = works_of(args, images)
-    peers = peers_of(args, images)
-    seconds = fastest(list(works.values()), args.rounds, [p.round for p in peers])
-    times = dict(zip(works, seconds, strict=True))
-    found = ratios(times)
-    print(f"features off by at most {max(off.values()):.0e} of the largest")
-    for (activity, name), best in times.items():
-        key = "0" if name == "dense" else name
-        print(f"{activity:16} {name:>6} {1e3 * best:9.2f} ms {found[activity][key]:6.2f}x")
-    base = times.get(("inference_fp32", "dense"))
-    compared = {peer.name: peer.ratios(base) for peer in peers}
-    for name, by_sparsity in compared.items():
-        print(f"{name}: {by_sparsity}")
-    print(json.dumps({**found, "peers": compared}))
+    print(json.dumps(measure(args)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 """What sparsity is worth in seconds and megabytes: a ResNet on images of 32x32, CPU.
 
     python benchmarks/real_speed.py [--backbone resnet18] [--sparsity 0.8 0.9] [--batch 32]
-        [--rounds 5] [--threads 1] [--width 64] [--allocation uniform]
+        [--rounds 5] [--threads 1] [--width 64] [--allocation uniform] [--peers deepsparse ...]
 
 Every route starts from the same random network, pruned by magnitude to the same share of its
 parameters:
@@ -19,19 +19,25 @@ the largest feature. A training step is forward, backward and SGD with momentum.
 those of the faster memory format of two (contiguous, channels_last), each the best of several
 rounds in which all take turns; peak memory is that of a process of its own for each route and
 activity, above the same process after a network of next to nothing.
+
+Single weights in the element-wise kernel follow, as `element_conv.py` measures them, in float32 and
+bfloat16 and beside `--peers`; the last line is its JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import platform
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import element_conv
 import torch
+from engines import ENGINES
 from measuring import fastest, keep_memory, peak_memory
 from routes import SIZE, Route, network, routes
 from torch import nn
@@ -145,6 +151,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--allocation", default="uniform", choices=["uniform", "erk"])
+    parser.add_argument("--peers", nargs="*", default=[], choices=list(ENGINES))
     args = parser.parse_args()
     keep_memory()
     torch.set_num_threads(args.threads)
@@ -159,6 +166,14 @@ def main() -> None:
             steps = measure(found, images, args.rounds, trains=True)
             runs = measure(found, images, args.rounds, trains=False)
             print("\n" + table(found, steps, runs), flush=True)
+    print("\nsingle weights")
+    print(json.dumps(element_conv.measure(single_weights(args))))
+
+
+def single_weights(args: argparse.Namespace) -> argparse.Namespace:
+    """What `element_conv.py` is to measure."""
+    fixed = {"size": SIZE, "dense_gradient": False, "activities": ["step", "inference"]}
+    return argparse.Namespace(**(vars(args) | fixed))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,25 @@ class Extension:
 
     sections: tuple[str, ...] = ()
 
+    def schemas(self) -> Mapping[str, Mapping[str, type]]:
+        """The dataclass with the keys of every method, by section and name; free of torch.
+
+        `--help` lists them, and a misspelt key gets the nearest of them.
+        """
+        return {}
+
+    def after_run(self, cfg: DictConfig, folder: Path) -> dict[str, str]:
+        """Do something with a finished run, such as a report; lines for its end, by a word.
+
+        Args:
+            cfg: configuration of the run.
+            folder: of the run.
+
+        Raises:
+            SoloError: it cannot be done; the run is told so, and is none the worse.
+        """
+        return {}
+
     def parse(self, cfg: DictConfig) -> None:
         """Check this extension's sections of `cfg` and fill in their defaults, in place.
 
@@ -164,6 +183,10 @@ class Extension:
 #: safetensors files that hold more than plain tensors: `format` of their metadata -> reader, which
 #: gives the file's tensors by the encoder's names
 WEIGHT_FORMATS: Registry[Callable[[Path], dict[str, Tensor]]] = Registry("weight file format")
+
+#: files that hold a whole encoder: suffix -> function from its path to the encoder, which brings
+#: its `preprocess`
+ENCODER_FILES: Registry[Callable[[Path], nn.Module]] = Registry("file of an encoder")
 
 _EXTENSIONS: dict[str, Extension] = {}
 _discovered = False

@@ -5,6 +5,7 @@ from importlib import import_module
 
 _LAZY = {
     "enable": "sparse_ext.extension",
+    "finalize": "sparse_ext.training.finalize",
     "sparsify": "sparse_ext.extension",
     "register_allocation": "sparse_ext.config.base",
     "register_format": "sparse_ext.export.formats",
@@ -13,7 +14,27 @@ _LAZY = {
     "register_method": "sparse_ext.config.sections",
     "register_scorer": "sparse_ext.config.scorer_names",
 }
+_ROOMS = (
+    "allocation",
+    "config",
+    "cost",
+    "distill",
+    "export",
+    "gating",
+    "kernels",
+    "masks",
+    "prune",
+    "pruning",
+    "report",
+    "schedules",
+    "tickets",
+    "training",
+)
 __all__ = [*_LAZY]
+
+
+def __dir__():
+    return sorted([*_LAZY, *_ROOMS])
 
 
 def __getattr__(name):

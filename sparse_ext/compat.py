@@ -7,7 +7,7 @@ when the library changes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -54,6 +54,13 @@ def hooks_before_loading(module: nn.Module) -> list[Callable]:
     """The functions that `register_load_state_dict_pre_hook` has registered on a module."""
     hooks = module._load_state_dict_pre_hooks.values()
     return [getattr(hook, "hook", hook) for hook in hooks]
+
+
+def forget_hooks_before_loading(module: nn.Module, functions: Collection[Callable]) -> None:
+    """Remove these functions from those that are called before `module` loads a state dict."""
+    hooks = module._load_state_dict_pre_hooks
+    for key in [k for k, hook in hooks.items() if getattr(hook, "hook", hook) in functions]:
+        del hooks[key]
 
 
 def unscales_by_itself(optimizer: Optimizer) -> bool:

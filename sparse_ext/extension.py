@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from solo import extensions
 from solo.errors import CheckpointError
+from solo.files.run_args import read_args
+from solo.monitoring.console import command
 from sparse_ext.config import reading
 from sparse_ext.config import sections as schema
 from sparse_ext.distill import DistillExtension
@@ -36,6 +38,18 @@ class SparseExtension(extensions.Extension):
     """Masked encoders (`sparse:`) for every method of `solo`."""
 
     sections = ("sparse",)
+
+    def schemas(self) -> Mapping[str, Mapping[str, type]]:
+        """The settings of every pruning method."""
+        return {"sparse": dict(schema.METHODS)}
+
+    def after_run(self, cfg: DictConfig, folder: Path) -> dict[str, str]:
+        """Write report.html where the run asks for it (`report=True`)."""
+        if not cfg.get("report"):
+            return {}
+        from solo.registry import resolve
+
+        return {"report": str(resolve("sparse_ext.report.one_run:write_report")(folder))}
 
     def parse(self, cfg: DictConfig) -> None:
         """Check `cfg.sparse` and fill in its defaults, in place; None or absent means dense.
@@ -178,8 +192,11 @@ class SparseExtension(extensions.Extension):
         return [f"sparsity {' / '.join(found)}"] if found else []
 
     def next_steps(self, folder: Path) -> dict[str, str]:
-        """The report of the run."""
-        return {"report": f"python3 -m sparse_ext.report {shlex.quote(str(folder))}"}
+        """The report of the run, and a small file of its encoder."""
+        report, export = (command(n, f"python3 -m sparse_ext.{n}") for n in ("report", "export"))
+        form = "packed" if (read_args(folder) or {}).get("sparse") else "dense"
+        run = shlex.quote(str(folder))
+        return {"report": f"{report} {run}", "export": f"{export} {form} {run}"}
 
     def compare_runs(self, folders: Sequence[Path]) -> dict[str, Path]:
         """One page about all of them, in the folder that holds them all."""
@@ -214,6 +231,7 @@ def register() -> None:
         "sparse_ext.packed/1", "sparse_ext.export.packed:load_packed"
     )
     extensions.WEIGHT_FORMATS.register("sparse_ext.csr/1", "sparse_ext.export.csr:load_dense")
+    extensions.ENCODER_FILES.register(".onnx", "sparse_ext.export.onnx:open_onnx")
 
 
 def enable(cfg: DictConfig) -> DictConfig:

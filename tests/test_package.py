@@ -52,7 +52,9 @@ def test_every_command_runs_from_the_wheel(unpacked, tmp_path):
 
 def test_only_library_code_is_in_it(unpacked):
     top = {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"}
-    programs = {f"main_{name}.py" for name in ("pretrain", "linear", "knn", "umap", "tickets")}
+    programs = {
+        f"main_{name}.py" for name in ("pretrain", "linear", "knn", "umap", "tickets", "embed")
+    }
     assert top == {"solo", "sparse_ext"} | programs
 
 
@@ -68,3 +70,24 @@ def test_data_files_are_in_it(unpacked):
         }
         assert tracked
         assert all((unpacked / path).is_file() for path in tracked)
+
+
+def test_recipes_and_the_zoo_are_in_it(unpacked, tmp_path):
+    recipes = unpacked / "solo" / "recipes"
+    for kind in ("pretrain", "linear", "finetune", "sparse", "gating"):
+        wanted = {p.relative_to(ROOT) for p in (ROOT / "scripts" / kind).rglob("*.y*ml")}
+        assert wanted
+        assert all((recipes / path).is_file() for path in wanted)
+    assert (recipes / "zoo" / "manifest.json").is_file()
+    env = {**os.environ, "PYTHONPATH": str(unpacked)}
+    for name in ("byol", "any"):
+        command = [sys.executable, "-m", "main_pretrain", "--config-name", name, "--cfg", "job"]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "method: byol" in done.stdout
+        assert str(recipes) in done.stderr
+    code = (
+        "from solo.checkpoints.zoo import read_manifest; assert len(read_manifest()['models']) > 20"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env)
+    assert done.returncode == 0

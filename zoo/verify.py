@@ -2,14 +2,13 @@
 """Check the zoo's manifest and the tables that are made from it.
 
 python zoo/verify.py            report what is wrong; exit code 1 if anything is
-python zoo/verify.py --write    also write the tables between the markers of README.md and docs/
+python zoo/verify.py --write    also write the tables between the markers of docs/*.md
 python zoo/verify.py --evaluate also evaluate the shipped encoders and compare with their figures
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +34,7 @@ OPTIONAL = {"checkpoint": (dict, type(None)), "evaluation": str, "tuned": bool, 
 ENCODER = {"name": str, "checkpoint": dict, "command": str, "seed": int, "linear_acc1": float}
 LARGEST = 8_000_000  # bytes of all shipped encoders
 DASH = "–"
-ORDER = ("online", "offline")  # the protocols that the table in README shows as "a / b"
+ORDER = ("online", "offline")  # the protocols that the table of methods shows as "a / b"
 
 
 # -- checks --------------------------------------------------------------------------------------
@@ -161,36 +160,26 @@ def _published(manifest: dict[str, Any], method: str, dataset: str) -> str:
     return " / ".join(cells) or DASH
 
 
-def tests_of(method: str, title: str, root: Path) -> list[str]:
-    """Test files that are about a method: they name its class, or it as a string."""
-    named = re.compile(rf"\b{title}\b|[\"']{method}[\"']|\b{method}_loss")
-    folders = (root / "tests" / "methods", root / "tests" / "losses")
-    files = sorted(file for folder in folders for file in folder.rglob("test_*.py"))
-    return [str(f.relative_to(root)) for f in files if named.search(f.read_text("utf-8"))]
-
-
 def method_table(manifest: dict[str, Any], root: Path = ROOT) -> str:
-    """README's table: every method with its paper, recipes, published figures and tests."""
+    """The table of docs/methods.md: every method with its paper, published figures and recipes."""
     datasets = manifest["datasets"]
     rows = []
     for name, method in manifest["methods"].items():
         recipes = {m["recipe"] for m in manifest["models"] if m["method"] == name}
-        tests = tests_of(name, method["class"], root)
         rows.append(
             [
                 f"[{method['title']}](https://arxiv.org/abs/{method['arxiv']})",
                 f"`{name}`",
                 *(_published(manifest, name, dataset) for dataset in datasets),
                 str(len(recipes)),
-                " ".join(f"[{Path(t).stem.removeprefix('test_')}]({t})" for t in tests) or DASH,
             ]
         )
-    head = ["method", "`method:`", *datasets.values(), "recipes", "tests"]
+    head = ["method", "`method:`", *datasets.values(), "recipes"]
     sources = ", ".join(f"[{s['text']}]({s['url']})" for s in manifest["sources"].values())
     return (
         f"{table(head, rows)}\n\nPublished top-1 accuracy in %, {' / '.join(ORDER)} unless it says "
         f"otherwise, from: {sources}. These figures are not ours. Encoders, epochs, top-5 and all "
-        "variants: [docs/results.md](docs/results.md)."
+        "variants: [Results](results.md)."
     )
 
 
@@ -226,7 +215,7 @@ def _result_rows(model: dict[str, Any], manifest: dict[str, Any]) -> Iterator[li
         ]
 
 
-TABLES = {"README.md": method_table, "docs/results.md": result_tables}
+TABLES = {"docs/methods.md": method_table, "docs/results.md": result_tables}
 
 
 def tables(manifest: dict[str, Any], write: bool, root: Path = ROOT) -> Iterator[str]:

@@ -237,9 +237,13 @@ def _patch(size: int) -> int:
 
 def _set_views(cfg: DictConfig, layout: Layout, images: Sampled, size: int) -> list[str]:
     """Views get the statistics of the images, and blur only where there is something to blur."""
+    channels = (cfg.backbone.get("kwargs") or {}).get("in_chans") or 3
+    statistics = {"mean": list(images.mean), "std": list(images.std)}
+    if channels == 1:  # a grey picture has one value in all three
+        statistics = {"mean": [images.mean[0]], "std": [images.std[0]]}
     for view in cfg.augmentations:
-        view.setdefault("mean", list(images.mean))
-        view.setdefault("std", list(images.std))
+        for name, value in statistics.items() if channels in (1, 3) else ():
+            view.setdefault(name, value)
         if size < BLUR_FROM and "gaussian_blur" in view:
             view.gaussian_blur.prob = 0.0
     OmegaConf.resolve(cfg.augmentations)

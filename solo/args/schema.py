@@ -359,6 +359,8 @@ class Pretrain(Run):
     probes: dict = field(default_factory=dict)
     milestones: dict = field(default_factory=dict)
     debug_augmentations: bool = False
+    dry_run: bool = False
+    report: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from solo import extensions
+from solo.checkpoints.described import description
 from solo.checkpoints.files import (
     Encoder,
     encoder_state,
@@ -25,6 +26,7 @@ def export_encoder(
     source: nn.Module | str | Path | Mapping[str, Any],
     path: str | Path,
     encoder: Encoder = "online",
+    args: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write an encoder as safetensors that torchvision or timm loads with `strict=True`.
 
@@ -36,11 +38,15 @@ def export_encoder(
         source: an encoder, a checkpoint file, or what `read_checkpoint` returned.
         path: file to write.
         encoder: which encoder of a checkpoint.
+        args: configuration of its run, which the file then carries (see `description`); that
+            beside a checkpoint is found.
 
     Returns:
         `path`.
     """
-    metadata = {"format": "pt"}
+    if args is None and isinstance(source, (str, Path)):
+        args = read_args(source)
+    metadata = {"format": "pt", **(description(args) if args else {})}
     if isinstance(source, nn.Module):
         state = dict(source.state_dict())
         metadata["class"] = type(source).__name__
@@ -48,7 +54,6 @@ def export_encoder(
         if hasattr(getattr(first, "attn", None), "num_heads"):
             metadata["num_heads"] = str(first.attn.num_heads)
     else:
-        args = read_args(source) if isinstance(source, (str, Path)) else None
         checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
         state = encoder_state(checkpoint, encoder)
         if args and "backbone" in args:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +70,15 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
 
     with whole_file(path) as partial:
         save_file(tensors, partial, metadata)
+        partial.chmod(0o666 & ~_umask())  # the library's own is 0600
     return Path(path)
+
+
+def _umask() -> int:
+    """What this process takes away from the permissions of new files."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def existing_file(path: Path) -> Path:

@@ -13,6 +13,7 @@ from torch import nn
 from solo import extensions
 from solo.checkpoints.files import PREFIXES, existing_file, read_args, read_checkpoint
 from solo.checkpoints.loading import LoadReport, load_encoder
+from solo.data.preprocess import Preprocess
 from solo.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -136,21 +137,29 @@ def load_run(path: str | Path, encoder: str = "online") -> tuple[nn.Module, dict
 def load_pretrained(name_or_path: str | Path, encoder: str = "online") -> nn.Module:
     """A trained encoder, ready for evaluation, from the zoo or from a run's folder or checkpoint.
 
-    >>> features = load_pretrained("trained_models/byol/0")(images)  # doctest: +SKIP
+    >>> encoder = load_pretrained("trained_models/byol/0")  # doctest: +SKIP
+    >>> features = encoder(encoder.preprocess("photo.jpg")[None])  # doctest: +SKIP
 
     Args:
-        name_or_path: a name in `zoo/manifest.json`, the folder of a run, or a checkpoint beside
-            which its `args.json` lies.
-        encoder: which encoder of a momentum method.
+        name_or_path: a name in `zoo/manifest.json`, the folder of a run, a checkpoint beside which
+            its `args.json` lies, or a file that an export has written.
+        encoder: which encoder of a momentum method; an exported file has one.
 
     Returns:
-        the encoder in eval mode; `solo.backbones.features_dim` says the size of its output.
+        the encoder in eval mode; `solo.backbones.features_dim` says the size of its output, and
+        `preprocess` (`solo.data.preprocess.Preprocess`) makes what it takes of pictures.
 
     Raises:
         CheckpointError: nothing of that name, or see `load_run`.
     """
     from solo.checkpoints.zoo import resolve
 
-    report = open_run(resolve(name_or_path)).encoder(encoder)
+    path = resolve(name_or_path)
+    extensions.registered()
+    if (opened := extensions.ENCODER_FILES.get(path.suffix)) is not None:
+        return opened(existing_file(path)).eval()
+    run = open_run(path)
+    report = run.encoder(encoder)
     _log.info("%s", report)
+    report.backbone.preprocess = Preprocess(run.args)  # type: ignore[assignment]
     return report.backbone.eval()

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from solo.errors import CheckpointError, did_you_mean
-
-ROOT = Path(__file__).resolve().parents[2]
+from solo.recipes import place
 
 
 def manifest_path() -> Path:
-    """`$SOLO_ZOO/manifest.json`, or that of the repository which this file lies in."""
-    return Path(os.environ.get("SOLO_ZOO", ROOT / "zoo")) / "manifest.json"
+    """`$SOLO_ZOO/manifest.json`, or that of the checkout or the package which this file lies in."""
+    return Path(os.environ.get("SOLO_ZOO", place("zoo"))) / "manifest.json"
 
 
 def read_manifest() -> dict[str, Any]:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -74,6 +75,16 @@ def waiting(what: str) -> Iterator[None]:
     finally:
         done.set()
         counting.join()
+
+
+def command(name: str, otherwise: str) -> str:
+    """How to start another program: `solo-NAME` where this one was started like that.
+
+    Args:
+        name: of the console command, `knn`.
+        otherwise: the command in a checkout, `python3 main_knn.py`.
+    """
+    return f"solo-{name}" if Path(sys.argv[0]).name.startswith("solo-") else otherwise
 
 
 def duration(seconds: float) -> str:

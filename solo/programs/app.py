@@ -16,13 +16,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from solo import extensions
 from solo.errors import ConfigError, SoloError, did_you_mean
 from solo.programs import code_in_yaml
+from solo.recipes import named, names, place
 from solo.registry import import_plugins
 
 EXIT_CODE = 2
@@ -33,6 +34,8 @@ if not TRACEBACK_WANTED:  # otherwise Hydra prints and exits by itself
 # a folder without permission, a full or read-only disk
 _MACHINE_REFUSES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+#: folders of scripts/ that hold the recipes of a program, by its schema
+KINDS = {"Pretrain": ("pretrain",), "Linear": ("linear", "finetune")}
 _COMPOSE = ("hydra.errors", "hydra.core", "omegaconf.errors", "yaml.")
 
 
@@ -79,13 +82,17 @@ def hydra_program(task: Callable[[], Any], schema: type) -> None:
     """`run_program` for a function of `hydra.main`: finds the config folder first."""
     file = inspect.getfile(inspect.unwrap(task))
     if _wants_help(sys.argv):
+        from solo.programs.key_list import describe_keys
+
         print(f"{inspect.getmodule(inspect.unwrap(task)).__doc__}\n{describe_keys(schema)}")
         return
 
     def program() -> int:
         _quote_values(sys.argv)
         trusted = code_in_yaml.allowed(sys.argv)
-        config = _prepare_arguments(sys.argv, Path(file).parent)
+        config = _prepare_arguments(
+            sys.argv, Path(file).parent, KINDS.get(schema.__name__, ("pretrain",))
+        )
         if config is not None and not trusted:
             overrides = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
             code_in_yaml.refuse_code(config.parent, config.stem, overrides)
@@ -104,25 +111,13 @@ def _wants_help(argv: list[str]) -> bool:
     return bool(asked) and _option(argv, "--config-name", "-cn") is None
 
 
-def describe_keys(schema: type, path: str = "") -> str:
-    """One line per key: dotted name, type, default (or `required`)."""
-    lines = [] if path else ["Keys (any argument of Lightning's Trainer is one, too):"]
-    hints = get_type_hints(schema)
-    for item in fields(schema):
-        name, hint = f"{path}{item.name}", hints[item.name]
-        if is_dataclass(hint):
-            lines.append(describe_keys(hint, f"{name}."))
-            continue
-        kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
-        default = "required" if item.default is MISSING else repr(item.default)
-        if item.default_factory is not MISSING:
-            default = repr(item.default_factory())
-        lines.append(f"  {name:<42}{kind:<34}{default}")
-    return "\n".join(lines)
+def _prepare_arguments(
+    argv: list[str], program_dir: Path, kinds: tuple[str, ...] = KINDS["Pretrain"]
+) -> Path | None:
+    """Find the folder of the configuration, in place.
 
-
-def _prepare_arguments(argv: list[str], program_dir: Path) -> Path | None:
-    """Accept --config-path relative to the program's file (Hydra's rule) or to the cwd, in place.
+    `--config-path` may be relative to the program's file (Hydra's rule), to the current folder, or
+    to what is installed (`scripts/...`); without it the recipe is looked for by its name.
 
     Returns:
         the configuration's file, where that is known before Hydra looks for it.
@@ -139,10 +134,14 @@ def _prepare_arguments(argv: list[str], program_dir: Path) -> Path | None:
             "--config-path scripts/pretrain/cifar --config-name byol.yaml"
         )
     folder = _option(argv, "--config-path", "-cp") or _option(argv, "--config-dir", "-cd")
+    if folder is None and (recipe := _recipe(name[1], kinds)) is not None:
+        argv[1:1] = ["--config-path", str(recipe.parent)]
+        name, folder = _option(argv, "--config-name", "-cn"), (2, str(recipe.parent))
     if folder is None or folder[1].startswith("pkg://"):
         return None
     index, value = folder
-    folders = [p for p in (program_dir / value, Path.cwd() / value) if p.is_dir()]
+    bases = (program_dir, Path.cwd(), place("scripts").parent)
+    folders = [path for path in (base / value for base in bases) if path.is_dir()]
     if not folders:
         raise ConfigError(f"--config-path: there is no folder '{value}'{_nearest(Path(value))}")
     stem = name[1].removesuffix(".yaml").removesuffix(".yml")
@@ -157,6 +156,27 @@ def _prepare_arguments(argv: list[str], program_dir: Path) -> Path | None:
     at, written = name
     argv[at] = argv[at].replace(written, stem)
     return seen / f"{stem}.yaml"
+
+
+def _recipe(name: str, kinds: tuple[str, ...]) -> Path | None:
+    """The recipe called `name`; says which one that is.
+
+    Raises:
+        ConfigError: there is none; the message has the nearest name.
+    """
+    if Path(name).parent != Path("."):
+        return None
+    found = named(name, kinds)
+    if not found:
+        stem, known = name.removesuffix(".yaml"), names(kinds)
+        raise ConfigError(
+            f"--config-name: no recipe is called '{stem}'. {did_you_mean(stem, known)} For a file "
+            "of your own add --config-path FOLDER."
+        )
+    others = [file.parent.name for file in found[1:]]
+    more = f" (also for {', '.join(others)}: --config-path scripts/{kinds[0]}/NAME)"
+    print(f"recipe: {found[0]}{more if others else ''}", file=sys.stderr)
+    return found[0]
 
 
 def _as_yaml(file: Path) -> Path:
@@ -281,12 +301,21 @@ def _refused_key(key: str, schema: type | None) -> str:
             here |= trainer_keys()
         if here and parts[depth] not in here:
             return f"unknown key '{name}'. {did_you_mean(parts[depth], here)}"
+    if parts[0] in extensions.sections():
+        return (
+            f"'{key}' needs its section: add +{parts[0]}=NAME before it (--help lists the names), "
+            "or take another name if that method has no such key"
+        )
     return f"the YAML does not set '{key}': to add it write ++{key}=…"
 
 
 def valid_keys(schema: type, path: str = "") -> set[str]:
-    """All dotted keys of a program's schema; sections of extensions by their names."""
+    """All dotted keys of a program's schema, those of the sections of extensions included."""
     keys = set() if path else set(extensions.sections())
+    for extension in () if path else extensions.registered():
+        for section, methods in extension.schemas().items():
+            for method in methods.values():
+                keys |= valid_keys(method, section)
     hints = get_type_hints(schema)
     for item in fields(schema):
         name = f"{path}.{item.name}" if path else item.name

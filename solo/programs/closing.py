@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo import extensions
-from solo.errors import DataError, OutputError
+from solo.errors import DataError, OutputError, SoloError
 from solo.files.results import FILE, add_evaluations, read_results
-from solo.monitoring.console import duration, say
+from solo.monitoring.console import command, duration, say
 from solo.monitoring.loggers import csv_of, last_checkpoint
 from solo.programs import multirun
 
@@ -45,6 +45,11 @@ def finish(cfg: DictConfig, trainer: Trainer) -> None:
         lines["figures"] = ", ".join(figures(found["metrics"]))
     if (folder / FILE).is_file():
         lines["results"] = str(folder / FILE)
+    for extension in extensions.registered():
+        try:
+            lines |= extension.after_run(cfg, folder)
+        except SoloError as error:
+            say(f"note: {error}")
     took = found.get("seconds")
     done = found.get("epochs", trainer.current_epoch)
     epochs = "1 epoch" if done == 1 else f"{done} epochs"
@@ -56,13 +61,21 @@ def finish(cfg: DictConfig, trainer: Trainer) -> None:
 
 def next_steps(cfg: DictConfig, folder: Path) -> dict[str, str]:
     """Commands for what one does with the finished run in `folder`, by a few words."""
-    steps = {}
+    steps, run = {}, shlex.quote(str(folder))
+    own = cfg.data.get("path")  # a folder of images: every program finds its parts by itself
+    if "method" in cfg and own and _labelled(cfg):
+        recipe = "--config-path scripts/linear/custom --config-name any.yaml"
+        program = command("linear", "python3 main_linear.py")
+        keys = f"data.path={shlex.quote(str(own))} pretrained_feature_extractor={run}"
+        steps["linear"] = f"{program} {recipe} {keys}"
     if "method" in cfg and _labelled(cfg):
         paths = {"train": cfg.data.get("train_path"), "val": cfg.data.get("val_path")}
         given = [f"--{k}_data_path {shlex.quote(str(p))}" for k, p in paths.items() if p]
-        words = [f"--dataset {cfg.data.dataset}", *given]
-        quoted = shlex.quote(str(folder))
-        steps["kNN"] = f"python3 main_knn.py {' '.join(words)} --pretrained_checkpoint_dir {quoted}"
+        words = [f"--dataset {cfg.data.dataset}", *given, f"--pretrained_checkpoint_dir {run}"]
+        steps["kNN"] = f"{command('knn', 'python3 main_knn.py')} {' '.join(words)}"
+    if cfg.data.get("path"):
+        program, images = command("embed", "python3 main_embed.py"), shlex.quote(str(cfg.data.path))
+        steps["features"] = f"{program} {run} {images} -o features.npy"
     for extension in extensions.registered():
         steps |= extension.next_steps(folder)
     return steps
@@ -73,7 +86,8 @@ def _labelled(cfg: DictConfig) -> bool:
     from solo.data.catalogue import info_of
 
     required = info_of(cfg.data.dataset).path == "required"
-    return not cfg.data.get("no_labels") and (not required or cfg.data.get("val_path") is not None)
+    given = cfg.data.get("val_path") is not None or bool(cfg.data.get("val_fraction"))
+    return not cfg.data.get("no_labels") and (not required or given)
 
 
 def tell_run(

@@ -16,6 +16,7 @@ from solo.args.own_images import settle
 from solo.args.pretrain import parse_cfg
 from solo.data.catalogue import info_of
 from solo.errors import ConfigError, did_you_mean
+from solo.monitoring.console import say
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -36,8 +37,8 @@ def pretrain(cfg: DictConfig) -> Trainer:
     chosen = settle(cfg)
     parse_cfg(cfg)
     require(cfg, schema.Pretrain)
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        print("".join(f"{line}\n" for line in chosen), end="", flush=True)
+    if chosen and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        say(*chosen)
 
     from lightning.pytorch import seed_everything
 
@@ -58,6 +59,10 @@ def pretrain(cfg: DictConfig) -> Trainer:
         kept = None if resume.path is None else holdouts.read(resume.path.parent)
         holdout = kept or holdouts.Holdout(cfg.data.val_fraction)
     data = build_data(cfg, holdout)
+    if cfg.get("dry_run"):
+        from solo.programs.dry_run import dry_run
+
+        return dry_run(cfg, model, data)
     callbacks = [*_umap(cfg), *_frozen(cfg), SaveParts([holdout], logdir)]
     trainer = fit(cfg, model, data, logdir, callbacks, resume, watching=watching)
     finish(cfg, trainer)

@@ -57,6 +57,8 @@ _FREE = (
     "enable_model_summary",
     "log_every_n_steps",
     "profiler",
+    "dry_run",
+    "report",
     "augmentations_cfg",
     "wandb_cfg",
     "performance",

@@ -151,7 +151,7 @@ def _libraries() -> tuple[Any, Any]:
         import umap
     except ImportError as error:
         raise ConfigError(
-            f"UMAP pictures need '{error.name}': pip install 'solo-learn-sparse[umap]', "
+            f"UMAP pictures need '{error.name}': pip install umap-learn seaborn matplotlib pandas, "
             "or set auto_umap.enabled=False"
         ) from error
     return umap, seaborn

@@ -165,6 +165,17 @@ class SparseConfig:
         """Whether a pruned unit keeps some of its weights: N:M."""
         return self.spelling.form.some_survive  # type: ignore[union-attr]
 
+    def in_weights(self) -> str:
+        """What a final share of N:M groups below 1 is as a share of weights; else empty."""
+        n, m = self.spelling.n, self.spelling.m
+        if not (self.some_survive and m) or self.final == 1:
+            return ""
+        return (
+            f"sparse.final={self.final:g} with {n}:{m} is {self.final:.0%} of the groups, so "
+            f"{self.final * (1 - n / m):.1%} of the prunable weights become zero; all groups, "
+            f"{1 - n / m:.0%} of the weights, without sparse.final"
+        )
+
     @property
     def ranking(self) -> str:
         """The scorer that decides which weights are kept."""

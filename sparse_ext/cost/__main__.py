@@ -13,10 +13,15 @@ from typing import Any
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; 0, or 2 after a message for a mistake of the user's."""
     parser = argparse.ArgumentParser(prog="python3 -m sparse_ext.cost", description=__doc__)
-    parser.add_argument("checkpoint", help="a .ckpt file with its args.json beside it")
-    parser.add_argument("--encoder", choices=("online", "momentum"), default="online")
-    parser.add_argument("--input_size", type=_side, help="image side; by default the dataset's")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("checkpoint", help="folder of a run, a checkpoint, or an exported file")
+    parser.add_argument(
+        "--encoder",
+        choices=("online", "momentum"),
+        default="online",
+        help="which encoder of a momentum method (default: online)",
+    )
+    parser.add_argument("--input_size", type=_side, help="image side (default: the run's)")
+    parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
     args = parser.parse_args(argv)
     from solo.programs.app import exit_code
     from sparse_ext.extension import register

@@ -34,11 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="\n".join(f"{name:8} {what}" for name, what in named.items()),
         parents=[plugins],
     )
-    parser.add_argument("format", choices=named)
-    parser.add_argument("checkpoint", nargs="?", help="a file with its args.json beside it")
-    parser.add_argument("--encoder", choices=("online", "momentum"), default="online")
+    parser.add_argument("format", choices=named, help="see below")
+    parser.add_argument("checkpoint", nargs="?", help="folder of a run, or a file")
+    parser.add_argument(
+        "--encoder",
+        choices=("online", "momentum"),
+        default="online",
+        help="which encoder of a momentum method (default: online)",
+    )
     parser.add_argument("--out", help="file to write (slim: folder); by default beside CHECKPOINT")
-    parser.add_argument("--half", action="store_true", help="packed: values in float16")
+    parser.add_argument(
+        "--half", action="store_true", help="packed: values in float16 (default: as they are)"
+    )
     parser.add_argument(
         "--multiple",
         type=int,
@@ -53,13 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", help="slim --survey: file for the results, taken up again")
     parser.add_argument("--models", nargs="+", default=(), help="slim --survey: only these")
-    parser.add_argument("--pattern", default="2:4", help="nm: N:M")
+    parser.add_argument("--pattern", default="2:4", help="nm: N:M (default: 2:4)")
     parser.add_argument(
         "--int8", action="store_true", help="onnx, nm: a second file in 8-bit integers (QDQ)"
     )
     parser.add_argument("--calibrate", help="--int8: folder of images that show the ranges")
-    parser.add_argument("--images", type=int, default=128, help="--int8: how many of them")
-    parser.add_argument("--input_size", type=int, help="image side; by default the dataset's")
+    parser.add_argument("--images", type=int, default=128, help="--int8: how many (default: 128)")
+    parser.add_argument("--input_size", type=int, help="image side (default: the run's)")
     args = parser.parse_args(argv)
     if args.survey:
         from sparse_ext.export.survey import survey

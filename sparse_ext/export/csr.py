@@ -21,15 +21,22 @@ FORMAT = "sparse_ext.csr/1"
 _PARTS = (":rows", ":columns", ":values")
 
 
-def save_csr(state: Mapping[str, Tensor], path: str | Path) -> None:
+def save_csr(
+    state: Mapping[str, Tensor], path: str | Path, about: Mapping[str, str] | None = None
+) -> None:
     """Write the network that evaluation sees, with CSR in the place of every masked weight.
 
     Kept weights that happen to be zero are stored too: the pattern is the mask's.
 
+    Args:
+        state: of an encoder with masked layers.
+        path: file to write.
+        about: more metadata, see `solo.checkpoints.described`.
+
     Raises:
         CheckpointError: see `sparse_ext.export.layout.save`.
     """
-    layout.save(state, path, FORMAT, lambda tensor: tensor, _encode)
+    layout.save(state, path, FORMAT, lambda tensor: tensor, _encode, about)
 
 
 def load_csr(path: str | Path, dense: bool = False) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from solo.files.run_args import read_args
 from solo.registry import Registry, resolve
 
 
@@ -36,6 +37,13 @@ class Request(NamedTuple):
     run: Mapping[str, Any] | None = None
     calibrate: str | None = None
     images: int = 128
+
+    def about(self) -> dict[str, str]:
+        """What the file says of the encoder: size, mean, std, class names, how it is built."""
+        from solo.checkpoints.described import description
+
+        args = read_args(self.checkpoint)
+        return description(args) if args else {}
 
 
 class Format(NamedTuple):
@@ -78,21 +86,22 @@ def write_dense(request: Request) -> None:
     """Write the weights as torchvision or timm lay them out, masks folded in."""
     from solo.checkpoints.exporting import export_encoder
 
-    export_encoder(request.backbone, request.path)
+    export_encoder(request.backbone, request.path, args=read_args(request.checkpoint))
 
 
 def write_packed(request: Request) -> None:
     """Write kept values and one bit per weight (`sparse_ext.export.packed`)."""
     from sparse_ext.export.packed import save_packed
 
-    save_packed(request.backbone.state_dict(), request.path, half=request.half)
+    state, about = request.backbone.state_dict(), request.about()
+    save_packed(state, request.path, half=request.half, about=about)
 
 
 def write_csr(request: Request) -> None:
     """Write masked weights as compressed sparse rows (`sparse_ext.export.csr`)."""
     from sparse_ext.export.csr import save_csr
 
-    save_csr(request.backbone.state_dict(), request.path)
+    save_csr(request.backbone.state_dict(), request.path, request.about())
 
 
 def write_onnx(request: Request) -> list[str]:
@@ -100,7 +109,7 @@ def write_onnx(request: Request) -> list[str]:
     from sparse_ext.export.onnx import check_onnx, export_onnx
 
     backbone, path, size = request.backbone, request.path, request.input_size
-    export_onnx(backbone, path, size)
+    export_onnx(backbone, path, size, about=request.about())
     lines = [f"ONNX Runtime's features differ by {check_onnx(backbone, path, size):.1e}"]
     return lines if request.calibrate is None else [*lines, *_integers(request)]
 

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from solo.backbones import features_dim, input_channels
+from solo.checkpoints.described import class_names
 from solo.checkpoints.exporting import export_encoder
 from solo.checkpoints.files import read_args
 from solo.data.catalogue import info_of
@@ -65,7 +66,7 @@ def write_hub(request: Request) -> list[str]:
     with TemporaryDirectory() as scratch:  # nothing appears for a network that timm cannot load
         weights = export_encoder(encoder, Path(scratch) / "model.safetensors")
         difference = _compare(model, encoder, weights, request.input_size, architecture)
-    export_encoder(encoder, request.path / "model.safetensors")
+    export_encoder(encoder, request.path / "model.safetensors", args=args)
     mean, std = _statistics(args)
     config = {
         "architecture": architecture,
@@ -86,6 +87,8 @@ def write_hub(request: Request) -> list[str]:
             "num_classes": 0,
         },
     }
+    if names := class_names(args):
+        config["label_names"] = names
     write_json(request.path / "config.json", config)
     write_text(request.path / "README.md", _card(request, args, architecture))
     return [

@@ -23,6 +23,7 @@ def save(
     form: str,
     plain: Callable[[Tensor], Tensor],
     encode: Callable[[Tensor, Tensor], Parts],
+    about: Mapping[str, str] | None = None,
 ) -> None:
     """Write the network that evaluation sees; the file appears at once and complete, or not at all.
 
@@ -32,6 +33,7 @@ def save(
         form: the file's format, for `load`.
         plain: what is stored of a tensor.
         encode: the same of a weight and its mask, both on the CPU.
+        about: more metadata, see `solo.checkpoints.described`.
 
     Raises:
         CheckpointError: if evaluation sees no masks, or one does not fit its weight.
@@ -48,7 +50,7 @@ def save(
         tensors |= {key + part: value for part, value in parts.items()}
     shapes = {key: list(mask.shape) for key, mask in masks.items()}
     metadata = {"format": form, "shapes": json.dumps(shapes), "order": json.dumps(list(dense))}
-    write_tensors(path, tensors, metadata)
+    write_tensors(path, tensors, {**(about or {}), **metadata})
 
 
 def load(

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""ONNX files, checked in ONNX Runtime (`pip install solo-learn-sparse[export]`)."""
+"""ONNX files, checked in ONNX Runtime (`pip install onnx onnxruntime`)."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import torch
 from torch import nn
 
 from solo.backbones import input_channels
+from solo.data.preprocess import Preprocess
 from solo.errors import CheckpointError, ConfigError
+from solo.files.run_args import EMBEDDED
 from solo.files.whole import whole_file
 from sparse_ext.export.slim import difference
 
@@ -18,16 +22,23 @@ OPSET = 17
 TOLERANCE = 1e-4  # of the largest output; both sides compute in float32
 
 
-def export_onnx(net: nn.Module, path: str | Path, size: int, opset: int = OPSET) -> Path:
+def export_onnx(
+    net: nn.Module,
+    path: str | Path,
+    size: int,
+    opset: int = OPSET,
+    about: Mapping[str, str] | None = None,
+) -> Path:
     """Write an encoder as ONNX: `images` (N, C, size, size) to `features` (N, F), any N.
 
     Masks leave no trace: pruned weights are zeros in the file. ONNX Runtime computes with them as
     with others; TensorRT finds 2:4 patterns by itself (`trtexec --onnx=FILE --sparsity=enable`).
+    `about` becomes metadata of the file, see `solo.checkpoints.described`.
 
     Raises:
         ConfigError: the package onnx is missing.
     """
-    need("onnx")
+    onnx = need("onnx")
     training = net.training
     images = torch.zeros(2, input_channels(net), size, size)
     with whole_file(path) as partial:
@@ -41,6 +52,10 @@ def export_onnx(net: nn.Module, path: str | Path, size: int, opset: int = OPSET)
             opset_version=opset,
             dynamo=False,
         )
+        if about:
+            model = onnx.load(str(partial))
+            onnx.helper.set_model_props(model, dict(about))
+            onnx.save(model, str(partial))
     net.train(training)
     return Path(path)
 
@@ -65,10 +80,32 @@ class OnnxEncoder(nn.Module):
             str(path), options, providers=["CPUExecutionProvider"]
         )
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What the file says of the encoder, see `solo.checkpoints.described`."""
+        return dict(self.session.get_modelmeta().custom_metadata_map)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) to (N, F)."""
         (features,) = self.session.run(None, {"images": images.numpy()})
         return torch.from_numpy(features)
+
+
+def open_onnx(path: str | Path) -> OnnxEncoder:
+    """An exported ONNX file as an encoder with its `preprocess`.
+
+    Raises:
+        CheckpointError: ONNX Runtime cannot read the file.
+        ConfigError: the package onnxruntime is missing.
+    """
+    need("onnxruntime")
+    try:
+        encoder = OnnxEncoder(path)
+    except Exception as error:  # of a class of its own for each cause
+        raise CheckpointError(f"{path}: ONNX Runtime cannot read it ({error}).") from error
+    if text := encoder.about.get(EMBEDDED):
+        encoder.preprocess = Preprocess(json.loads(text))  # type: ignore[assignment]
+    return encoder
 
 
 def check_onnx(net: nn.Module, path: str | Path, size: int) -> float:
@@ -94,5 +131,5 @@ def need(package: str) -> Any:
         if error.name != package:
             raise
         raise ConfigError(
-            f"ONNX needs the package {package}: pip install 'solo-learn-sparse[export]'"
+            f"ONNX needs the package {package}: pip install onnx onnxruntime"
         ) from error

@@ -21,7 +21,12 @@ FORMAT = "sparse_ext.packed/1"
 _BITS = ":bits"
 
 
-def save_packed(state: Mapping[str, Tensor], path: str | Path, half: bool = False) -> None:
+def save_packed(
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    half: bool = False,
+    about: Mapping[str, str] | None = None,
+) -> None:
     """Write the network that evaluation sees, without the buffers that only training needs.
 
     Args:
@@ -29,6 +34,7 @@ def save_packed(state: Mapping[str, Tensor], path: str | Path, half: bool = Fals
         path: file to write.
         half: store floating-point values in float16; the round trip is exact for values that
             are float16 already.
+        about: more metadata, see `solo.checkpoints.described`.
 
     Raises:
         CheckpointError: see `sparse_ext.export.layout.save`.
@@ -37,7 +43,7 @@ def save_packed(state: Mapping[str, Tensor], path: str | Path, half: bool = Fals
     def stored(tensor: Tensor) -> Tensor:
         return tensor.half() if half and tensor.is_floating_point() else tensor
 
-    layout.save(state, path, FORMAT, stored, _encode)
+    layout.save(state, path, FORMAT, stored, _encode, about)
 
 
 def load_packed(path: str | Path, masks: bool = True) -> dict[str, Tensor]:

@@ -63,6 +63,7 @@ def slim(
         CheckpointError: it cannot be read, its masks do not fit its weights, or there is no
             channel that could go.
     """
+    from solo.checkpoints.described import description
     from solo.checkpoints.runs import load_run, weights_file
     from solo.data.shown import input_size
     from sparse_ext.cost.per_layer import count
@@ -82,7 +83,8 @@ def slim(
     folder = Path(out) if out else source.parent / f"slim{suffix}"
     path = folder / f"{source.stem}-slim{suffix}.safetensors"
     about = {"source": source.name, "encoder": encoder, "sparse": json.dumps(run.get("sparse"))}
-    save_slim(backbone, path, about | {"widths": json.dumps(report.widths)})
+    about |= description(run) | {"widths": json.dumps(report.widths)}
+    save_slim(backbone, path, about)
     kept = {key: value for key, value in run.items() if key != "sparse"}
     write_json(folder / "args.json", kept)
     costs = macs, count(backbone, size).macs_dense

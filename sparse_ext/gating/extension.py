@@ -28,6 +28,10 @@ class GatingExtension(extensions.Extension):
 
     sections = ("gating",)
 
+    def schemas(self) -> Mapping[str, Mapping[str, type]]:
+        """The settings of every gating method."""
+        return {"gating": dict(settings.METHODS)}
+
     def parse(self, cfg: DictConfig) -> None:
         """Check `cfg.gating` and fill in its defaults, in place; None or absent means no gates.
 

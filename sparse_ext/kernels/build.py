@@ -104,7 +104,7 @@ def _compile(built: Path) -> None:
 def _failed(why: str) -> str:
     return (
         f"The block-sparse kernel cannot be built: {why}. Install a C++ compiler (g++) and ninja "
-        f"(pip install 'solo-learn-sparse[kernels]'), or choose backend='reference', which needs "
+        f"(pip install ninja), or choose backend='reference', which needs "
         f"neither and is slow."
     )
 

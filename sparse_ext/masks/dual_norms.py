@@ -78,6 +78,14 @@ def make_dual(modules: Iterable[nn.Module], branches: Branches, affine: bool = T
     return len(firsts)
 
 
+def plain_norms(module: nn.Module) -> None:
+    """Give doubled batch norms their own class back, in place; the second sets are gone."""
+    for norm in [m for m in module.modules() if isinstance(m, _Dual)]:
+        norm.__class__ = next(plain for plain, dual in _DUAL.items() if dual is type(norm))
+        delattr(norm, OTHER_BN)
+        del norm.branches
+
+
 def second_sets(module: nn.Module) -> set[int]:
     """`id` of every parameter that only one branch's batch norms have: the second sets."""
     norms = [m for m in module.modules() if isinstance(m, _Dual)]

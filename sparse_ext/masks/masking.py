@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import CheckpointError, ConfigError, did_you_mean
-from sparse_ext.compat import hooks_before_loading, unwrapped
+from sparse_ext.compat import forget_hooks_before_loading, hooks_before_loading, unwrapped
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks import packing
 from sparse_ext.masks import patching as patching
@@ -133,6 +133,11 @@ def _mask(backbone: nn.Module, names: Iterable[str]) -> nn.Module:
     if not any(hook is _adopt_widths for hook in hooks_before_loading(net)):
         net.register_load_state_dict_pre_hook(_adopt_widths)
     return backbone
+
+
+def forget(module: nn.Module) -> None:
+    """Let `module` load weights as torch does, without a look at masks and widths."""
+    forget_hooks_before_loading(module, (_adopt, _adopt_widths))
 
 
 def _adopt(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -80,7 +80,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--images", type=int, default=256, help="calibration images (default: 256)")
     parser.add_argument("--image_size", type=int, help="side of the images (default: the run's)")
-    parser.add_argument("--encoder", choices=("online", "momentum"), default="online")
+    parser.add_argument(
+        "--encoder",
+        choices=("online", "momentum"),
+        default="online",
+        help="which encoder of a momentum method (default: online)",
+    )
     parser.add_argument("--backbone", help="encoder of a weight file that no run wrote")
     parser.add_argument(
         "--backbone_kwargs", type=_mapping, default={}, help='its options, as JSON: {"width": 16}'

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from solo.errors import ConfigError
+from solo.files.run_args import read_args
 from solo.files.whole import write_json
 from solo.monitoring.console import waiting
 from sparse_ext.prune import images, results
@@ -63,6 +64,8 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
     """
     if request.count < 2:
         raise ConfigError(f"--images {request.count}: at least 2 calibration images are needed.")
+    for folder in _folders(request):
+        _refuse_run(folder)
     source = open_source(
         request.source, request.which, request.backbone, request.kwargs, request.image_size
     )
@@ -89,12 +92,11 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
         dense = results.features(source.encoder, unseen.batches)
     top = _dense_figures(source, dense, unseen)
     rows = []
-    for goal, layers in zip(plan.goals, found, strict=True):
+    for goal, layers, folder in zip(plan.goals, found, _folders(request), strict=True):
         net = sparse_copy(source.encoder, layers)
         with waiting(f"statistics and features at sparsity {goal.sparsity:g}"):
             estimate_batch_norms(net, calibration.batches)
             row = results.figures(net, dense, unseen, source.size)
-        folder = request.out if len(plan.goals) == 1 else request.out / f"{goal.sparsity:g}"
         path = results.write_run(folder, net, source.args, plan, goal.sparsity, layers, row)
         rows.append({**row, "run": str(path.parent)})
     if len(rows) > 1:
@@ -104,6 +106,37 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
     say(table(rows, top))
     say(f"Next: python3 main_linear.py ... pretrained_feature_extractor={rows[0]['run']}")
     return rows
+
+
+def _folders(request: Request) -> list[Path]:
+    """The run folder of each sparsity.
+
+    Raises:
+        ConfigError: two sparsities would share one.
+    """
+    sparsities = request.settings.sparsities
+    if len(sparsities) == 1:
+        return [request.out]
+    names = [f"{sparsity:g}" for sparsity in sparsities]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"--sparsity {','.join(names)}: each gets a folder of its own, so none may come twice."
+        )
+    return [request.out / name for name in names]
+
+
+def _refuse_run(folder: Path) -> None:
+    """Raise ConfigError where something would be overwritten that pruning has not made."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file: name a folder.")
+    args = read_args(folder)
+    if args is not None and "pruned" not in args:
+        raise ConfigError(
+            f"--out {folder} is the folder of the run '{args.get('name')}', whose args.json would "
+            f"be overwritten: choose another folder."
+        )
 
 
 def calibration_and_unseen(request: Request, source: Source) -> tuple[images.Images, images.Images]:

@@ -243,10 +243,12 @@ def _sparsity(log: RunLog, measured: Measured) -> str:
             return text.replace("online ", "")
         first, last = config.momentum
         return f"{text}, momentum {100 * first:g}% to {100 * last:g}%"
-    found = verdict.sparsities(log, measured)
-    if not found:
-        return ""
-    return ", ".join(f.value for f in found) + ("" if found[0].value == "dense" else ", fixed")
+    shares = verdict.shares_pruned(log, measured)
+    if not any(shares.values()):
+        return "dense" if shares else ""
+    several = len(shares) > 1
+    found = [f"{name} {share:.1%}" if several else f"{share:.1%}" for name, share in shares.items()]
+    return f"{', '.join(found)}, fixed"
 
 
 def _gates(section: Any) -> str:

@@ -40,7 +40,8 @@ def best_accuracy(log: RunLog) -> tuple[float, str] | None:
         return evaluated[-1]["acc1"], f"{kind}, last epoch"
     series = log.get("val_acc1")
     if series is None:
-        return None
+        seen = log.get("train_acc1")
+        return None if seen is None else (seen.last, "training images: no others were looked at")
     kind = "online classifier, while training"
     if not log.is_pretraining:
         kind = "fine-tuned, last epoch" if log.args.get("finetune") else "linear, last epoch"

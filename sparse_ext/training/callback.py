@@ -149,6 +149,8 @@ class PruningCallback(Callback):
             in_words([encoder.masks.sparsity for encoder in self._encoders]),
             selection(next(iter(encoders_of(pl_module).values())), self.config).describe(),
         )
+        if told := self.config.in_weights():
+            log.info("%s.", told)
 
     # -- one optimizer step -----------------------------------------------------------------
 

@@ -20,7 +20,7 @@ def benchmark(monkeypatch):
     import routes
 
     yield real_speed, routes
-    for name in ("real_speed", "routes", "measuring"):
+    for name in ("real_speed", "routes", "measuring", "element_conv", "engines"):
         sys.modules.pop(name, None)
 
 

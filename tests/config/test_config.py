@@ -157,3 +157,18 @@ def test_registering_imports_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("pattern", "final", "said"),
+    [("2:4", 0.5, "25.0%"), ("1:4", 0.4, "30.0%"), ("2:4", 0.9, "45.0%")],
+)
+def test_a_share_of_groups_is_said_as_a_share_of_weights(pattern, final, said):
+    told = build({"name": "gmp", "granularity": pattern, "final": final}).in_weights()
+    assert f"sparse.final={final:g} with {pattern}" in told
+    assert said in told
+
+
+@pytest.mark.parametrize("section", [{"granularity": "2:4"}, {"final": 0.5}])
+def test_where_there_is_nothing_to_say(section):
+    assert build({"name": "gmp", **section}).in_weights() == ""

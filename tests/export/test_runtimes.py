@@ -145,4 +145,4 @@ def test_onnx_missing(checkpoint, monkeypatch, capsys):
 
     monkeypatch.setattr(importlib, "import_module", missing)
     assert main(["onnx", str(checkpoint)]) == 2
-    assert "pip install 'solo-learn-sparse[export]'" in capsys.readouterr().err
+    assert "pip install onnx onnxruntime" in capsys.readouterr().err

@@ -420,13 +420,20 @@ def test_small_layers_stay_dense_and_build_nothing(monkeypatch):
 
 
 @able
-def test_a_dense_stem_follows_the_sparse_layers():
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_dense_stem_follows_the_sparse_layers(sparse, monkeypatch):
+    """By their masks, in the very first step too, so that a resumed run goes the same way."""
+    monkeypatch.setattr(choice, "WORTHWHILE", 0)
+    monkeypatch.setattr(choice, "_bounds", choice.Bounds(None))
+    monkeypatch.setattr(choice, "measure", lambda case, density: True)
     net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), masked_conv())
-    use_element_kernel(net, "element")
-    net[0].kernel = "auto"
-    net[0].around[0].used = False
+    net[1].mask.fill_(True)
+    if sparse:
+        net[1].mask[:, 3:] = False
+        net[1].apply_mask()
+    use_element_kernel(net, "auto")
     net[0](torch.randn(16, 3, 6, 6))
-    assert not net[0].used
+    assert net[0].used == sparse
 
 
 # -- building ----------------------------------------------------------------------------------

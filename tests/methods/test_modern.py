@@ -422,6 +422,17 @@ def test_layers_learn_at_their_own_rates():
     assert len(names) == len(set(names))
 
 
+def test_stages_of_a_resnet_learn_at_their_own_rates():
+    kwargs = {"proj_hidden_dim": 8, "proj_output_dim": 6, "temperature": 0.2}
+    model = METHODS["simclr"](tiny_cfg("simclr", kwargs, optimizer__layer_decay=0.5))
+    groups = model.configure_optimizers().param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    net, top = model.backbone, rates[id(model.backbone.layer4[1].conv2.weight)]
+    stages = [net.conv1, net.bn1, *(getattr(net, f"layer{i}")[0].conv1 for i in range(1, 5))]
+    assert [rates[id(m.weight)] / top for m in stages] == [2.0**-n for n in range(5, -1, -1)]
+    assert rates[id(model.projector[0].weight)] == top
+
+
 def test_a_linear_momentum_schedule():
     taus = []
 

@@ -9,7 +9,7 @@ import pytest
 from tqdm import tqdm
 
 from solo.monitoring import console
-from solo.monitoring.console import bar, duration, say, short, waiting
+from solo.monitoring.console import bar, command, duration, say, short, waiting
 
 pytestmark = pytest.mark.unit
 
@@ -77,3 +77,10 @@ def test_work_of_a_library_is_timed(monkeypatch, capsys):
 def test_what_goes_wrong_inside_is_not_hidden():
     with pytest.raises(ValueError, match="inside"), waiting("x"):
         raise ValueError("inside")
+
+
+def test_other_programs_are_named_as_this_one_was_started(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/solo-pretrain", "--config-name", "byol"])
+    assert command("knn", "python3 main_knn.py") == "solo-knn"
+    monkeypatch.setattr(sys, "argv", ["main_pretrain.py"])
+    assert command("knn", "python3 main_knn.py") == "python3 main_knn.py"

@@ -83,7 +83,10 @@ HERE = ("--config-path", "cfg", "--config-name", "byol.yaml")
         ((*HERE, "augmentations=tow"), "'augmentations' has no option 'tow'. Did you mean 'two'"),
         ((*HERE, "+sparse=syncp"), "'sparse' has no option 'syncp'. Did you mean 'synccp'"),
         ((*HERE, "+sparse=synccp", "++sparse.finl=0.9"), "Did you mean 'final'"),
-        ((*HERE, "+sparse=synccp", "sparse.finl=0.9"), "sparse.finl"),
+        ((*HERE, "+sparse=synccp", "sparse.finl=0.9"), "key 'sparse.finl'. Did you mean 'final'"),
+        ((*HERE, "+sparse=synccp", "sparse.csi.mod=off"), "Did you mean 'mode'"),
+        ((*HERE, "+gating=cdg", "gating.targt=0.9"), "Did you mean 'target'"),
+        ((*HERE, "sparse.final=0.9"), "'sparse.final' needs its section: add +sparse=NAME"),
         ((*HERE, "+sparse=synccp", "sparse.final=1.0"), "sparse.final=1.0"),
         ((*HERE, "name"), "Error parsing override 'name'"),
         ((*HERE, "data.dataset=custom", "++data.train_path=absent"), "there is no folder 'absent'"),
@@ -104,11 +107,31 @@ def test_mistakes(configs, monkeypatch, capsys, args, message):
     assert not (configs / "trained_models").exists()
 
 
+def test_a_recipe_is_found_by_its_name(monkeypatch, capsys, tmp_path):
+    """Far from the checkout; the mistake behind it shows that the recipe was read."""
+    monkeypatch.chdir(tmp_path)
+    code, err = call(monkeypatch, capsys, "--config-name", "byol", "optimizer.lrr=1")
+    assert code == 2
+    assert "scripts/pretrain/cifar/byol.yaml (also for custom," in err
+    assert "unknown key 'optimizer.lrr'. Did you mean 'lr'" in err
+    code, err = call(monkeypatch, capsys, "--config-name", "boyl")
+    assert code == 2
+    assert "no recipe is called 'boyl'. Did you mean 'byol'" in err
+
+
+def test_an_installed_folder_of_recipes(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    there = ("--config-path", "scripts/pretrain/digits", "--config-name", "lejepa.yaml")
+    code, err = call(monkeypatch, capsys, *there, "optimizer.lrr=1")
+    assert code == 2
+    assert "unknown key 'optimizer.lrr'" in err
+
+
 def test_linear_mistakes(configs, monkeypatch, capsys):
     with pytest.warns(UserWarning, match="unknown key 'method': it has no effect"):
         code, err = call(monkeypatch, capsys, *HERE, main=main_linear.main)
     assert code == 2
-    assert "error: the key 'pretrained_feature_extractor' is missing" in err
+    assert "error: pretrained_feature_extractor is not given" in err
     code, err = call(monkeypatch, capsys, *HERE, "++strict=True", main=main_linear.main)
     assert code == 2
     assert "error: unknown key" in err

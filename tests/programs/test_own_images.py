@@ -14,9 +14,11 @@ from PIL import Image
 from solo.programs.evaluation import evaluation_loaders
 from solo.programs.linear import build_data, held_out, linear
 from solo.programs.pretrain import pretrain
+from sparse_ext.extension import register
 from tests.args.test_own_images import RECIPES
 from tests.data.pictures import textured
 
+register()  # whose extension writes the report
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 QUICK = [
     "max_epochs=1",
@@ -75,6 +77,10 @@ def test_a_run_keeps_what_validates(run):
     assert args["data"]["val_fraction"] == 0.1
     assert args["backbone"] == {"name": "resnet18", "small_stem": True, "kwargs": {"width": 4}}
     assert (run / "metrics.csv").read_text().splitlines()[0].count("val_acc1") == 1
+
+
+def test_a_run_ends_with_its_report(run):
+    assert "<html" in (run / "report.html").read_text()[:200].lower()
 
 
 def test_linear_evaluation_needs_the_run_alone(run, folder, tmp_path):

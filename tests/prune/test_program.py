@@ -195,8 +195,8 @@ def test_weights_of_timm_see_images_as_timm_trained_them(monkeypatch):
 
 
 def test_mistakes_are_named(pretrained, folder, tmp_path):
-    def run(source=str(pretrained[0]), data=folder, **settings):
-        request = program.Request(source, data, tmp_path / "o", Settings(**settings), count=8)
+    def run(source=str(pretrained[0]), data=folder, out=tmp_path / "o", **settings):
+        request = program.Request(source, data, out, Settings(**settings), count=8)
         program.run(request, lambda line: None)
 
     with pytest.raises(DataError, match=r"--data .*nowhere: there is no such folder"):
@@ -206,6 +206,14 @@ def test_mistakes_are_named(pretrained, folder, tmp_path):
         run(data=tmp_path / "empty")
     with pytest.raises(ConfigError, match=r"0\.8 cannot be reached with --granularity 2:4"):
         run(granularity="2:4")
+    before = (pretrained[0] / "args.json").read_text()
+    with pytest.raises(ConfigError, match=r"is the folder of the run 'tiny', .* overwritten"):
+        run(out=pretrained[0])
+    assert (pretrained[0] / "args.json").read_text() == before
+    with pytest.raises(ConfigError, match="is a file: name a folder"):
+        run(out=pretrained[1])
+    with pytest.raises(ConfigError, match=r"--sparsity 0\.5,0\.5: each gets a folder"):
+        run(sparsities=(0.5, 0.5))
     with pytest.raises(ConfigError, match=r"--method wnda is unknown.*'wanda'"):
         run(method="wnda")
     with pytest.raises(ConfigError, match="block8 instead of block8-merged"):

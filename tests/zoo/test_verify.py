@@ -3,6 +3,7 @@
 
 import copy
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_published_figures_by_hand(manifest):
 def test_a_mistake_is_named(manifest, change, message):
     model = next(model for model in manifest["models"] if model["name"] == "byol-cifar10")
     model.update(change)
-    assert any(verify.re.search(message, text) for text in verify.problems(manifest))
+    assert any(re.search(message, text) for text in verify.problems(manifest))
 
 
 def test_checkpoint_needs_its_configuration(manifest):
@@ -82,24 +83,21 @@ def test_a_recipe_left_out_is_named(manifest):
 
 def test_tables_are_written_and_compared(manifest, tmp_path):
     (tmp_path / "docs").mkdir()
-    (tmp_path / "tests" / "methods").mkdir(parents=True)
-    (tmp_path / "tests" / "methods" / "test_momentum.py").write_text("cfg(method='byol')\n")
     text = f"# Title\n{verify.BEGIN}\nold\n{verify.END}\nafter\n"
-    (tmp_path / "README.md").write_text(text)
+    (tmp_path / "docs" / "methods.md").write_text(text)
     found = list(verify.tables(manifest, write=False, root=tmp_path))
-    assert [f.split(":")[0] for f in found] == ["README.md", "docs/results.md"]
+    assert [f.split(":")[0] for f in found] == ["docs/methods.md", "docs/results.md"]
     assert "out of date" in found[0]
     assert "needs the lines" in found[1]
     (tmp_path / "docs" / "results.md").write_text(text)
     assert list(verify.tables(manifest, write=True, root=tmp_path)) == []
     assert list(verify.tables(manifest, write=False, root=tmp_path)) == []
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("# Title\n")
-    assert readme.endswith(f"{verify.END}\nafter\n")
-    row = next(line for line in readme.splitlines() if "`byol`" in line)
+    methods = (tmp_path / "docs" / "methods.md").read_text()
+    assert methods.startswith("# Title\n")
+    assert methods.endswith(f"{verify.END}\nafter\n")
+    row = next(line for line in methods.splitlines() if "`byol`" in line)
     assert "| 92.58 | 70.46 | 80.16 / 80.32 | 68.63 / 68.37 |" in row
-    assert "[momentum](tests/methods/test_momentum.py)" in row
-    assert "81.60 finetune" in readme
+    assert "81.60 finetune" in methods
     results = (tmp_path / "docs" / "results.md").read_text()
     assert "| MoCo V3 | resnet50 | 400 | offline | 84.58 | 96.70 |" in results
 

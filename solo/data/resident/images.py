@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from torchvision import transforms as T
 
 from solo.data.datasets.folders import item_labels
 from solo.data.datasets.images import ReadError
 from solo.data.datasets.unreadable import leave_out, read_all
 from solo.data.resident.memory import require_host_memory
+from solo.data.resident.stored import SMALLEST, Stored
 from solo.errors import DataError
+from solo.monitoring.console import say
 
 
 def resident_images(
@@ -48,19 +51,52 @@ def resident_images(
     if isinstance(array, np.ndarray):
         return _of_array(array, where, size, processes), item_labels(dataset)
     dataset.transform = _fitted(size)
-    images, broken = None, {}
-    for index, image in enumerate(read_all(dataset, threads)):
+    began = time.monotonic()
+    stored = Stored.of(dataset, size, threads)
+    images, broken, fresh = _decoded(dataset, stored, where, threads, processes)
+    seconds = time.monotonic() - began
+    if len(images) * images[:1].nbytes >= SMALLEST:
+        how = f"decoded {fresh:,} of" if fresh else "found"
+        say(f"{how} {len(images):,} images in {seconds:.1f} s{_place(stored, fresh)}")
+    kept = [index for index in range(len(dataset)) if index not in broken]
+    leave_out(dataset, broken, where, skip_unreadable)
+    tensor = torch.from_numpy(images)
+    return (tensor[kept] if broken else tensor), item_labels(dataset)
+
+
+def _place(stored: Stored | None, fresh: int) -> str:
+    if stored is None or not stored.folder.is_dir():
+        return ""
+    return f", {'kept for the next run' if fresh else 'decoded by an earlier run'}: {stored.folder}"
+
+
+def _decoded(
+    dataset: Dataset, stored: Stored | None, where: str, threads: int, processes: int
+) -> tuple[np.ndarray, dict[int, ReadError], int]:
+    """(images (N, 3, H, W), errors of broken ones by position, how many were decoded now)."""
+    known = None if stored is None else stored.load()
+    images: np.ndarray | None = None
+    broken: dict[int, ReadError] = {}
+    wanted: Sequence[int] = range(len(dataset))
+    if known is not None:
+        images, wanted, messages = known
+        require_host_memory(len(dataset), images.shape[1:], where, processes)
+        broken = {i: ReadError(text) for i, text in messages.items() if i not in {*wanted}}
+    for index, image in zip(wanted, read_all(Subset(dataset, wanted), threads), strict=True):
         if isinstance(image, ReadError):
             broken[index] = image
             continue
         if images is None:
             require_host_memory(len(dataset), image.shape, where, processes)
-            images = torch.empty(len(dataset), *image.shape, dtype=torch.uint8)
+            images = np.empty((len(dataset), *image.shape), dtype=np.uint8)
         _require_same_size(where, images.shape[1:], image.shape, index)
-        images[index] = torch.from_numpy(image)
-    kept = [index for index in range(len(dataset)) if index not in broken]
-    leave_out(dataset, broken, where, skip_unreadable)
-    return (images[kept] if broken else images), item_labels(dataset)
+        images[index] = image
+    if images is None:
+        leave_out(dataset, broken, where, skip=False)
+        raise DataError(f"data.train_path: there are no images in {where}")
+    if stored is not None and len(wanted):
+        stored.save(images, {i: str(error) for i, error in broken.items()})
+    return images, dict(sorted(broken.items())), len(wanted)
 
 
 def _of_array(array: np.ndarray, where: str, size: int | None, processes: int) -> Tensor:

@@ -28,6 +28,14 @@ class _Block:
         modules += _children(self.downsample)  # type: ignore[attr-defined]
         return not any(_watched(m) for m in (*modules, self.relu))  # type: ignore[attr-defined]
 
+    def _first(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The first convolution with its batch norm, and x for the shortcut."""
+        conv, bn = self.conv1, self.bn1  # type: ignore[attr-defined]
+        if torch.is_grad_enabled() and isinstance(conv, _Convolution):
+            out, x = conv.beside(x)
+            return norm(out, bn, relu=True), x
+        return conv_norm(x, conv, bn, relu=True), x
+
     def _shortcut(self, x: Tensor) -> Tensor:
         down: Any = self.downsample  # type: ignore[attr-defined]
         if down is None:
@@ -43,7 +51,7 @@ class LaneBasicBlock(_Block, BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         if not self._plain(("conv1", "bn1", "conv2", "bn2")):
             return super().forward(x)
-        out = conv_norm(x, self.conv1, self.bn1, relu=True)
+        out, x = self._first(x)
         return conv_norm(out, self.conv2, self.bn2, self._shortcut(x), relu=True)
 
 
@@ -53,7 +61,7 @@ class LaneBottleneck(_Block, Bottleneck):
     def forward(self, x: Tensor) -> Tensor:
         if not self._plain(("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")):
             return super().forward(x)
-        out = conv_norm(x, self.conv1, self.bn1, relu=True)
+        out, x = self._first(x)
         out = conv_norm(out, self.conv2, self.bn2, relu=True)
         return conv_norm(out, self.conv3, self.bn3, self._shortcut(x), relu=True)
 

@@ -59,14 +59,21 @@ def products(
     return out if kind == x.dtype else out.to(x.dtype)
 
 
-def input_gradient(grad: Tensor, weight: Tensor, plan: Plan, size: tuple[int, int]) -> Tensor:
-    """The gradient of the input, (N, C_in, *size), in lanes."""
+def input_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    plan: Plan,
+    size: tuple[int, int],
+    further: Tensor | None = None,
+) -> Tensor:
+    """The gradient of the input, (N, C_in, *size), in lanes, plus a `further` one."""
     kind = native_type(grad.dtype)
     source = to_lanes(grad.to(kind))
     out = empty_lanes((len(grad), plan.shape[1], *size), kind)
+    rest = None if further is None else to_lanes(further.to(kind))
     for part in plan.passes(INPUT_GRADIENT, len(grad), size, kind):
         part.fill(weight)
-        part.run(source, out)
+        part.run(source, out, residual=rest)
     return out if kind == grad.dtype else out.to(grad.dtype)
 
 
@@ -114,7 +121,22 @@ def element_conv2d(
         dense_gradient: the weight's gradient is that of the dense convolution (computed by torch,
             at the dense price); False: it is zero where weights are pruned.
     """
-    return _ElementConv.apply(x, weight, bias, plan, dense_gradient)
+    return _ElementConv.apply(x, weight, bias, plan, dense_gradient, False)
+
+
+def element_conv2d_beside(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, dense_gradient: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The same, and x in lanes for whatever reads it beside: both gradients are summed in one pass.
+
+    Args:
+        x: see `element_conv2d`.
+        weight: likewise.
+        bias: likewise.
+        plan: likewise.
+        dense_gradient: likewise.
+    """
+    return _ElementConv.apply(x, weight, bias, plan, dense_gradient, True)
 
 
 class _ElementConv(torch.autograd.Function):
@@ -126,26 +148,32 @@ class _ElementConv(torch.autograd.Function):
         bias: Tensor | None,
         plan: Plan,
         dense_gradient: bool,
-    ) -> Tensor:
+        beside: bool,
+    ) -> Any:
         ctx.plan, ctx.dense_gradient, ctx.size = plan, dense_gradient, (x.shape[2], x.shape[3])
         x = to_lanes(x)  # once: the backward pass reads it too
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return products(x, weight, plan, bias=None if bias is None else bias.float())
+        ctx.set_materialize_grads(False)
+        out = products(x, weight, plan, bias=None if bias is None else bias.float())
+        return (out, x.view_as(x)) if beside else out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
         (x, weight), plan = ctx.saved_tensors, ctx.plan
+        further = grads[1] if len(grads) > 1 else None
+        if grads[0] is None:
+            return further, None, None, None, None, None
         grad = to_lanes(grads[0])
         to_x = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
-            to_x = input_gradient(grad, weight, plan, ctx.size)
+            to_x = input_gradient(grad, weight, plan, ctx.size, further)
         if ctx.needs_input_grad[1]:
             kept_only = weight_gradient if not ctx.dense_gradient else dense_weight_gradient
             to_weight = kept_only(x, grad, weight, plan)
         if ctx.needs_input_grad[2]:
             to_bias = grad.sum((0, 2, 3), dtype=torch.float32)
-        return to_x, to_weight, to_bias, None, None
+        return to_x, to_weight, to_bias, None, None, None
 
 
-__all__ = ["element_conv2d", "machine", "products"]
+__all__ = ["element_conv2d", "element_conv2d_beside", "machine", "products"]

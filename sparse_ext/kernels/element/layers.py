@@ -12,12 +12,18 @@ from torch import Tensor, nn
 from sparse_ext.compat import is_dispatched
 from sparse_ext.kernels.element import choice
 from sparse_ext.kernels.element import op as op
-from sparse_ext.kernels.element.function import element_conv2d, products
+from sparse_ext.kernels.element.function import (
+    element_conv2d,
+    element_conv2d_beside,
+    products,
+)
 from sparse_ext.kernels.element.lanes import TYPES, laid_out
 from sparse_ext.kernels.element.norm import folded
 from sparse_ext.kernels.element.plan import Plan
 from sparse_ext.kernels.plan import Window
 from sparse_ext.masks.masked_layers import MaskedConv2d, MaskedLinear
+
+SPARSE = 0.4  # density up to which the kernel is about as fast as dense convolutions
 
 
 class ElementLayer(nn.Module):
@@ -152,6 +158,18 @@ class _Convolution(ElementLayer):
             return super().forward(laid_out(input))  # type: ignore[misc]
         return self.compute(input, plan)
 
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, and x for whatever else reads it.
+
+        The gradients of both are summed while the input's is computed, in one pass.
+        """
+        alone = not (torch.is_grad_enabled() and x.requires_grad) or x.dtype != _computed_in(x)
+        plan = None if alone else self.chosen(x)
+        if plan is None:
+            return self(x), x
+        dense = self.dense_gradient and hasattr(self, "mask")
+        return element_conv2d_beside(x, self.weight, self.bias, plan, dense)  # type: ignore[arg-type]
+
     def folded(
         self, x: Tensor, plan: Plan, scale: Tensor, shift: Tensor, residual: Any, relu: bool
     ) -> Tensor:
@@ -180,8 +198,9 @@ class ElementConv2d(_Convolution, MaskedConv2d):
 class LaneConv2d(_Convolution, nn.Conv2d):
     """A dense convolution; made by `use_element_kernel`.
 
-    Where most of the sparse layers around it use the kernel, it may do so too, since leaving their
-    layout and coming back to it costs more than some dense convolutions.
+    Where most of the sparse layers around it are sparse enough for the kernel, it may use it too,
+    since leaving their layout and coming back to it costs more than some dense convolutions. That
+    is told by their masks, not by what they last did, so that a resumed run decides alike.
 
     Attributes:
         around: the sparse layers of its encoder.
@@ -190,8 +209,13 @@ class LaneConv2d(_Convolution, nn.Conv2d):
     around: tuple[ElementLayer, ...] = ()
 
     def _choose(self, x: Tensor) -> Plan | None:
-        most = 2 * sum(layer.used for layer in self.around) > len(self.around)
-        return super()._choose(x) if most or self.kernel == "element" else None
+        if self.kernel != "element":
+            if not self._takes(x):
+                return None
+            sparse = sum(layer.plan().density <= SPARSE for layer in self.around)
+            if 2 * sparse <= len(self.around):
+                return None
+        return super()._choose(x)
 
 
 class ElementLinear(ElementLayer, MaskedLinear):

@@ -170,7 +170,7 @@ _ARGUMENTS = {
     "pass_half": "ppppppppi",
     "sums_half": "pppppip",
     "norm": "ippppdiiipp" + "ppdi",
-    "norm_backward": "ippppp" + "iippppi",
+    "norm_backward": "ipppp" + "iiippppi",
     "affine": "ippppiiipi",
     "to_lanes": "ipppi",
     "from_lanes": "ipppi",

@@ -116,27 +116,28 @@ class _BatchNorm(torch.autograd.Function):
         relu: bool,
     ) -> Tensor:
         out, rest = empty_lanes(tuple(x.shape), x.dtype), _lanes(residual)
-        stats = torch.empty(2, x.shape[1])
+        stats = torch.empty(4, x.shape[1])
         mean, var, momentum = _running(bn)
         library().element_norm(
             _half(x), x.data_ptr(), _ptr(rest), _ptr(weight), _ptr(bias), bn.eps, *_sides(x),
             int(relu), out.data_ptr(), stats.data_ptr(), mean, var, momentum,
             torch.get_num_threads(),
         )  # fmt: skip
-        ctx.save_for_backward(x, weight, stats, out if relu else None)
+        ctx.relu = relu  # its sign is that of the output, or else that of scale * x + shift
+        ctx.save_for_backward(x, stats, out if relu and residual is not None else None)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight, stats, out = ctx.saved_tensors
+        x, stats, out = ctx.saved_tensors
         grad = to_lanes(grads[0])
         to_x = empty_lanes(tuple(x.shape), x.dtype)
         to_rest = empty_lanes(tuple(x.shape), x.dtype) if ctx.needs_input_grad[1] else None
         sums = torch.empty(2, x.shape[1])
         library().element_norm_backward(
-            _half(x), grad.data_ptr(), _ptr(out), x.data_ptr(), _ptr(weight), stats.data_ptr(),
-            *_sides(x), to_x.data_ptr(), _ptr(to_rest), sums[0].data_ptr(), sums[1].data_ptr(),
+            _half(x), grad.data_ptr(), _ptr(out), x.data_ptr(), stats.data_ptr(), *_sides(x),
+            int(ctx.relu), to_x.data_ptr(), _ptr(to_rest), sums[0].data_ptr(), sums[1].data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
         to_weight, to_bias = (

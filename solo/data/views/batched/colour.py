@@ -22,14 +22,16 @@ from solo.data.views.batched.operation import (
 )
 
 ORDERS = tuple(permutations(range(4)))  # of brightness, contrast, saturation, hue
+LUMA = tuple(weight / 2**16 for weight in (19595, 38470, 7471))  # Pillow's
 HUE, NOTHING = 3, 3  # in an order; in a sequence of blends, where 3 blends with the image itself
 
 
 def luma(x: Tensor) -> Tensor:
     """Grey level of RGB (N, 3, H, W) as Pillow's `convert("L")`: (N, 1, H, W)."""
     red, green, blue = x.split(1, dim=1)
-    total = red.mul(19595.0).add_(green, alpha=38470.0).add_(blue, alpha=7471.0)
-    return total.add_(32768.0).mul_(2.0**-16).floor_()
+    # All sums are exact: whole numbers below 2^24 over 2^16.
+    total = red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    return total.add_(0.5).floor_()
 
 
 def blend(x: Tensor, base: Tensor, factor: Tensor) -> Tensor:
@@ -49,20 +51,21 @@ def shift_hue(x: Tensor, steps: Tensor) -> Tensor:
     """
     red, green, blue = x.unbind(1)
     top = torch.maximum(torch.maximum(red, green), blue)
-    span = top - torch.minimum(torch.minimum(red, green), blue)
-    below = [top - channel for channel in (red, green, blue)]
+    low = torch.minimum(torch.minimum(red, green), blue)
+    span = top - low
     # 1 where the brightest channel is not red, and not red or green: levels are whole numbers.
-    not_red, not_green = below[0].clamp(max=1.0), below[1].clamp(max=1.0)
+    not_red, not_green = (top - red).clamp_(max=1.0), (top - green).clamp_(max=1.0)
     is_blue = not_red * not_green
     is_red, is_green = 1.0 - not_red, not_red - is_blue
-    safe = span.clamp(min=1.0)
-    red, green, blue = (distance.div_(safe) for distance in below)
-    more = (is_red * blue).addcmul_(is_green, red).addcmul_(is_blue, green)
-    less = (is_red * green).addcmul_(is_green, blue).addcmul_(is_blue, red)
+    # The hue turns from the brightest channel to the next one: one way (1) or the other (-1).
+    way = (green - blue).mul_(is_red).addcmul_(is_green, blue - red).addcmul_(is_blue, red - green)
+    way = way.clamp_(-1.0, 0.0).mul_(2.0).add_(1.0)
+    # Pillow has hue = start + (top - a) / span - (top - b) / span in double precision, where one
+    # of the two fractions is 1. The whole numbers first: then one rounding is all that there is.
+    middle = (red + green).add_(blue).sub_(low).sub_(top)
+    rest = (top - middle).div_(span.clamp(min=1.0)).mul_(way)
     start = (is_blue + not_red).mul_(2.0)  # sixths of a turn: 0 for red, 2, 4
-    # Pillow adds in double precision; a hue that falls on a step decides by the last bit.
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
-    turn = start.to(wide).add_(more.to(wide)).sub_(less.to(wide)).float().div_(6.0)
+    turn = start.add_(way).sub_(rest).div_(6.0)
     hue = _level(turn.sub_(turn.floor())).add_(steps)
     hue = hue.sub_((hue * 2.0**-8).floor_(), alpha=256.0).mul_(6.0 / TOP)
     drop = _level(span / top.clamp(min=1.0)).mul_(top).div_(TOP)  # saturation times value

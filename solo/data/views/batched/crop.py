@@ -96,7 +96,9 @@ def resize_weights(
     centre = (out + 0.5) * shrink
     tap = torch.arange(full, device=start.device) + 0.5 - start[:, None]
     inside = (tap + 0.5).clamp_(0, 1) * (length - tap + 0.5).clamp_(0, 1)
-    distance = (tap[:, None, :] - centre[..., None]).div_(shrink.clamp(min=1)[..., None]).abs_()
+    distance = (tap[:, None, :] - centre[..., None]).abs_()
+    if full > size:  # else no crop is shrunk
+        distance.div_(shrink.clamp(min=1)[..., None])
     weight = _cubic(distance).mul_(inside[:, None, :])
     return weight.div_(weight.sum(-1, keepdim=True))
 
@@ -158,9 +160,12 @@ def _two_passes(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     # within Pillow's rounding (bfloat16 is three levels off). The CPU is fast in float32.
     dtype = torch.float16 if images.is_cuda else torch.float32
     n, channels, height, width = images.shape
-    x = images.to(dtype).reshape(n, channels * height, width) @ columns.to(dtype).mT
-    x = levels(x.float()).to(dtype).reshape(n, channels, height, -1)
-    return levels((rows.to(dtype)[:, None] @ x).float())
+    # Rows outermost, so that the channels of a row lie side by side for both products.
+    x = images.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
+    x = x.reshape(n, height * channels, width) @ columns.to(dtype).mT
+    x = levels(x.float()).to(dtype).reshape(n, height, -1)
+    x = levels((rows.to(dtype) @ x).float())
+    return x.reshape(n, x.shape[1], channels, -1).transpose(1, 2)
 
 
 class ResizedCrop(Operation):
@@ -184,6 +189,8 @@ class ResizedCrop(Operation):
         top, left, h, w = crop_boxes(u, height, width, self.scale, self.fallback)
         rows = resize_weights(top, h, height, self.size)
         columns = resize_weights(left, w, width, self.size, flip)
+        if height <= self.size:  # no crop of this image loses rows
+            return resample(images, rows, columns)
         return resample(images, rows, columns, rows_come_first(h, w, (self.size, self.size)))
 
 

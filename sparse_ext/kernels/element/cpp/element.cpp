@@ -151,13 +151,13 @@ void element_norm(int64_t half, const void* x, const void* residual, const float
 }
 
 void element_norm_backward(int64_t half, const void* dy, const void* y, const void* x,
-    const float* gamma, const float* stats, int64_t channels, int64_t n, void* to_x,
-    void* to_residual, float* to_gamma, float* to_beta, int64_t threads) {
+    const float* stats, int64_t channels, int64_t n, int64_t relu, void* to_x, void* to_residual,
+    float* to_gamma, float* to_beta, int64_t threads) {
   if (half)
-    norm_backward((const uint16_t*)dy, (const uint16_t*)y, (const uint16_t*)x, gamma, stats,
-        channels, n, (uint16_t*)to_x, (uint16_t*)to_residual, to_gamma, to_beta, threads);
+    norm_backward((const uint16_t*)dy, (const uint16_t*)y, (const uint16_t*)x, stats, channels, n,
+        relu != 0, (uint16_t*)to_x, (uint16_t*)to_residual, to_gamma, to_beta, threads);
   else
-    norm_backward((const float*)dy, (const float*)y, (const float*)x, gamma, stats, channels, n,
+    norm_backward((const float*)dy, (const float*)y, (const float*)x, stats, channels, n, relu != 0,
         (float*)to_x, (float*)to_residual, to_gamma, to_beta, threads);
 }
 

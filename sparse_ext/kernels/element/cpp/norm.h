@@ -70,7 +70,8 @@ void affine(const S* x, const S* residual, int64_t n, float scale, float shift, 
   });
 }
 
-// Statistics of the batch; stats: mean and 1 / standard deviation of each channel.
+// Statistics of the batch; stats: mean and 1 / standard deviation of each channel, and the scale and
+// the shift that `affine` got.
 template <class S>
 void norm_forward(const S* x, const S* residual, const float* gamma, const float* beta, double eps,
     int64_t channels, int64_t n, bool relu, S* y, float* stats, float* mean_of, float* var_of,
@@ -90,52 +91,68 @@ void norm_forward(const S* x, const S* residual, const float* gamma, const float
         var_of[c] += momentum * (var * n / (n - 1) - var_of[c]);
       }
       const double scale = (gamma ? gamma[c] : 1) * inverse;
-      affine(x + c * n, residual ? residual + c * n : nullptr, n, scale,
-          (beta ? beta[c] : 0) - scale * mean, relu, y + c * n);
+      stats[2 * channels + c] = scale;
+      stats[3 * channels + c] = (beta ? beta[c] : 0) - scale * mean;
+      affine(x + c * n, residual ? residual + c * n : nullptr, n, stats[2 * channels + c],
+          stats[3 * channels + c], relu, y + c * n);
     }
   });
 }
 
-// y null: no ReLU. to_residual may be null.
+// Gradients of one channel; `grad(i, m)` is that of the sum before the ReLU.
+template <class S, class G>
+void channel_backward(const G& grad, const S* x, float scale, float mean, float inverse, int64_t n,
+    S* to_x, S* to_residual, float* to_gamma, float* to_beta) {
+  const V m = all(mean);
+  V s[4] = {zero(), zero(), zero(), zero()}, q[4] = {zero(), zero(), zero(), zero()};
+  int64_t i = 0;
+  for (; i + 4 * L <= n; i += 4 * L)
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const V d = grad(i + k * L, L);
+      s[k] = add(s[k], d);
+      q[k] = fma(d, sub(get(x + i + k * L), m), q[k]);
+    }
+  for (; i < n; i += L) {
+    const int64_t rest = std::min<int64_t>(L, n - i);
+    const V d = kept(grad(i, rest), rest);
+    s[0] = add(s[0], d);
+    q[0] = fma(d, kept(sub(some(x + i, rest), m), rest), q[0]);
+  }
+  double sum = 0, dots = 0;
+  for (int k = 0; k < 4; ++k) sum += total(s[k]), dots += total(q[k]);
+  *to_beta = sum;
+  *to_gamma = dots * inverse;
+  const double full = scale;
+  const V a = all(scale), b = all(-full * inverse * inverse * dots / n), e = all(-full * sum / n);
+  each_vector<S>(n, [&](int64_t j, int64_t rest) {
+    const V d = grad(j, rest);
+    if (to_residual) some(to_residual + j, d, rest);
+    some(to_x + j, fma(d, a, fma(sub(some(x + j, rest), m), b, e)), rest);
+  });
+}
+
+// relu: whether there was one; y null: no residual was added, so that x tells its sign, which is
+// one tensor less to read. to_residual may be null.
 template <class S>
-void norm_backward(const S* dy, const S* y, const S* x, const float* gamma, const float* stats,
-    int64_t channels, int64_t n, S* to_x, S* to_residual, float* to_gamma, float* to_beta,
+void norm_backward(const S* dy, const S* y, const S* x, const float* stats, int64_t channels,
+    int64_t n, bool relu, S* to_x, S* to_residual, float* to_gamma, float* to_beta,
     int64_t threads) {
   in_turns(channels, threads, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
-      const int64_t at = c * n;
-      const V mean = all(stats[c]);
-      const auto grad = [&](int64_t i, int64_t m) {
-        const V d = some(dy + at + i, m);
-        return y ? where_positive(some(y + at + i, m), d) : d;
+      const S *d = dy + c * n, *in = x + c * n, *out = y ? y + c * n : nullptr;
+      const float mean = stats[c], inverse = stats[channels + c], scale = stats[2 * channels + c];
+      const V a = all(scale), shift = all(stats[3 * channels + c]);
+      const auto one = [&](const auto& grad) {
+        channel_backward(grad, in, scale, mean, inverse, n, to_x + c * n,
+            to_residual ? to_residual + c * n : nullptr, to_gamma + c, to_beta + c);
       };
-      V s[4] = {zero(), zero(), zero(), zero()}, q[4] = {zero(), zero(), zero(), zero()};
-      int64_t i = 0;
-      for (; i + 4 * L <= n; i += 4 * L)
-#pragma GCC unroll 4
-        for (int k = 0; k < 4; ++k) {
-          const V d = grad(i + k * L, L);
-          s[k] = add(s[k], d);
-          q[k] = fma(d, sub(get(x + at + i + k * L), mean), q[k]);
-        }
-      for (; i < n; i += L) {
-        const int64_t m = std::min<int64_t>(L, n - i);
-        const V d = grad(i, m);
-        s[0] = add(s[0], d);
-        q[0] = fma(d, kept(sub(some(x + at + i, m), mean), m), q[0]);
-      }
-      double sum = 0, dots = 0;
-      for (int k = 0; k < 4; ++k) sum += total(s[k]), dots += total(q[k]);
-      const double inverse = stats[channels + c], scale = (gamma ? gamma[c] : 1) * inverse;
-      to_beta[c] = sum;
-      to_gamma[c] = dots * inverse;
-      const V a = all(scale), b = all(-scale * inverse * inverse * dots / n);
-      const V e = all(-scale * sum / n);
-      each_vector<S>(n, [&](int64_t j, int64_t m) {
-        const V d = grad(j, m);
-        if (to_residual) some(to_residual + at + j, d, m);
-        const V centred = sub(some(x + at + j, m), mean);
-        some(to_x + at + j, fma(d, a, fma(centred, b, e)), m);
+      if (!relu) one([&](int64_t i, int64_t m) { return some(d + i, m); });
+      else if (out) one([&](int64_t i, int64_t m) {
+        return where_positive(some(out + i, m), some(d + i, m));
+      });
+      else one([&](int64_t i, int64_t m) {
+        return where_positive(fma(some(in + i, m), a, shift), some(d + i, m));
       });
     }
   });

@@ -67,7 +67,8 @@ class Pass {
     return g_.lanes * (int64_t)sizeof(S) == VECTOR ? g_.tsx * g_.images * (int64_t)sizeof(S) : VECTOR;
   }
   Tile tile(int64_t task, int64_t per_group) const {
-    return Tile(g_, task / per_group, task % per_group / (per_group / g_.tiles()));
+    (void)per_group; // groups share lines
+    return Tile(g_, task / g_.nob % g_.groups, task / g_.nob / g_.groups);
   }
   Tile dot_tile(int64_t task) const { // groups share lines, sums do not grow with them
     return Tile(g_, task % g_.groups, task / g_.groups);
@@ -162,7 +163,7 @@ class Pass {
     const int64_t runs = t.runs(g_), vectors = t.vectors(g_, T::WIDTH);
     S* packed = (S*)scratch.take(PACKED, packed_bytes());
     Ahead rows = ahead(scratch, g_.tc * g_.rows);
-    const bool straight = direct(t, 1);
+    const bool straight = direct(t, 1) && g_.ncb < 3;
     const int64_t first = (t.y0 * g_.tw + t.x0) * g_.images + t.image, size = sizeof(S);
     const char* from = (const char*)(grads + first);
     const int64_t* where = where_.data();

@@ -51,6 +51,8 @@ template <int R, int W>
 void sum_up(const Products& p, const Entry* entries) {
   constexpr int K = R * W <= 2 ? 4 : R * W <= 4 ? 2 : 1; // chains, against the latency of a sum
   const int64_t prefetches = p.prefetches();
+  const char* const source = p.source; // read once: a vector that is stored might be anything
+  const int64_t source_row = p.source_row;
   for (int64_t i = 0; i < p.count; ++i) {
     const Segment s = p.segments[i];
     p.ahead->some(prefetches);
@@ -67,22 +69,22 @@ void sum_up(const Products& p, const Entry* entries) {
     for (; e + K <= end; e += K) {
 #pragma GCC unroll 4
       for (int k = 0; k < K; ++k) {
-        const char* q = p.source + e[k].offset;
+        const char* q = source + e[k].offset;
         const V w = all(e[k].value);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
           asm("" : "+r"(q)); // or the compiler keeps the address of each pixel in a register
 #pragma GCC unroll 32
           for (int c = 0; c < W; ++c) v[k][r][c] = fma(w, get((const float*)q + c * L), v[k][r][c]);
-          q += p.source_row;
+          q += source_row;
         }
       }
     }
     for (; K > 1 && e < end; ++e) {
-      const char* q = p.source + e->offset;
+      const char* q = source + e->offset;
       const V w = all(e->value);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r, q += p.source_row)
+      for (int r = 0; r < R; ++r, q += source_row)
 #pragma GCC unroll 32
         for (int c = 0; c < W; ++c) v[0][r][c] = fma(w, get((const float*)q + c * L), v[0][r][c]);
     }
@@ -180,6 +182,8 @@ template <int R, int W, class Mul, class Where>
 void dot(const Dots& d, const Where* entries, Mul mul) {
   constexpr int K = R * W < 3 ? R * W : 3; // chains
   const int64_t prefetches = d.prefetches();
+  const char* const source = d.source; // read once: a vector that is stored might be anything
+  const int64_t source_row = d.source_row;
   V waiting[L];
   int fill = 0;
   float* out = d.count ? d.sums + d.segments[0].begin : nullptr;
@@ -201,7 +205,7 @@ void dot(const Dots& d, const Where* entries, Mul mul) {
     }
     const Where *e = entries + s.begin, *end = e + s.count;
     for (; e < end; ++e) {
-      const char* q = d.source + e->offset;
+      const char* q = source + e->offset;
       V t[K];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -212,7 +216,7 @@ void dot(const Dots& d, const Where* entries, Mul mul) {
           const V x = get((const float*)q + c * L);
           t[k % K] = k < K ? mul(x, v[r][c]) : mul(x, v[r][c], t[k % K]);
         }
-        q += d.source_row;
+        q += source_row;
       }
       V sum = t[0];
 #pragma GCC unroll 4
@@ -257,6 +261,8 @@ template <int R, int W>
 void sum_up_pairs(const Products& p, const PairEntry* entries) {
   constexpr int K = R * W == 1 ? 4 : R * W == 2 ? 2 : 1;
   const int64_t prefetches = p.prefetches();
+  const char* const source = p.source; // read once: a vector that is stored might be anything
+  const int64_t source_row = p.source_row;
   for (int64_t i = 0; i < p.count; ++i) {
     const Segment s = p.segments[i];
     p.ahead->some(prefetches);
@@ -273,7 +279,7 @@ void sum_up_pairs(const Products& p, const PairEntry* entries) {
             v[k][r][c][h] = k || (s.flags & FIRST) ? zero() : get(own + ((r * W + c) * 2 + h) * L);
     const PairEntry *e = entries + s.begin, *end = e + s.count;
     const auto one = [&](V (&sum)[R][W][2], const PairEntry& entry) __attribute__((always_inline)) {
-      const char *x = p.source + entry.offset, *y = p.source + entry.second;
+      const char *x = source + entry.offset, *y = source + entry.second;
       const __m512bh w = (__m512bh)_mm512_set1_epi32(entry.values);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -285,8 +291,8 @@ void sum_up_pairs(const Products& p, const PairEntry* entries) {
           sum[r][c][0] = _mm512_dpbf16_ps(sum[r][c][0], (__m512bh)_mm512_unpacklo_epi16(a, b), w);
           sum[r][c][1] = _mm512_dpbf16_ps(sum[r][c][1], (__m512bh)_mm512_unpackhi_epi16(a, b), w);
         }
-        x += p.source_row;
-        y += p.source_row;
+        x += source_row;
+        y += source_row;
       }
     };
     for (; e + K <= end; e += K) {
