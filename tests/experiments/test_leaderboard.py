@@ -18,9 +18,10 @@ from scripts.experiments import programs
 from scripts.experiments.jobs import Job
 from scripts.experiments.leaderboard import __main__ as launcher
 from scripts.experiments.leaderboard import again, overall, results, tables, write
-from scripts.experiments.leaderboard.cells import MAIN, SETTINGS, Cell, cells, searches
+from scripts.experiments.leaderboard.cells import FIXED, MAIN, SETTINGS, Cell, cells, searches
 from scripts.experiments.leaderboard.protocol import PROTOCOLS, chosen, protocol
 from scripts.experiments.leaderboard.statistics import paired, spread
+from scripts.experiments.quickstart import plan as quickstart
 from solo.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.unit
@@ -157,6 +158,15 @@ def test_rivals_choose_among_the_same_values():
     assert counts == {3}
 
 
+def test_the_quickstart_runs_cells_of_the_board():
+    board = protocol("digits")
+    cell = Cell("synccp", "element", 0.8, 5)
+    values = {v for v in board.pretraining(cell, FIXED["synccp"]) if "sparse" in v}
+    assert values == {*quickstart.SPARSE, "sparse.final=0.8"}  # which is SyncCP's default
+    assert (board.pretrain, board.linear) == (quickstart.PRETRAIN, quickstart.LINEAR)
+    assert board.overrides == ("++quality.enabled=False",)  # which measures and changes nothing
+
+
 def test_the_best_setting_of_the_search_is_taken():
     found = {c.name: {"linear_acc1": v} for c, v in zip(searches("gmp"), (70, 75, 75), strict=True)}
     assert chosen(found, searches("gmp")) == "short"
@@ -253,6 +263,9 @@ def test_documents_are_written_between_their_markers(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     with pytest.raises(DataError, match=r"does not exist: run scripts/experiments/leaderboard.sh"):
+        write.write("digits", tmp_path)
+    (tmp_path / "benchmarks/results/digits_leaderboard.json").write_text(json.dumps(BOARD[-1:]))
+    with pytest.raises(DataError, match="no finished cell of the table yet"):
         write.write("digits", tmp_path)
     (tmp_path / "benchmarks/results/digits_leaderboard.json").write_text(json.dumps(BOARD))
     marks = "<!-- leaderboard:digits:begin -->\nold\n<!-- leaderboard:digits:end -->"

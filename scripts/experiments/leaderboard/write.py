@@ -48,6 +48,8 @@ def write(board: str, root: Path = ROOT) -> None:
     if not file.is_file():
         raise DataError(f"{file} does not exist: run scripts/experiments/leaderboard.sh {board}")
     cells = json.loads(file.read_text("utf-8"))
+    if not any(cell["purpose"] == "result" for cell in cells):
+        raise DataError(f"{file} has no finished cell of the table yet.")
     about = circumstances(cells)
     text = f"{about}\n\n{table(cells)}"
     if board in IN_README:

@@ -24,7 +24,6 @@ SPARSE = (
     "sparse.drop_start=0.1",
     "sparse.regrow_after_ramp=False",
     "sparse.ramp_end=0.75",
-    "sparse.csi.warmup_epochs=4",
 )
 
 
