@@ -6,10 +6,13 @@ import json
 import pytest
 import scipy.sparse
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from solo.backbones import features_dim
 from solo.errors import CheckpointError, ConfigError
+from solo.files.run_args import EMBEDDED
 from sparse_ext.export import (
     check_nm,
     load_csr,
@@ -170,13 +173,16 @@ def test_masks_of_other_weights(tmp_path):
 
 
 def test_a_slim_file_for_another_architecture(checkpoint, tmp_path):
+    """What a file says of itself comes before what lies beside it; without, the two must fit."""
     done = slim(checkpoint, tmp_path / "out")
-    args = done.path.parent / "args.json"
-    args.write_text(
-        json.dumps(
-            {**ARGS, "sparse": None, "backbone": {"name": "resnet18", "kwargs": {"width": 4}}}
-        )
-    )
+    expected = features(load_slim(done.path))
+    other = {**ARGS, "sparse": None, "backbone": {"name": "resnet18", "kwargs": {"width": 4}}}
+    done.path.with_name("args.json").write_text(json.dumps(other))
+    assert torch.equal(features(load_slim(done.path)), expected)
+    with safe_open(done.path, "pt") as file:
+        about = {key: value for key, value in file.metadata().items() if key != EMBEDDED}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    save_file(tensors, done.path, about)
     with pytest.raises(CheckpointError, match="slimmed from another architecture"):
         load_slim(done.path)
 
