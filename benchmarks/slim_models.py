@@ -14,10 +14,10 @@ parameters) is left with widths that are multiples of `--multiple`. Rows:
   budget, and with the same multiples. Its ratios come in steps, so that it may end below: the row
   `slim` then gets what it has left as its own budget, so that both are compared at equal cost.
 
-Times are those of the faster memory format of two, the best of several rounds in which all take
-turns: inference at `--batch` in torch, in ONNX Runtime, and a training step (forward, backward, SGD
-with momentum) at `--train_batch`. Peak memory is that of a process of its own per row and activity.
-`slimming` is the time from the network with masks to the slim one, tracing included; of
+Times are the best of several rounds in which all take turns: inference at `--batch` in the faster
+memory format of two, in ONNX Runtime, and a training step (forward, backward, SGD with momentum) at
+`--train_batch` in the same format. Peak memory is that of a process of its own per row and
+activity. `slimming` is the time from the network with masks to the slim one, tracing included; of
 Torch-Pruning from the network to the smaller one, its dependency graph included.
 """
 
@@ -131,31 +131,29 @@ def measure(rows: list[Row], args: argparse.Namespace, folder: Path) -> None:
     """Times in turns; memory and files of each by itself."""
     images, few = (torch.randn(n, 3, SIZE, SIZE) for n in (args.batch, args.train_batch))
     layouts = (torch.contiguous_format, torch.channels_last)
-    nets = [[copy.deepcopy(r.net).to(memory_format=layout) for layout in layouts] for r in rows]
-    flat = [net for pair in nets for net in pair]
-    times = fastest([infer(net, images) for net in flat], args.rounds)
-    steps = fastest([trainer(copy.deepcopy(net), few) for net in flat], args.rounds)
-    files = [export_onnx(row.net, folder / f"{i}.onnx", SIZE) for i, row in enumerate(rows)]
-    runtimes = fastest([infer(OnnxEncoder(f, args.threads), images) for f in files], args.rounds)
-    for i, (row, pair) in enumerate(zip(rows, nets, strict=True)):
-        mine, own = times[2 * i : 2 * i + 2], steps[2 * i : 2 * i + 2]
+    pairs = [[copy.deepcopy(r.net).to(memory_format=layout) for layout in layouts] for r in rows]
+    times = fastest([infer(net, images) for pair in pairs for net in pair], args.rounds)
+    taken = [times[2 * i : 2 * i + 2] for i in range(len(rows))]
+    nets = [pair[own.index(min(own))] for pair, own in zip(pairs, taken, strict=True)]
+    del pairs
+    for i, (row, own) in enumerate(zip(rows, taken, strict=True)):
+        file, whole = export_onnx(row.net, folder / f"{i}.onnx", SIZE), folder / f"{i}.pt"
+        torch.save(nets[i], whole)
         cost = count(row.net, SIZE)
-        row.figures = {
-            "parameters": cost.parameters,
-            "macs": cost.macs_dense,
-            "inference": min(mine),
-            "onnx": runtimes[i],
-            "step": min(own),
-            "file": files[i].stat().st_size,
-        }
-        for kind, best, batch in (
-            ("inference_memory", mine.index(min(mine)), args.batch),
-            ("step_memory", own.index(min(own)), args.train_batch),
+        row.figures = {"parameters": cost.parameters, "macs": cost.macs_dense}
+        row.figures |= {"inference": min(own), "file": file.stat().st_size}
+        for kind, trains, batch in (
+            ("inference_memory", False, args.batch),
+            ("step_memory", True, args.train_batch),
         ):
-            whole = folder / "whole"
-            torch.save(pair[best], whole)
-            trains = kind == "step_memory"
             row.figures[kind] = peak_memory(warm_up, prepare, whole, trains, batch, args.threads)
+    files = [OnnxEncoder(folder / f"{i}.onnx", args.threads) for i in range(len(rows))]
+    for key, works in (
+        ("onnx", [infer(file, images) for file in files]),
+        ("step", [trainer(net, few) for net in nets]),
+    ):
+        for row, seconds in zip(rows, fastest(works, args.rounds), strict=True):
+            row.figures[key] = seconds
 
 
 def prepare(file: Path, trains: bool, batch: int, threads: int) -> Callable[[], object]:

@@ -107,7 +107,7 @@ def test_evaluation_rebuilds_the_patched_encoder(files, encoder, kept):
 
 def test_exactly_the_masked_layers_are_swapped(files):
     checkpoint = torch.load(files["sparse"], weights_only=True)
-    for name in ("mask", "shadow", "score"):
+    for name in ("mask", "shadow_packed", "score_packed"):
         del checkpoint["state_dict"][f"backbone.layer4.1.conv2.{name}"]
     report = load_encoder(build_encoder(tiny_cfg("byol")), checkpoint)
     assert type(report.backbone.layer4[1].conv2) is torch.nn.Conv2d

@@ -88,9 +88,18 @@ class Run:
         Raises:
             CheckpointError: the weights do not fit what `args.json` describes.
         """
+        from omegaconf.errors import OmegaConfBaseException
+
         from solo.backbones import build_encoder
 
-        return self.load_into(build_encoder(self.plain), encoder)
+        try:
+            backbone = build_encoder(self.plain)
+        except OmegaConfBaseException as error:
+            raise CheckpointError(
+                f"{self.path.with_name('args.json')} does not describe an encoder: the key "
+                f"'{error.full_key}' is missing or wrong. Keep the file that the run wrote."
+            ) from error
+        return self.load_into(backbone, encoder)
 
 
 def open_run(path: str | Path) -> Run:

@@ -150,6 +150,11 @@ def build_data(cfg: DictConfig, holdout: Holdout | None = None) -> Data:
     dataset = _training_images(cfg, transform, on_device is not None, holdout)
     batch_size = cfg.optimizer.batch_size
     require_full_batch(dataset, batch_size, processes(cfg))
+    neighbours = len(dataset) * cfg.data.num_large_crops
+    if OmegaConf.select(cfg, "knn_eval.enabled") and cfg.knn_eval.k > neighbours:
+        raise ConfigError(
+            f"knn_eval.k={cfg.knn_eval.k}: an epoch has only {neighbours} views to be neighbours"
+        )
     if not resident and val is not None and not cfg.data.no_labels:
         check_classes(dataset, val.dataset)
     sizes = [tuple(dataset.images.shape[2:])] if resident else image_sizes(dataset)

@@ -111,13 +111,22 @@ def load_slim(path: str | Path) -> nn.Module:
         path: the file, or its folder.
 
     Raises:
-        CheckpointError: there is none, or it does not fit the `args.json` beside it.
+        CheckpointError: there is none, it is another kind of encoder, or it does not fit the
+            `args.json` beside it.
     """
     from solo.checkpoints import load_pretrained
     from sparse_ext.extension import register
+    from sparse_ext.masks.channels.widths import MARK
 
     register()
-    return load_pretrained(path)
+    net = load_pretrained(path)
+    if not hasattr(net, MARK):
+        raise CheckpointError(
+            f"{path}: this encoder has all of its channels, so it is no slim one: "
+            f"`python3 -m sparse_ext.export slim` writes such files. To load any other encoder use "
+            f"solo.load_pretrained."
+        )
+    return net
 
 
 @torch.no_grad()

@@ -148,7 +148,7 @@ def _adopt(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
             f"Load them into a dense model (leave out the sparse section), or start from a "
             f"checkpoint of a sparse run."
         )
-    packing.unpack_(state, prefix, torch.promote_types(layer.weight.dtype, torch.float32))
+    packing.unpack_(state, prefix)
     for name in SIDE_BUFFERS:
         if prefix + name in state:
             _add_buffer(layer, name)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What only training needs of a sparse layer, in a form that compresses well (`checkpoint.pack`).
+"""What only training needs of a sparse layer, as checkpoints hold it: without its zeros.
 
-Of a shadow only the entries of pruned weights are kept, all others are zero. Numbers are taken
-apart into planes, all first bytes, all second bytes, and so on: signs and exponents then lie
-together. Nothing is rounded.
+Of a shadow only the entries of pruned weights are kept, of an optimizer's state those of kept
+ones, in logical order; all others are zero. A running mean of gradients that no update will read
+is left out. For files that are to be compressed (`checkpoint.pack`) numbers are taken apart into
+planes, all first bytes, all second bytes, and so on: signs and exponents then lie together.
+Nothing is rounded.
 """
 
 from __future__ import annotations
@@ -14,59 +16,81 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solo.errors import CheckpointError
+
 PACKED = "_packed"  # behind the name of a buffer
+_FLOATS = {4: torch.float32, 8: torch.float64}  # by bytes; others are not taken apart
 
 
-def pack_(state: dict[str, Any]) -> None:
-    """Replace the shadows and scores of a state dict by their packed forms, in place."""
+def pack_(state: dict[str, Any], scores: bool = True, planes: bool = False) -> None:
+    """Replace the shadows and scores of a state dict by their packed forms, in place.
+
+    Args:
+        state: of a module, with masks.
+        scores: whether scores will be read again; otherwise they come back as zeros.
+        planes: take numbers apart.
+    """
     for key in [key for key in state if key.endswith(".mask")]:
-        prefix, mask = key.removesuffix("mask"), state[key].cpu()
+        prefix = key.removesuffix("mask")
         shadow, score = state.pop(f"{prefix}shadow", None), state.pop(f"{prefix}score", None)
         if shadow is not None:
-            state[f"{prefix}shadow{PACKED}"] = _planes(shadow.cpu()[~mask])
+            state[f"{prefix}shadow{PACKED}"] = _apart(shadow.masked_select(~state[key]), planes)
         if score is not None:
-            state[f"{prefix}score{PACKED}"] = _planes(score.cpu().contiguous().flatten())
+            kept = score.flatten() if scores else score.new_empty(0)
+            state[f"{prefix}score{PACKED}"] = _apart(kept, planes)
 
 
-def unpack_(state: dict[str, Any], prefix: str, dtype: torch.dtype) -> None:
+def unpack_(state: dict[str, Any], prefix: str) -> None:
     """Replace the packed forms of one layer by what they were made of, in place.
 
     Args:
         state: a state dict.
         prefix: of the layer's keys.
-        dtype: of its side buffers.
+
+    Raises:
+        CheckpointError: the shadow belongs to another mask.
     """
     for name in ("shadow", "score"):
         packed = state.pop(f"{prefix}{name}{PACKED}", None)
         if packed is None:
             continue
-        mask = state[f"{prefix}mask"]
-        values = _joined(packed.cpu(), dtype)
-        if name == "score":
-            state[prefix + name] = values.view(mask.shape)
-        else:
-            full = torch.zeros(mask.shape, dtype=dtype)
-            full[~mask.cpu()] = values
-            state[prefix + name] = full
+        mask = state[f"{prefix}mask"].to(packed.device)
+        held = ~mask if name == "shadow" else torch.ones_like(mask)
+        count = int(held.count_nonzero())
+        values = _joined(packed, count)
+        if len(values) not in (count, 0 if name == "score" else count):
+            raise CheckpointError(
+                f"'{prefix}{name}' has values of {len(values)} weights, not of {count}: the file "
+                f"has lost its masks, or they were edited. Take the checkpoint before it."
+            )
+        full = values.new_zeros(mask.shape)
+        state[prefix + name] = full.masked_scatter_(held, values) if len(values) else full
 
 
-def pack_states_(states: dict[Any, Any], masks: Mapping[Any, Tensor]) -> dict[Any, list[str]]:
+def pack_states_(
+    states: dict[Any, Any], masks: Mapping[Any, Tensor], planes: bool = False
+) -> dict[Any, list[str]]:
     """Keep of an optimizer's state only the entries of kept weights, in place; others are zero.
 
     Args:
         states: of the optimizer, by the index of a parameter.
         masks: of those parameters that have one.
+        planes: take numbers apart.
 
     Returns:
         names of the tensors that were packed, by the same index.
     """
     packed: dict[Any, list[str]] = {}
     for index, mask in masks.items():
-        own = states.get(index, {})
-        wide = {n: v for n, v in own.items() if isinstance(v, Tensor) and v.shape == mask.shape}
-        names = [name for name, value in wide.items() if value.dtype in _FLOATS.values()]
-        states[index] = {**own, **{n: _planes(own[n].cpu()[mask.cpu()]) for n in names}}
-        packed[index] = names
+        own = dict(states.get(index, {}))
+        packed[index] = [
+            name
+            for name, value in own.items()
+            if isinstance(value, Tensor) and value.shape == mask.shape
+        ]
+        for name in packed[index]:
+            own[name] = _apart(own[name].masked_select(mask.to(own[name].device)), planes)
+        states[index] = own
     return packed
 
 
@@ -75,24 +99,22 @@ def unpack_states_(
 ) -> None:
     """Inverse of `pack_states_`, given what it returned."""
     for index, names in packed.items():
-        mask = masks[index].cpu()
         for name in names:
-            planes = states[index][name].cpu()
-            size = planes.numel() // max(1, int(mask.count_nonzero()))
-            full = torch.zeros_like(mask, dtype=_FLOATS.get(size, torch.float32))
-            full[mask] = _joined(planes, full.dtype)
-            states[index][name] = full
+            mask = masks[index].to(states[index][name].device)
+            values = _joined(states[index][name], int(mask.count_nonzero()))
+            states[index][name] = values.new_zeros(mask.shape).masked_scatter_(mask, values)
 
 
-_FLOATS = {4: torch.float32, 8: torch.float64}  # of optimizer states; others are left as they are
-
-
-def _planes(values: Tensor) -> Tensor:
-    """(n,) numbers as (n * size,) bytes, plane by plane."""
+def _apart(values: Tensor, planes: bool) -> Tensor:
+    """(n,) numbers, as (n * size,) bytes, plane by plane, where `planes` asks for it."""
+    if not planes or values.dtype not in _FLOATS.values():
+        return values
     return values.view(torch.uint8).view(-1, values.element_size()).t().reshape(-1)
 
 
-def _joined(planes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Inverse of `_planes`."""
-    size = torch.empty(0, dtype=dtype).element_size()
-    return planes.view(size, -1).t().contiguous().view(-1).view(dtype)
+def _joined(values: Tensor, count: int) -> Tensor:
+    """Inverse of `_apart` for so many numbers."""
+    size = len(values) // max(1, count)
+    if values.dtype != torch.uint8 or size not in _FLOATS:
+        return values.float() if values.dtype == torch.uint8 else values
+    return values.view(size, -1).t().contiguous().view(-1).view(_FLOATS[size])

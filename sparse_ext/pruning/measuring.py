@@ -26,7 +26,8 @@ from sparse_ext.pruning.priced_units import PricedUnits
 from sparse_ext.pruning.pruner import Pruner
 
 TRIES = 7  # encoders that are timed
-ROUNDS = 5  # passes of which the fastest counts
+LEAST, MOST = 5, 60  # passes of which the fastest counts
+ENOUGH = 0.5  # seconds that each network has been timed for
 WARM_UP = 2
 
 
@@ -103,13 +104,17 @@ def seconds(nets: Sequence[nn.Module], shape: Sequence[int]) -> list[float]:
     """
     modes = [{m: m.training for m in net.modules()} for net in nets]
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(_device(nets[0]))
-    best = [float("inf") for _ in nets]
+    best, spent = [float("inf") for _ in nets], 0.0
     for net in nets:
         net.eval()
-    for turn in range(WARM_UP + ROUNDS):
+        for _ in range(WARM_UP):
+            net(x)
+    for turn in range(MOST):
         for i, net in enumerate(nets):
             taken = _time(net, x)
-            best[i] = min(best[i], taken) if turn >= WARM_UP else best[i]
+            best[i], spent = min(best[i], taken), spent + taken
+        if turn >= LEAST and spent > ENOUGH * len(nets):
+            break
     for before in modes:
         for module, mode in before.items():
             module.training = mode

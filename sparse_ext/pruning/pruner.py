@@ -369,6 +369,11 @@ class Pruner:
         return self.gradient_share > 0 and self.t % self.every == 0
 
     @property
+    def has_updates_left(self) -> bool:
+        """Whether masks may still change, so that the running mean of gradients is needed."""
+        return True
+
+    @property
     def gradient_share(self) -> float:
         """About which share of all steps wants gradients of pruned weights."""
         wanted = self.growth == "mean" or self._scores_by_mean

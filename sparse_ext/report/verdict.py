@@ -80,7 +80,7 @@ def sparsities(log: RunLog, measured: Measured) -> list[Figure]:
     named = len(shares) > 1
     return [
         Figure(
-            f"Sparsity, {name} encoder" if named else "Sparsity",
+            f"{name.capitalize()} sparsity" if named else "Sparsity",
             f"{100 * share:.1f}%" if share else "dense",
             "zeros in the prunable set" if share else "",
         )

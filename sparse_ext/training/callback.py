@@ -54,7 +54,7 @@ class PruningCallback(Callback):
         seed: of random masks where `config.seed` is None.
 
     Attributes:
-        pack: checkpoints hold shadows and scores in a form that compresses well.
+        pack: checkpoints hold numbers in a form that compresses well.
         pruner: the method at work; None before training.
         meter: what training costs.
     """
@@ -62,8 +62,8 @@ class PruningCallback(Callback):
     def __init__(self, config: SparseConfig, seed: int | None = None) -> None:
         self.config = config
         self.seed = config.seed if config.seed is not None else (seed or 0)
-        self.pack = False
         self.pruner: Pruner | None = None
+        self.pack = False
         self.meter = CostMeter()
         self._watch = kernels.Stopwatch()
         self._encoders: list[Encoder] = []
@@ -276,14 +276,17 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Masks, shadows and scores are buffers of the module; everything else goes here."""
-        if self.pack and "state_dict" in checkpoint:
+        pruner = self.pruner
+        if "state_dict" in checkpoint:
             checkpoint["state_dict"] = dict(checkpoint["state_dict"])
-            packing.pack_(checkpoint["state_dict"])
-        if self.pruner is not None:
+            scores = pruner is None or pruner.has_updates_left
+            packing.pack_(checkpoint["state_dict"], scores, self.pack)
+        if pruner is not None:
             cost = {"cost": self.meter.state_dict()}
-            checkpoint[STATE_KEY] = resume.take(self.pruner) | cost
-            if self.pack and checkpoint.get("optimizer_states"):
-                resume.pack_optimizer(checkpoint, trainer.optimizers[0], self.pruner.online)
+            checkpoint[STATE_KEY] = resume.take(pruner) | cost
+            if checkpoint.get("optimizer_states"):
+                parts = trainer.optimizers[0], pruner.online
+                resume.pack_optimizer(checkpoint, *parts, planes=self.pack)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -61,13 +61,16 @@ def restore(pruner: Pruner, state: Mapping[str, Any]) -> None:
     pruner.load_extra_state(state["extra"])
 
 
-def pack_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, encoder: Encoder) -> None:
+def pack_optimizer(
+    checkpoint: dict[str, Any], optimizer: Optimizer, encoder: Encoder, planes: bool = False
+) -> None:
     """Keep of the optimizer's state only what belongs to kept weights, in place.
 
     Args:
         checkpoint: what is about to be saved; its sparse state remembers what was packed.
         optimizer: of the run.
         encoder: the online one; living weights have a state everywhere, and nothing is packed.
+        planes: see `sparse_ext.masks.packing`.
     """
     if isinstance(encoder, LatentEncoder):
         return
@@ -75,7 +78,7 @@ def pack_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, encoder: En
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     whose = {index: named[id(p)] for index, p in enumerate(parameters) if id(p) in named}
     masks = {index: encoder.masks[name] for index, name in whose.items()}
-    packed = packing.pack_states_(checkpoint["optimizer_states"][0]["state"], masks)
+    packed = packing.pack_states_(checkpoint["optimizer_states"][0]["state"], masks, planes)
     checkpoint["sparse_state"]["packed"] = {i: [whose[i], *names] for i, names in packed.items()}
 
 

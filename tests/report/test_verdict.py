@@ -55,9 +55,9 @@ def test_the_card_has_the_figures_of_the_run(runs):
     table = measure(sparse)
     accuracy = RunLog(evaluated).series("val_acc1").last
     assert shown["Accuracy"] == (f"{accuracy:.1f}%", "linear evaluation, last epoch")
-    assert shown["Sparsity, online encoder"][0] == f"{100 * table.prunable.sparsity:.1f}%"
+    assert shown["Online sparsity"][0] == f"{100 * table.prunable.sparsity:.1f}%"
     momentum = measure(sparse, "momentum").prunable.sparsity
-    assert shown["Sparsity, momentum encoder"][0] == f"{100 * momentum:.1f}%"
+    assert shown["Momentum sparsity"][0] == f"{100 * momentum:.1f}%"
     macs, note = shown["MACs per image"]
     assert float(macs.split()[0]) == pytest.approx(table.macs_effective / 1e3, rel=5e-3)
     assert f"({100 * table.mac_ratio:.0f}%) at 32x32; counted, not timed" in note
@@ -76,7 +76,7 @@ def test_kNN_of_the_program_comes_before_that_of_training(tmp_path):
     shown = card(write_report(folder).read_text())
     assert shown["kNN"] == ("61.2%", "main_knn.py, k = 20")
     assert shown["Training time"] == ("3 min 20 s", "1,234 images/s")
-    assert shown["Sparsity, online encoder"][0] == "80.0%"  # as logged: there is no checkpoint
+    assert shown["Online sparsity"][0] == "80.0%"  # as logged: there is no checkpoint
 
 
 def test_an_evaluation_of_a_sparse_encoder_is_not_called_dense(runs):

@@ -12,10 +12,14 @@ import importlib
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 ROOT = Path(__file__).parents[2]
 TRACEBACK = "Traceback (most recent call last)"
@@ -35,7 +39,58 @@ class Ended:
         return TRACEBACK in self.text
 
 
+class Forked:
+    """A fork of this process in place of the Python process that a command line asks for.
+
+    Has what `scripts.experiments.jobs` uses of `subprocess.Popen`.
+    """
+
+    def __init__(self, command: list[str], env: dict[str, str], **_: object):
+        reading, writing = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+            self.pid = os.fork()
+        if self.pid == 0:
+            os.close(reading)
+            os.environ.update(env)
+            at = 2 if command[1] == "-m" else 1
+            _become(" ".join(command[1 : at + 1]), command[at + 1 :], writing)
+        os.close(writing)
+        self.stdout = os.fdopen(reading, "rb", buffering=0)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Exit code, None while it runs."""
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self, timeout: float = 60) -> int:
+        """Wait for its end."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("fork", timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
 MODULES = (
+    "matplotlib.pyplot",
+    "scripts.experiments.jobs",
+    "scripts.experiments.quickstart.baselines",
+    "scripts.experiments.quickstart.summary",
+    "solo.programs.knn",
+    "sparse_ext.prune.program",
     "lightning.pytorch",
     "sklearn.datasets",
     "timm.data.mixup",
@@ -85,36 +140,12 @@ class Program:
             self._be(script, arguments, folder, limits)
 
     def _be(self, script: str, arguments: list[str], folder: Path, limits) -> None:
-        code = 1
-        try:
-            os.setsid()
-            log = os.open(self.log, os.O_WRONLY | os.O_CREAT, 0o644)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
-            os.chdir(folder)
-            for name in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(name, signal.default_int_handler if name == 2 else signal.SIG_DFL)
-            if limits is not None:
-                limits()
-            if script.startswith("-m "):
-                sys.argv = [script[3:], *arguments]
-                runpy.run_module(script[3:], run_name="__main__", alter_sys=True)
-            else:
-                sys.argv = [str(ROOT / script), *arguments]
-                runpy.run_path(str(ROOT / script), run_name="__main__")
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+        os.setsid()
+        os.chdir(folder)
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT, 0o644)
+        if limits is not None:
+            limits()
+        _become(script, arguments, log)
 
     def wait(self, timeout: float = 120) -> Ended:
         """Wait for the end; a run that takes longer is killed and counts as code -999."""
@@ -142,6 +173,38 @@ class Program:
         text = self.text()
         self.log.unlink(missing_ok=True)
         return Ended(code, text, time.monotonic() - self.began)
+
+
+def _become(script: str, arguments: list[str], log: int) -> NoReturn:
+    """Run a script in this process, which ends with it; its words go to the descriptor `log`."""
+    code = 1
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.default_int_handler if name == 2 else signal.SIG_DFL)
+        sys.modules["scripts.experiments.jobs"].subprocess = SimpleNamespace(
+            **vars(subprocess) | {"Popen": Forked}
+        )
+        if script.startswith("-m "):
+            sys.argv = [script[3:], *arguments]
+            runpy.run_module(script[3:], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = [str(ROOT / script), *arguments]
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def run(script: str, arguments: list[str], folder: Path, timeout: float = 120, **options) -> Ended:

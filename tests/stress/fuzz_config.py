@@ -35,6 +35,7 @@ LEFT_OUT = {"wandb", "devices", "num_nodes", "fast_dev_run"}
 TOO_MUCH = {
     "data.num_workers": 4,
     "max_epochs": 3,
+    "overfit_batches": 5,
     "accumulate_grad_batches": 10**6,
     "method_kwargs.proj_hidden_dim": 10**4,
     "method_kwargs.proj_output_dim": 10**4,
@@ -169,7 +170,7 @@ def attempt(
         base = [*TINY[:3], "tiny_linear.yaml"]
         base += ["pretrained_feature_extractor=source/trained_models/mocov2plus/0"]
     arguments = [*base, *(s for s in SHORT if s.split("=")[0].lstrip("+") != key), *also]
-    ended = farm.run(program, [*arguments, override(key, value)], work, timeout=120)
+    ended = farm.run(program, [*arguments, override(key, value)], work, timeout=600)
     said = f"{program} {' '.join(also)} {override(key, value)}"
     tally.tried += 1
     known = set(tally.problems)

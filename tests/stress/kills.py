@@ -20,6 +20,7 @@ from tests.stress import farm, programs
 from tests.stress.compare import different
 
 MOST_STARTS = 4
+LONGEST = 600  # seconds of one run
 
 
 @dataclass
@@ -62,16 +63,17 @@ def stop_at_random(
         commands: name -> script and arguments.
     """
     script, arguments = commands[name]
-    source = work / f"{name}-source"
+    source, folder = work / f"{name}-source", work / name
     source.mkdir(parents=True)
     programs.prepare(name, source)
-    straight = _copy(source, work / f"{name}-straight")
-    ended = farm.run(script, arguments, straight)
+    ended = farm.run(script, arguments, _copy(source, folder), LONGEST)
     if ended.code or ended.traceback:
         raise RuntimeError(f"{name} does not even run through:\n{ended.text}")
+    # all runs are in one folder, one after the other: some of what they write names it
+    straight = folder.rename(work / f"{name}-straight")
     draw, tally = random.Random(f"{seed}-{name}"), Tally()
     for number in range(times):
-        folder = _copy(source, work / f"{name}-{number}")
+        _copy(source, folder)
         said = f"{name} #{number} (seed {seed})"
         moments = []
         for start in range(MOST_STARTS):
@@ -83,11 +85,11 @@ def stop_at_random(
                     signum = signals[len(moments) % len(signals)]
                     tally.stopped += 1
                     process.kill(signum)
-                    after = process.wait()
+                    after = process.wait(LONGEST)
                     if after.traceback:
                         tally.tracebacks.append(f"{said} at {moments}: {after.text[-1500:]}")
                     continue
-            after = process.wait()
+            after = process.wait(LONGEST)
             if after.traceback:
                 tally.tracebacks.append(f"{said} at {moments}: {after.text[-1500:]}")
             if after.code:

@@ -60,12 +60,31 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         TICKETS,
         [*TINY, "max_epochs=2", "+tickets=digits", "tickets.levels=1", "tickets.rewind_samples=8"],
     ),
+    "prune": (
+        "-m sparse_ext.prune",
+        [
+            *("source/trained_models/mocov2plus/0", "--data", "digits", "--out", "pruned"),
+            *("--images", "16", "--sparsity", "0.5,0.8"),
+        ],
+    ),
+    "quickstart": (
+        "-m scripts.experiments.quickstart",
+        [
+            *("--output", "quickstart"),
+            *("--pretrain", "max_epochs=6", "++limit_train_batches=20", "++limit_val_batches=1"),
+            *("backbone.kwargs.width=2", "check_val_every_n_epoch=2", "optimizer.batch_size=8"),
+            *("method_kwargs.proj_hidden_dim=16", "method_kwargs.pred_hidden_dim=16"),
+            *("--linear", "max_epochs=2", "++limit_train_batches=4", "++limit_val_batches=1"),
+            *("backbone.kwargs.width=2", "check_val_every_n_epoch=1"),
+        ],
+    ),
 }
+READ_A_RUN = ("linear", "prune")
 
 
 def prepare(name: str, folder: Path) -> None:
-    """What a command needs before it can run: the encoder that a linear evaluation reads."""
-    if name == "linear":
+    """What a command needs before it can run: the run whose encoder it reads."""
+    if name in READ_A_RUN:
         (folder / "source").mkdir(parents=True)
         ended = run(PRETRAIN, [*TINY, "max_epochs=1"], folder / "source")
         if ended.code:

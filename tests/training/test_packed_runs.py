@@ -30,16 +30,25 @@ class Saving(Callback):
         assert pack(path)
 
 
-def run(folder=None, ckpt=None, seed=0, optimizer="sgd", momentum=True, section=SPARSE, **kwargs):
+def run(
+    folder=None,
+    ckpt=None,
+    seed=0,
+    optimizer="sgd",
+    momentum=True,
+    section=SPARSE,
+    packed=True,
+    **kwargs,
+):
     model = toy(seed, width=32, optimizer=OPTIMIZERS[optimizer], momentum=momentum)
-    callback = sparsify(model, section)
-    callback.pack = True
+    sparsify(model, section).pack = packed
     callbacks = [] if folder is None else [Saving(folder)]
     loader = data(width=32)
     trainer(epochs=4, callbacks=callbacks, **kwargs).fit(model, loader, ckpt_path=ckpt)
     return model
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(
     ("optimizer", "momentum", "section"),
     [
@@ -50,13 +59,42 @@ def run(folder=None, ckpt=None, seed=0, optimizer="sgd", momentum=True, section=
         ("sgd", False, {"name": "sr_ste", "granularity": "2:4"}),
     ],
 )
-def test_resumed_from_a_packed_checkpoint_equals_straight(tmp_path, optimizer, momentum, section):
-    settings = {"optimizer": optimizer, "momentum": momentum, "section": section}
+def test_resumed_from_a_packed_checkpoint_equals_straight(
+    tmp_path, optimizer, momentum, section, packed
+):
+    settings = {"optimizer": optimizer, "momentum": momentum, "section": section, "packed": packed}
     straight = run(tmp_path, **settings)
     resumed = run(ckpt=tmp_path / "1.ckpt", seed=7, **settings)
     state = resumed.state_dict()
     for key, value in straight.state_dict().items():
         assert torch.equal(value, state[key]), key
+
+
+def test_scores_that_nothing_will_read_are_not_kept(tmp_path):
+    section = {**SPARSE, "ramp_end": 0.5, "regrow_after_ramp": False}
+    straight = run(tmp_path, section=section)
+    early, late = (torch.load(tmp_path / f"{n}.ckpt", weights_only=True) for n in (0, 2))
+    assert early["state_dict"]["backbone.3.score_packed"].numel() > 0
+    assert late["state_dict"]["backbone.3.score_packed"].untyped_storage().nbytes() == 0
+    for epoch in (0, 2):
+        resumed = run(ckpt=tmp_path / f"{epoch}.ckpt", seed=7, section=section).state_dict()
+        for key, value in straight.state_dict().items():
+            assert key.endswith("score") or torch.equal(value, resumed[key]), key
+
+
+def test_without_compression_it_is_hardly_larger_than_a_dense_one(tmp_path):
+    """As in the quickstart: AdamW, both encoders sparse, no update after the ramp."""
+    sizes = {}
+    section = {**SPARSE, "ramp_end": 0.5, "regrow_after_ramp": False}
+    for name in ("dense", "sparse"):
+        model = toy(width=96, optimizer=OPTIMIZERS["adamw"])
+        if name == "sparse":
+            sparsify(model, section)
+        fit = trainer(epochs=3)
+        fit.fit(model, data(width=96))
+        fit.save_checkpoint(tmp_path / name)
+        sizes[name] = (tmp_path / name).stat().st_size
+    assert sizes["sparse"] / sizes["dense"] < 1.15
 
 
 def test_a_packed_file_is_an_archive_that_torch_reads(tmp_path):

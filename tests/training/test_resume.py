@@ -125,7 +125,7 @@ def test_files_hold_plain_data_and_all_buffers(tmp_path):
     run.save_checkpoint(tmp_path / "a.ckpt")
     file = torch.load(tmp_path / "a.ckpt", weights_only=True)
     keys = {k for k in file["state_dict"] if k.startswith("backbone.3.")}
-    assert keys == {f"backbone.3.{k}" for k in ("weight", "mask", "shadow", "score")}
+    assert keys == {f"backbone.3.{k}" for k in ("weight", "mask", "shadow_packed", "score_packed")}
     assert "momentum_backbone.3.score" not in file["state_dict"]
     assert file["state_dict"]["backbone.3.mask"].dtype is torch.bool
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparse_ext.masks.channels.subclasses import subclass
+
 
 def _heads(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
     """Tokens (B, N, C) to queries, keys and values, each (B, heads, N, dim)."""
@@ -211,7 +213,6 @@ FORWARDS: dict[str, Callable] = {
     "timm.models.eva.EvaAttention": _eva,
     "timm.models.swin_transformer_v2.WindowAttention": _swin_v2,
 }
-_made: dict[type, type] = {}
 
 
 def adapt(net: nn.Module) -> list[tuple[nn.Module, type, dict[str, Any]]]:
@@ -230,7 +231,7 @@ def adapt(net: nn.Module) -> list[tuple[nn.Module, type, dict[str, Any]]]:
                 width = getattr(module, "embed_dim", None) or module.qkv.in_features  # type: ignore
                 module.scale = (width // module.num_heads) ** -0.5  # type: ignore
                 before[-1][2]["scale"] = None
-            module.__class__ = _subclass(kind, forward)
+            module.__class__ = subclass(kind, forward)
         elif getattr(module, "fused_attn", False) is True and hasattr(module, "scale"):
             before.append((module, kind, {"fused_attn": True}))
             module.fused_attn = False  # type: ignore[assignment]
@@ -241,14 +242,6 @@ def _usable(module: nn.Module) -> bool:
     """Whether the forward pass here is that of the module: one weight for q, k and v."""
     packed = getattr(module, "in_proj_weight", None) is not None
     return packed or not isinstance(module, nn.MultiheadAttention)
-
-
-def _subclass(kind: type, forward: Callable) -> type:
-    if kind not in _made:
-        about = {"forward": forward, "__module__": __name__, "__doc__": forward.__doc__}
-        _made[kind] = type(f"Slim{kind.__name__}", (kind,), about)
-        globals()[f"Slim{kind.__name__}"] = _made[kind]
-    return _made[kind]
 
 
 def restore(before: list[tuple[nn.Module, type, dict[str, Any]]]) -> None:

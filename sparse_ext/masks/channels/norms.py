@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparse_ext.masks.channels.subclasses import subclass
+
 
 def _standardised(x: Tensor, width: int, full: int, eps: float) -> Tensor:
     """Over the last dimension, as if zeros made it `full` wide instead of `width`."""
@@ -63,9 +65,6 @@ def _response_norm(self: Any, x: Tensor) -> Tensor:
     return x + torch.addcmul(bias, weight, scaled)
 
 
-_made: dict[type, type] = {}
-
-
 def correctable(module: nn.Module | None) -> str:
     """What kind of norm a module is, empty if its statistics cannot be corrected."""
     if isinstance(module, nn.LayerNorm):
@@ -82,17 +81,12 @@ def correct(module: nn.Module, about: Mapping[str, int]) -> None:
         module: a layer norm, a group norm with one group, or global response normalisation.
         about: `full`, channels of the full network; `axis`, where a layer norm finds them.
     """
-    kind = type(module)
     forwards: dict[str, Callable] = {
         "layer": _layer_norm,
         "group": _group_norm,
         "response": _response_norm,
     }
     if not hasattr(module, "full"):
-        if kind not in _made:
-            body = {"forward": forwards[correctable(module)], "__module__": __name__}
-            _made[kind] = type(f"Slim{kind.__name__}", (kind,), body)
-            globals()[f"Slim{kind.__name__}"] = _made[kind]
-        module.__class__ = _made[kind]
+        module.__class__ = subclass(type(module), forwards[correctable(module)])
         for name, value in about.items():
             setattr(module, name, value)

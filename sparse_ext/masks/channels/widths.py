@@ -220,6 +220,8 @@ def resize_(net: nn.Module, state: Mapping[str, Tensor]) -> None:
         for leaf, tensor in tensors:
             key = f"{name}.{leaf}" if name else leaf
             wanted = state.get(key)
+            if wanted is None and leaf in LIKE_WEIGHT:  # checkpoints hold it packed
+                wanted = state.get(f"{name}.weight")
             if key == MARK or wanted is None or tensor.shape == wanted.shape:
                 continue
             kernel = isinstance(module, ConvNd) and leaf in LIKE_WEIGHT

@@ -127,9 +127,12 @@ class SyncCP(Pruner):
 
     def due(self) -> bool:
         """From the start of the ramp on; after its end only with `regrow_after_ramp`."""
-        if not super().due() or self.ramp is None:
-            return False
-        return self.config.regrow_after_ramp or self.t <= self.ramp.end
+        return super().due() and self.ramp is not None and self.has_updates_left
+
+    @property
+    def has_updates_left(self) -> bool:
+        """Until the end of the ramp, or always with `regrow_after_ramp`."""
+        return self.config.regrow_after_ramp or self.ramp is None or self.t <= self.ramp.end
 
     def masks(self, encoder: Encoder, sparsity: float) -> Kept:
         """Magnitude prune to the budget, then swap the weakest for the most wanted (Eq. 3-4).

@@ -2,6 +2,8 @@
 """Half of the channels of small members of each family: masked at random, removed, compared."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -192,6 +194,30 @@ def test_slim_networks_are_rebuilt_from_their_tensors_alone(name):
 def _renamed(state):
     """A tensor that is larger than in any network."""
     return dict.fromkeys([*state, "conv_proj.bias", "features.0.0.weight"], torch.ones(9999, 1))
+
+
+def test_slim_norms_are_copied_and_opened_in_another_process(tmp_path):
+    """Their classes are made at run time: pickles name those that everyone has."""
+    nets = [network(name) for name in ("vit", "timm convnextv2")]
+    for net in nets:
+        examine(net)
+    torch.save(nets, tmp_path / "nets.pt")
+    x = [images(Channels(net).input_shape[-1], 2) for net in nets]
+    with torch.no_grad():
+        outputs = [net(each) for net, each in zip(nets, x, strict=True)]
+        for net, each, out in zip(copy.deepcopy(nets), x, outputs, strict=True):
+            assert torch.equal(net(each), out)
+    torch.save((x, outputs), tmp_path / "io.pt")
+    code = (
+        "import sys, torch; folder = sys.argv[1]; torch.set_grad_enabled(False)\n"
+        "nets = torch.load(folder + '/nets.pt', weights_only=False)\n"
+        "x, outputs = torch.load(folder + '/io.pt')\n"
+        "assert all(torch.allclose(n(a), b, atol=1e-5) for n, a, b in zip(nets, x, outputs))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert not done.returncode, done.stderr[-2000:]
 
 
 def test_slimming_goes_on_where_it_ended():
