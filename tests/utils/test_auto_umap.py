@@ -89,7 +89,7 @@ def test_class_names_of_a_part_of_a_data_set():
 @pytest.mark.unit
 def test_missing_library(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(ConfigError, match=r"pip install 'solo-learn-sparse\[umap\]'"):
+    with pytest.raises(ConfigError, match="pip install umap-learn seaborn"):
         OfflineUMAP().plot("cpu", torch.nn.Linear(4, 3), loader(), tmp_path / "a.pdf")
 
 
