@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +65,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
     """Write a safetensors file; it appears at once and complete, or not at all.
 
+    The same tensors and metadata give the same bytes.
+
     Raises:
         OutputError: the disk refuses it.
     """
@@ -70,8 +74,24 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
 
     with whole_file(path) as partial:
         save_file(tensors, partial, metadata)
+        _sort_metadata(partial)
         partial.chmod(0o666 & ~_umask())  # the library's own is 0600
     return Path(path)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Write the metadata of a safetensors file in the order of their names.
+
+    The library writes them in another order each time (findings/safetensors_bytes_differ.sh).
+    """
+    with file.open("r+b") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # spaces fill up a header, by the format's own rule
+            opened.seek(8)
+            opened.write(text.ljust(length))
 
 
 def _umask() -> int:

@@ -12,12 +12,14 @@ from solo.errors import CheckpointError
 
 #: metadata of an exported file that hold the configuration of its run
 EMBEDDED = "solo.args"
+_ENCODER = ("method", "pretrain_method", "backbone")  # what both say of the same encoder
 
 
 def read_args(path: str | Path) -> dict[str, Any] | None:
     """The configuration of the run that a file or a folder comes from, or None.
 
-    An exported encoder carries it inside; a checkpoint has it beside itself, as `args.json`.
+    A checkpoint has it beside itself, as `args.json`. An exported encoder carries the part that
+    rebuilds it inside, and can lie anywhere: a file beside it counts if it is of the same encoder.
 
     Args:
         path: the file, or the folder of the run.
@@ -26,12 +28,23 @@ def read_args(path: str | Path) -> dict[str, Any] | None:
         CheckpointError: `args.json` is there and is no JSON object.
     """
     path = Path(path)
-    if path.suffix == ".safetensors" and (found := _embedded(path)) is not None:
-        return found
+    inside = _embedded(path) if path.suffix == ".safetensors" else None
     file = (path if path.is_dir() else path.parent) / "args.json"
     if not file.exists():
         exported = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-        return _embedded(exported[0]) if len(exported) == 1 else None
+        return _embedded(exported[0]) if len(exported) == 1 else inside
+    try:
+        beside = _object(file)
+    except CheckpointError:
+        if inside is None:
+            raise
+        return inside
+    fits = inside is None or all(inside.get(key) == beside.get(key) for key in _ENCODER)
+    return beside if fits else inside
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """What a JSON file holds; CheckpointError where that is no object."""
     try:
         args = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from solo.checkpoints.exporting import export_encoder
+from solo.checkpoints.files import write_tensors
 from solo.checkpoints.loading import load_encoder, read_args, read_checkpoint
 from solo.errors import CheckpointError
 from tests.checkpoints.lightning_files import ARGS, encoder, lightning_file, prefixed, same
@@ -127,3 +129,16 @@ def test_args(run, tmp_path):
     (run.parent / "args.json").write_text('{"name": ')
     with pytest.raises(CheckpointError, match=r"args\.json: damaged"):
         read_args(run)
+
+
+def test_the_same_content_is_the_same_file(tmp_path):
+    """In whichever order the metadata came; the library alone writes another one each time."""
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2)}
+    about = {f"key {i}": f'{i} é "quoted"' for i in range(8)}
+    files = [tmp_path / f"{i}.safetensors" for i in range(6)]
+    for i, file in enumerate(files):
+        write_tensors(file, tensors, dict(sorted(about.items(), reverse=i % 2 == 0)))
+    assert len({file.read_bytes() for file in files}) == 1
+    with safe_open(files[0], "pt") as opened:
+        assert opened.metadata() == about
+        assert torch.equal(opened.get_tensor("b"), tensors["b"])
