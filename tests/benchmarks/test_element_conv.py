@@ -46,6 +46,7 @@ def test_keys_are_activities_and_sparsities(benchmark):
 
 
 def test_a_peer_takes_turns_in_a_process_of_its_own(benchmark, monkeypatch):
+    pytest.importorskip("onnx")
     element_conv, engines = benchmark
     monkeypatch.setattr(engines, "environment", lambda name, engine: Path(sys.executable))
     engine = engines.Engine("inference_fp32", (), PROGRAM)
