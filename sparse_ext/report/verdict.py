@@ -132,7 +132,7 @@ def size(measured: Measured) -> Figure | None:
 
 
 def seconds(log: RunLog) -> Figure | None:
-    """How long the run took."""
+    """Training time and images per second of a run; None where its results hold no time."""
     run: dict[str, Any] = log.results.get("run", {})
     if not run.get("seconds"):
         return None

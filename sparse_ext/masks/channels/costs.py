@@ -62,7 +62,11 @@ class Macs:
                 self.scale = [_macs(b, again.shapes) / _macs(a, sizes) for a, b in pairs]
 
     def __call__(self, gone: np.ndarray) -> float:
-        """As of `Parameters`."""
+        """Multiply-accumulates per image that are left without some units.
+
+        Args:
+            gone: bool per unit, whether it goes.
+        """
         known = _Foretold(self.channels, self.channels.gone(gone))
         total = sum(s * _macs(op, known) for op, s in zip(self.counted, self.scale, strict=True))
         return total / self.channels.input_shape[0]
