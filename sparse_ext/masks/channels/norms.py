@@ -45,11 +45,11 @@ class _NormOverAll(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, scale = ctx.saved_tensors
-        grad = grad.contiguous()
+        grad, share = grad.contiguous(), ctx.share
         of_x, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
-            grad, x, weight.shape, mean, scale, weight, bias, [True, True, True]
+            grad, x, weight.shape, mean, scale, share * weight, bias, [True, True, True]
         )
-        of_x.mul_(ctx.share).addcmul_(grad * weight, scale, value=1 - ctx.share)
+        of_x.addcmul_(grad * ((1 - share) * weight), scale)
         return of_x, of_weight, of_bias, None, None
 
 
