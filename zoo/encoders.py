@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The encoders that ship: packed from the leaderboard's runs, and evaluated again.
 
-python zoo/encoders.py pack BOARD RUNS   pack what `RUNS`, the folder of a leaderboard's runs, has of
-                                         the list below
+python zoo/encoders.py pack BOARD RUNS   pack what a leaderboard's folder has of the list below
 python zoo/encoders.py evaluate          evaluate every shipped encoder and compare with its card
 
 Each lies in a folder of its own: `encoder.safetensors` (packed, float16), `args.json`, `card.md`.

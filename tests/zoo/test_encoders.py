@@ -115,11 +115,11 @@ def test_what_is_wrong_with_an_encoder_is_named(zoo, runs, monkeypatch):
 
 
 def test_figures_that_are_not_confirmed_are_named(zoo, monkeypatch, capsys):
-    entry = {"name": "e", "checkpoint": {"path": "e/encoder.safetensors"}}
+    entry = {"name": "digits-lejepa-cdg", "checkpoint": {"path": "e/encoder.safetensors"}}
     entry |= {"linear_acc1": 80.0, "knn_acc1": 70.0}
     monkeypatch.setattr(encoders, "measured", lambda *_: {"linear_acc1": 80.09, "knn_acc1": 70.2})
     found = encoders.differences([entry], zoo)
-    assert found == ["e: knn_acc1 is 70.2, its card says 70.0"]
+    assert found == ["digits-lejepa-cdg: knn_acc1 is 70.2, its card says 70.0"]
 
 
 def test_a_folder_without_such_cells_is_refused(zoo, tmp_path):
