@@ -67,6 +67,11 @@ class Stopwatch(Callback):
             trainer.should_stop = True
 
 
+def is_dry(trainer: Trainer) -> bool:
+    """Whether this is a dry run, which ends long before what was planned."""
+    return any(isinstance(callback, Stopwatch) for callback in trainer.callbacks)
+
+
 def _epochs(trainer: Trainer) -> int:
     return max(1, trainer.max_epochs or 1)
 

@@ -21,6 +21,9 @@ from solo.monitoring.loggers import CSVMetrics
 from solo.monitoring.metric_names import ACCURACIES, training_loss, words
 from solo.utils.encoders import encoders_of
 
+WARM_UP, FIRST = 2, 8  # batches of a run that are passed over, and those that foretell it
+PATIENCE = 60.0  # seconds of an epoch above which a run says early how long it will take
+
 
 class EpochLines(Callback):
     """Prints what is trained, then a line when an epoch is over, with the time left for the run.
@@ -44,7 +47,7 @@ class EpochLines(Callback):
         self._before = 0.0  # seconds of the parts of this run that are over
         self._started: float | None = None
         self._batches = self._images = 0
-        self._epoch_started = self._last_batch = 0.0
+        self._epoch_started = self._last_batch = self._warm = 0.0
         self._ended: int | None = None  # epoch whose line is due
         self._validated = False
 
@@ -73,6 +76,10 @@ class EpochLines(Callback):
         self._batches += 1
         self._images += len(batch[-1]) * trainer.world_size
         self._last_batch = self.clock()
+        if self._batches == WARM_UP:
+            self._warm = self._last_batch
+        if self._batches == WARM_UP + FIRST and trainer.is_global_zero:
+            self._foretell(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Figures of validation are this epoch's."""
@@ -88,6 +95,18 @@ class EpochLines(Callback):
         """Print the line of the last epoch."""
         self._line(trainer)
         self._before, self._started = self.seconds, None
+
+    def _foretell(self, trainer: Trainer) -> None:
+        """Say what a long run will take before its first epoch is over."""
+        per_batch = (self._last_batch - self._warm) / FIRST
+        batches = int(trainer.num_training_batches)
+        if per_batch * (batches - self._batches) < PATIENCE or (trainer.max_epochs or -1) < 1:
+            return
+        left = per_batch * (batches * (trainer.max_epochs - trainer.current_epoch) - self._batches)
+        say(
+            f"time: {per_batch:.2g} s per batch, {duration(per_batch * batches)} per epoch, about "
+            f"{duration(left)} left. Shorter: a smaller max_epochs, image size or encoder"
+        )
 
     def _line(self, trainer: Trainer) -> None:
         ended, self._ended = self._ended, None

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from solo.errors import CheckpointError
 from solo.monitoring.profiling import MASKS, section
+from solo.programs.dry_run import is_dry
 from solo.utils import ranks
 from solo.utils.encoders import encoders_of
 from sparse_ext.compat import put_first, unwrapped
@@ -304,7 +305,7 @@ class PruningCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the run never got where it should; leave the optimizer as it was.
 
-        A run that was finished before it was started again has nothing to say.
+        A run that was finished before it was started again has nothing to say, nor has a dry one.
 
         Raises:
             InvariantError: something has written to weights under the masks.
@@ -313,7 +314,8 @@ class PruningCallback(Callback):
         if self.pruner is None:
             return
         self._follow()
-        self.pruner.report_end()
+        if not is_dry(trainer):
+            self.pruner.report_end()
         if advice := self._watch.advice():
             log.info(advice)
         check_stored(self._encoders)
