@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from solo import extensions
 from solo.errors import DataError
 from solo.files.results import keep_results, read_results
-from solo.monitoring.console import duration, say, short
+from solo.monitoring.console import duration, rate, say, short
 from solo.monitoring.loggers import CSVMetrics
 from solo.monitoring.metric_names import ACCURACIES, training_loss, words
 from solo.utils.encoders import encoders_of
@@ -116,7 +116,7 @@ class EpochLines(Callback):
         keep_results(self.csv.path.parent, self._result(trainer, metrics, ended + 1))
         parts = figures(metrics, self._validated)
         if self.images_per_second is not None:
-            parts.append(f"{self.images_per_second:,.0f} images/s")
+            parts.append(f"{rate(self.images_per_second)} images/s")
         left = self._seconds_left(trainer, ended + 1)
         if left is not None:
             parts.append(f"{duration(left)} left")
@@ -198,9 +198,10 @@ def headline(trainer: Trainer, module: LightningModule, cfg: DictConfig) -> list
     dataset = getattr(trainer.train_dataloader, "dataset", None)
     images = f"{len(dataset):,} images, " if hasattr(dataset, "__len__") else ""
     batch = f"{cfg.optimizer.batch_size}{f' x {world}' if world > 1 else ''}"
+    name = Path(cfg.data.path).name if cfg.data.get("path") else cfg.data.dataset
     return [
         f"{method}: {cfg.backbone.name}, {short(size)} parameters ({short(trained)} train, heads "
         f"included), on {where}, seed {cfg.seed}",
-        f"{cfg.data.dataset}: {images}{trainer.num_training_batches:,} batches of {batch} in an "
+        f"{name}: {images}{trainer.num_training_batches:,} batches of {batch} in an "
         f"epoch; epochs {trainer.current_epoch + 1} to {trainer.max_epochs}",
     ]

@@ -31,7 +31,7 @@ from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks import packing
 from sparse_ext.masks.encoder import Encoder, InvariantError, check_stored
 from sparse_ext.masks.masking import selection
-from sparse_ext.pruning.log import in_words, log
+from sparse_ext.pruning.log import in_words, log, steps
 from sparse_ext.pruning.measuring import measure
 from sparse_ext.pruning.pruner import Pruner
 from sparse_ext.pruning.registry import build_pruner, method_class
@@ -145,8 +145,8 @@ class PruningCallback(Callback):
         self._detach()
         self._hook = optimizer.register_step_post_hook(self._after_step)
         log.info(
-            "%s, granularity %s: update period %d steps, sparsity now %s.\n%s",
-            *(self.config.name, self.config.granularity, self.pruner.period),
+            "%s, granularity %s: masks change every %s, sparsity now %s.\n%s",
+            *(self.config.name, self.config.granularity, steps(self.pruner.period)),
             in_words([encoder.masks.sparsity for encoder in self._encoders]),
             selection(next(iter(encoders_of(pl_module).values())), self.config).describe(),
         )

@@ -18,7 +18,7 @@ def test_ten_steps_and_what_they_mean(cwd, capsys):
     out = capsys.readouterr().out
     assert trainer.global_step == 12
     seconds = float(re.search(rf"{MEASURED} steps measured, ([\d.]+) s each", out)[1])
-    rate = float(re.search(r"\(([\d,]+) images/s\)", out)[1].replace(",", ""))
+    rate = float(re.search(r"\(([\d,.]+) images/s\)", out)[1].replace(",", ""))
     assert rate == pytest.approx(16 / seconds, rel=0.1)
     assert "30 in an epoch, 210 in 7 epochs" in out
     assert re.search(r"memory +[\d.,]+ [GM]B at most", out)
