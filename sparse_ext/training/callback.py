@@ -34,6 +34,7 @@ from sparse_ext.masks.masking import selection
 from sparse_ext.pruning.log import in_words, log, steps
 from sparse_ext.pruning.measuring import measure
 from sparse_ext.pruning.pruner import Pruner
+from sparse_ext.pruning.reaching import report_end
 from sparse_ext.pruning.registry import build_pruner, method_class
 from sparse_ext.pruning.scores.first_batch import Probe
 from sparse_ext.training import kernels, mask_agreement, resume, run_checks, slimming
@@ -315,7 +316,7 @@ class PruningCallback(Callback):
             return
         self._follow()
         if not is_dry(trainer):
-            self.pruner.report_end()
+            report_end(self.pruner)
         if advice := self._watch.advice():
             log.info(advice)
         check_stored(self._encoders)
