@@ -212,9 +212,10 @@ def _best(runs: Mapping[str, Compared]) -> list[tuple[str, str, str]]:
         known = {label: value for label, run in runs.items() if (value := figure(run)) is not None}
         if len(set(known.values())) > 1:
             label = max(known, key=lambda label: sign * known[label])
-            value = short(known[label]) if text == "{}" else text.format(known[label])
+            best = known[label]
+            told = short(best) if text == "{}" else text.format(best)
             by = f", by the {usual}" if mixed and sign > 0 else ""
-            found.append((name, value, f"{label}{by}"))
+            found.append((name, told, f"{label}{by}"))
     return found
 
 
