@@ -171,7 +171,7 @@ class Compared:
 
     @property
     def seconds(self) -> float | None:
-        """Of training."""
+        """Seconds of training, where `results.json` has them."""
         return self.log.results.get("run", {}).get("seconds")
 
     @property
