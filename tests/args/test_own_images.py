@@ -87,13 +87,10 @@ def test_what_a_flat_folder_means(flat):
 
 
 @pytest.mark.parametrize(
-    ("size", "gpu", "small"),
+    ("size", "gpu", "small", "said"),
     [
-        (32, False, True),
-        (33, False, False),
-        (64, True, True),
-        (64, False, False),
-        (65, True, False),
+        *((32, False, True, False), (33, False, False, True), (64, True, True, False)),
+        *((64, False, False, True), (65, True, False, False), (65, False, False, False)),
     ],
 )
 def test_the_stem_follows_the_size_and_the_machine(folder, monkeypatch, size, gpu, small, said):
