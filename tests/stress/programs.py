@@ -71,9 +71,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "-m scripts.experiments.quickstart",
         [
             *("--output", "quickstart"),
-            *("--pretrain", "max_epochs=6", "++limit_train_batches=20", "++limit_val_batches=1"),
-            *("backbone.kwargs.width=2", "check_val_every_n_epoch=2", "optimizer.batch_size=8"),
-            *("method_kwargs.proj_hidden_dim=16", "method_kwargs.pred_hidden_dim=16"),
+            *("--pretrain", "max_epochs=4", "++limit_train_batches=30", "++limit_val_batches=1"),
+            *("backbone.kwargs.width=2", "check_val_every_n_epoch=2", "optimizer.batch_size=4"),
+            *("optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.classifier_lr=0.1"),
+            *("method_kwargs.proj_hidden_dim=16", "method_kwargs.num_directions=8"),
             *("--linear", "max_epochs=2", "++limit_train_batches=4", "++limit_val_batches=1"),
             *("backbone.kwargs.width=2", "check_val_every_n_epoch=1"),
         ],
