@@ -18,7 +18,6 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices, processes
@@ -39,7 +38,6 @@ from solo.programs.resuming import Resume, Run, announce, explained, find_resume
 from solo.utils.best_checkpoint import BestCheckpoint
 from solo.utils.misc import omegaconf_select
 
-_METRICS = "last_metrics"  # in a checkpoint
 Data = LightningDataModule | tuple[DataLoader, DataLoader | None]
 
 
@@ -186,35 +184,18 @@ def _own_callbacks(
 
 
 class _ContinueMetrics(Callback):
-    """Takes over the rows of a resumed run that its checkpoint covers, and their last values.
-
-    Some figures are not logged in every epoch: those of validation, or of a decision that is made
-    once. Lightning remembers their last values only as long as the program runs.
-    """
+    """Takes over the rows of a resumed run that its checkpoint covers."""
 
     def __init__(self, csv: CSVMetrics, run: Run):
         super().__init__()
         self.csv, self.run = csv, run
-        self._loaded: Mapping[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.run.begun = True
         self.csv.keep_before(trainer.global_step)
-        trainer.callback_metrics.update(self._loaded)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.csv.save()
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        metrics = trainer.callback_metrics.items()
-        checkpoint[_METRICS] = {k: v.cpu() for k, v in metrics if not k.endswith("_step")}
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._loaded = checkpoint.get(_METRICS, {})
 
 
 def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
