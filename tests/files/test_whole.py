@@ -116,4 +116,3 @@ def test_a_second_try_removes_what_the_killed_first_one_has_left(tmp_path):
             partial.write_text("whole")
     kept = {path.name, other.name, alive.name, elsewhere.name}
     assert {p.name for p in tmp_path.iterdir()} == kept
-    assert {p.name for p in tmp_path.iterdir()} == kept

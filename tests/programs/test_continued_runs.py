@@ -176,10 +176,9 @@ def test_a_gated_run_becomes_longer_once_its_gates_are_settled(cwd, gated, monke
 def test_figures_that_are_not_of_every_epoch_are_remembered(cwd, monkeypatch):
     """Validation in the second of three epochs, a kill in the third."""
     options = {"max_epochs": 3, "limit_train_batches": 3, "check_val_every_n_epoch": 2}
-    results = {}
+    results, own = {}, training._own_callbacks
     for name in ("straight", "resumed"):
         folder = {**options, "checkpoint": {"enabled": True, "dir": name}}
-        own = training._own_callbacks
         if name == "resumed":
             with monkeypatch.context() as patch:
                 patch.setattr(training, "_own_callbacks", lambda *args: [*own(*args), Killed()])
