@@ -16,7 +16,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "pair": (PRETRAIN, [*TINY, "+sparse=synccp", "sparse.update_period=2"]),
     "pair-steps": (
         PRETRAIN,
-        [*TINY, "+sparse=synccp", "sparse.update_period=2", "++checkpoint.every_n_steps=2"],
+        [
+            *(*TINY, "+sparse=synccp", "sparse.update_period=2", "++checkpoint.every_n_steps=2"),
+            *("num_sanity_val_steps=1", "++check_val_every_n_epoch=2"),
+        ],
     ),
     "shared": (
         PRETRAIN,
