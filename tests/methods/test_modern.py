@@ -311,6 +311,21 @@ def _lejepa():
     return METHODS["lejepa"](cfg)
 
 
+@pytest.mark.parametrize("name", ["dino", "ibot", "dinov2", "ijepa"])
+def test_stochastic_depth_is_the_students_alone(name):
+    model = build(name, vit={"drop_path_rate": 0.6}).train()
+    depths = [
+        [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.blocks]
+        for encoder in (model.backbone, model.momentum_backbone)
+    ]
+    assert depths == [pytest.approx([0.0, 0.6]), [0.0, 0.0]]
+    assert model.cfg.backbone.kwargs.drop_path_rate == 0.6
+    images = batch_of(n=16)[1][0]
+    targets = [model.momentum_forward(images)["feats"] for _ in range(2)]
+    assert torch.equal(*targets)
+    assert not torch.equal(*(model.backbone(images) for _ in range(2)))
+
+
 def test_batch_norm_keeps_the_views_apart():
     cfg = tiny_cfg("simclr", {**HEAD, "temperature": 0.2}, data__num_small_crops=2)
     del cfg.method_kwargs.num_prototypes
