@@ -105,8 +105,8 @@ def slimmed(model: str, full: nn.Module, budget: str, multiple: int) -> Row:
         kept = units.largest_per_layer(values, share, "uniform")
         for name, flags in kept.items():
             if not name.endswith((":head", ":dim", ":group", ":axis")):
-                n = min(len(flags), -(-int(flags.sum()) // multiple) * multiple)
-                kept[name] = keep_topk(values[name], n)
+                n = max(1, round(int(flags.sum()) / multiple)) * multiple
+                kept[name] = keep_topk(values[name], min(len(flags), n))
         return kept
 
     kept = units.within(choose, config.final)

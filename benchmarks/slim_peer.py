@@ -71,6 +71,7 @@ def _pruned(net: nn.Module, ratio: float, multiple: int, size: int) -> nn.Module
             module.num_heads = pruner.num_heads[module.qkv]
             width = module.qkv.out_features // 3
             module.head_dim = width // module.num_heads
+            module.attn_dim = width  # what newer timm reshapes by
     return net.eval()
 
 

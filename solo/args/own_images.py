@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from solo.args import schema
 from solo.args.check import select
-from solo.args.common import cores, processes, required
+from solo.args.common import AUTO, check_given, cores, processes, required
 from solo.errors import ConfigError
 
 if TYPE_CHECKING:
     from solo.data.datasets.layout import Layout
     from solo.data.datasets.sampled import Sampled
 
-AUTO = "auto"
 SMALL = 64  # pixels up to which a ResNet keeps the resolution in its stem (CIFAR's)
+SMALL_ON_CPU = 32  # likewise without a GPU, where that stem costs many times the other
 BLUR_FROM = 96  # pixels from which on views are blurred, as SimCLR leaves it out on CIFAR
 RESIDENT_SHARE = 0.5  # of the free memory that images may take before they are read from files
 _LABELS_NEEDED = ("supcon", "supervised", "s4l")
@@ -42,6 +43,7 @@ def settle(cfg: DictConfig) -> list[str]:
     if path is None or select(cfg, "data.train_path") is not None:
         return []
     OmegaConf.set_struct(cfg, False)
+    check_given(cfg, schema.Pretrain)
     size = required(cfg, "image_size")
     if not isinstance(size, int) or isinstance(size, bool) or size < 8:
         raise ConfigError(f"image_size={size}: a whole number of pixels, at least 8")
@@ -205,10 +207,9 @@ def _set_encoder(cfg: DictConfig, layout: Layout, images: Sampled, size: int) ->
     encoder, name = cfg.backbone, str(required(cfg, "backbone.name"))
     patch, lines = 1, []
     if _is_auto(cfg, "backbone.small_stem"):
-        encoder.small_stem = size <= SMALL
+        encoder.small_stem = size <= (SMALL if _has_gpu(cfg) else SMALL_ON_CPU)
         if name.startswith("resnet"):
-            stem = "CIFAR's 3x3" if encoder.small_stem else "7x7"
-            lines.append(f"encoder: {name}, {stem} stem at {size} pixels")
+            lines.append(f"encoder: {name}, {_stem(encoder.small_stem, size)}")
     if name.startswith(_SIZED):
         kwargs = {**(encoder.get("kwargs") or {})}
         kwargs.setdefault("img_size", size)
@@ -220,6 +221,13 @@ def _set_encoder(cfg: DictConfig, layout: Layout, images: Sampled, size: int) ->
     if _is_auto(cfg, "local_size"):
         cfg.local_size = patch * -(-3 * size // (7 * patch))
     return lines
+
+
+def _stem(small: bool, size: int) -> str:
+    if small:
+        return f"CIFAR's 3x3 stem at {size} pixels"
+    spared = " (no GPU here; backbone.small_stem=True sees finer detail and is slower)"
+    return f"7x7 stem at {size} pixels{spared if size <= SMALL else ''}"
 
 
 def _patch(size: int) -> int:

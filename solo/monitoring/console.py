@@ -113,3 +113,8 @@ def short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.3g}"
+
+
+def rate(per_second: float) -> str:
+    """How many in a second: `1,234`, with a decimal below ten, `2.4`."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.1f}"

@@ -10,6 +10,8 @@ _WARNINGS = (
     ".*isinstance.treespec, LeafSpec.*",
     ".*smaller than the logging interval.*",
     ".*does not have many workers.*",
+    # images without labels
+    ".*You defined a `validation_step` but have no `val_dataloader`.*",
     ".*DataLoader will create .* worker processes in total.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     # a method's own hooks before and after the transfer are what is wanted with a data module

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from omegaconf import DictConfig
 
 from solo.data.resident.memory import gigabytes
-from solo.monitoring.console import duration, say
+from solo.monitoring.console import duration, rate, say
 from solo.programs.training import trainer_arguments
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class Stopwatch(Callback):
             trainer.should_stop = True
 
 
+def is_dry(trainer: Trainer) -> bool:
+    """Whether this is a dry run, which ends long before what was planned."""
+    return any(isinstance(callback, Stopwatch) for callback in trainer.callbacks)
+
+
 def _epochs(trainer: Trainer) -> int:
     return max(1, trainer.max_epochs or 1)
 
@@ -103,9 +108,9 @@ def summary(cfg: DictConfig, trainer: Trainer, watch: Stopwatch) -> list[str]:
     if (cfg.get("max_steps") or -1) > 0:
         total = min(total, cfg.max_steps * trainer.accumulate_grad_batches)
     images = cfg.optimizer.batch_size * trainer.world_size
-    rate = f"{images / per_step:,.0f} images/s" if per_step else "at once"
+    speed = f"{rate(images / per_step)} images/s" if per_step else "at once"
     return [
-        f"Dry run: {watch.steps} steps measured, {per_step:.3g} s each ({rate}).",
+        f"Dry run: {watch.steps} steps measured, {per_step:.3g} s each ({speed}).",
         f"  steps   {batches:,} in an epoch, {total:,} in {epochs:,} epochs",
         f"  time    {duration(total * per_step)}, without validation and checkpoints",
         f"  memory  {gigabytes(peak_memory())} at most",

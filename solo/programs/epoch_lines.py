@@ -16,10 +16,13 @@ from omegaconf import DictConfig
 from solo import extensions
 from solo.errors import DataError
 from solo.files.results import keep_results, read_results
-from solo.monitoring.console import duration, say, short
+from solo.monitoring.console import duration, rate, say, short
 from solo.monitoring.loggers import CSVMetrics
 from solo.monitoring.metric_names import ACCURACIES, training_loss, words
 from solo.utils.encoders import encoders_of
+
+WARM_UP, FIRST = 2, 8  # batches of a run that are passed over, and those that foretell it
+PATIENCE = 60.0  # seconds of an epoch above which a run says early how long it will take
 
 
 class EpochLines(Callback):
@@ -42,9 +45,10 @@ class EpochLines(Callback):
         self.cfg, self.csv, self.clock = cfg, csv, clock
         self.images_per_second: float | None = None
         self._before = 0.0  # seconds of the parts of this run that are over
+        self._known: dict[str, float] = {}  # metrics of those parts; not every epoch logs all
         self._started: float | None = None
         self._batches = self._images = 0
-        self._epoch_started = self._last_batch = 0.0
+        self._epoch_started = self._last_batch = self._warm = 0.0
         self._ended: int | None = None  # epoch whose line is due
         self._validated = False
 
@@ -56,7 +60,7 @@ class EpochLines(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is trained on what."""
         self._started, self._batches, self._ended = self.clock(), 0, None
-        self._before = self._seconds_before(trainer)
+        self._before, self._known = self._earlier(trainer)
         if trainer.is_global_zero:
             say(*headline(trainer, pl_module, self.cfg))
 
@@ -73,6 +77,10 @@ class EpochLines(Callback):
         self._batches += 1
         self._images += len(batch[-1]) * trainer.world_size
         self._last_batch = self.clock()
+        if self._batches == WARM_UP:
+            self._warm = self._last_batch
+        if self._batches == WARM_UP + FIRST and trainer.is_global_zero:
+            self._foretell(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Figures of validation are this epoch's."""
@@ -89,6 +97,18 @@ class EpochLines(Callback):
         self._line(trainer)
         self._before, self._started = self.seconds, None
 
+    def _foretell(self, trainer: Trainer) -> None:
+        """Say what a long run will take before its first epoch is over."""
+        per_batch = (self._last_batch - self._warm) / FIRST
+        batches = int(trainer.num_training_batches)
+        if per_batch * (batches - self._batches) < PATIENCE or (trainer.max_epochs or -1) < 1:
+            return
+        left = per_batch * (batches * (trainer.max_epochs - trainer.current_epoch) - self._batches)
+        say(
+            f"time: {per_batch:.2g} s per batch, {duration(per_batch * batches)} per epoch, about "
+            f"{duration(left)} left. Shorter: a smaller max_epochs, image size or encoder"
+        )
+
     def _line(self, trainer: Trainer) -> None:
         ended, self._ended = self._ended, None
         if ended is None or not trainer.is_global_zero:
@@ -97,7 +117,7 @@ class EpochLines(Callback):
         keep_results(self.csv.path.parent, self._result(trainer, metrics, ended + 1))
         parts = figures(metrics, self._validated)
         if self.images_per_second is not None:
-            parts.append(f"{self.images_per_second:,.0f} images/s")
+            parts.append(f"{rate(self.images_per_second)} images/s")
         left = self._seconds_left(trainer, ended + 1)
         if left is not None:
             parts.append(f"{duration(left)} left")
@@ -120,18 +140,19 @@ class EpochLines(Callback):
             "seconds": round(self.seconds, 3),
             "images_per_second": self.images_per_second,
             "torch": torch.__version__,
-            "metrics": {k: v for k, v in metrics.items() if "/layer_" not in k},
+            "metrics": self._known | {k: v for k, v in metrics.items() if "/layer_" not in k},
         }
 
-    def _seconds_before(self, trainer: Trainer) -> float:
-        """Of the earlier parts of a run that goes on, up to its last whole epoch."""
+    def _earlier(self, trainer: Trainer) -> tuple[float, dict[str, float]]:
+        """Seconds and metrics of the earlier parts of a run, up to their last whole epoch."""
         if not trainer.global_step:
-            return 0.0
+            return 0.0, {}
         start = self.csv.start_from
         folder = self.csv.path.parent if start is None else Path(start).parent
-        with suppress(DataError, TypeError, ValueError):
-            return float(read_results(folder).get("run", {}).get("seconds") or 0.0)
-        return 0.0
+        with suppress(DataError, AttributeError, TypeError, ValueError):
+            run = read_results(folder).get("run", {})
+            return float(run.get("seconds") or 0.0), dict(run.get("metrics") or {})
+        return 0.0, {}
 
     def _seconds_left(self, trainer: Trainer, done: int) -> float | None:
         """By the mean time of a batch so far, validation and checkpoints included."""
@@ -179,9 +200,10 @@ def headline(trainer: Trainer, module: LightningModule, cfg: DictConfig) -> list
     dataset = getattr(trainer.train_dataloader, "dataset", None)
     images = f"{len(dataset):,} images, " if hasattr(dataset, "__len__") else ""
     batch = f"{cfg.optimizer.batch_size}{f' x {world}' if world > 1 else ''}"
+    name = Path(cfg.data.path).name if cfg.data.get("path") else cfg.data.dataset
     return [
         f"{method}: {cfg.backbone.name}, {short(size)} parameters ({short(trained)} train, heads "
         f"included), on {where}, seed {cfg.seed}",
-        f"{cfg.data.dataset}: {images}{trainer.num_training_batches:,} batches of {batch} in an "
+        f"{name}: {images}{trainer.num_training_batches:,} batches of {batch} in an "
         f"epoch; epochs {trainer.current_epoch + 1} to {trainer.max_epochs}",
     ]

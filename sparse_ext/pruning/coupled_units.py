@@ -27,7 +27,8 @@ from sparse_ext.allocation import budgets
 from sparse_ext.config.granularity_names import Spelling
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.channels.companions import Companion, Companions
-from sparse_ext.masks.channels.tracing import Channels, Space
+from sparse_ext.masks.channels.spaces import Space
+from sparse_ext.masks.channels.tracing import Channels
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.granularity import Block, Granularity
 from sparse_ext.pruning.units import Kept, Units

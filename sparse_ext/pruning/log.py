@@ -40,3 +40,8 @@ def in_words(sparsities: Sequence[float]) -> str:
     """Sparsities of the encoders, online first: `online 30.0%, momentum 0.0%`."""
     named = zip(("online", "momentum"), sparsities, strict=False)
     return ", ".join(f"{name} {100 * share:.1f}%" for name, share in named)
+
+
+def steps(count: int) -> str:
+    """What stands behind `every`: `step`, `8 steps`."""
+    return "step" if count == 1 else f"{count:,} steps"

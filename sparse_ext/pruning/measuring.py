@@ -20,7 +20,7 @@ from solo.errors import ConfigError
 from solo.utils import ranks
 from sparse_ext.compat import unwrapped
 from sparse_ext.config.scorer_names import scorer_named
-from sparse_ext.masks.channels.removal import remove_
+from sparse_ext.masks.channels.cutting import remove_
 from sparse_ext.pruning.log import log
 from sparse_ext.pruning.priced_units import PricedUnits
 from sparse_ext.pruning.pruner import Pruner

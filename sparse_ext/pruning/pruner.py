@@ -10,27 +10,21 @@ gradients, weights, step, seed), so every rank computes the same ones.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from solo.errors import ConfigError
 from sparse_ext.compat import tree_map
-from sparse_ext.config.scorer_names import Scorer, scorer_named
-from sparse_ext.config.sections import SparseConfig
+from sparse_ext.config.scorer_names import scorer_named
 from sparse_ext.masks.encoder import Encoder, InvariantError
-from sparse_ext.pruning import coupled_units
 from sparse_ext.pruning.log import log
-from sparse_ext.pruning.priced_units import make_units
-from sparse_ext.pruning.regrow import drop_and_regrow
-from sparse_ext.pruning.scores import scorers
-from sparse_ext.pruning.scores.empty_filters import fair_gradients
+from sparse_ext.pruning.ranking import Ranking
+from sparse_ext.pruning.reaching import check_ramp
 from sparse_ext.pruning.scores.random_draws import random_masks, random_members
-from sparse_ext.pruning.units import Kept, Units
+from sparse_ext.pruning.units import Kept
 from sparse_ext.schedules import Clock, Ramp, cubic, default_period
 
 
@@ -61,7 +55,7 @@ class Slimmed(NamedTuple):
     at: int
 
 
-class Pruner:
+class Pruner(Ranking):
     """What all pruning methods share; by itself it leaves masks as they are.
 
     A method overrides, of what follows, only what it does differently:
@@ -77,18 +71,14 @@ class Pruner:
         seed: of random masks; equal on all ranks.
         slimmed: the masks are final, and the encoders may be smaller than the run began with.
 
-    Attributes:
-        t: optimizer steps done.
+    Attributes (and those of `Ranking`):
         epoch: epochs done.
         ramp: when sparsity grows; None until that is known.
-        units: what is ranked, kept and dropped.
-        scorer: what a weight is worth (`sparse.score`); the largest are kept.
         begins: sparsity per encoder before the ramp; with N:M the share of groups that are N:M.
         finals: sparsity per encoder that the run is to end with.
         aims: sparsity per encoder that the present masks were made for.
         kept: weights kept now, online and momentum.
         flips: mask entries changed since they were last reported, both encoders.
-        gradient: of the online encoder's weights, dense, in a step that changes masks.
         measured: whether what units cost is known, in images of the run.
         timed: whether a budget in seconds has become one in multiply-accumulates.
         update_figures: figures of the last mask update, to be logged with it.
@@ -96,22 +86,12 @@ class Pruner:
 
     #: names of attributes beside `t`, `epoch` and the ramp that a checkpoint keeps
     saved: ClassVar[tuple[str, ...]] = ()
-    #: what brings units back: |gradient| of the step (`step`), its running mean (`mean`), nothing
-    growth: str | None = None
     #: value of a regrown weight: `zero`, or `latent` = what it was when it was pruned
     regrow_init: str = "zero"
     #: layer budgets of random initial masks (`erk`, ...); None = initial masks by score
     random_start: str | None = None
     #: the survivors of an N:M group that is sparse before the ramp are drawn, too
     random_survivors: bool = False
-    #: layer budgets of masks by score; `global` compares all layers
-    allocation: str = "global"
-    #: share of the past in the running mean of |gradient|; None = only that of the last update
-    history: float | None = None
-    #: the same where only the score asks for that mean
-    score_history: ClassVar[float] = 0.9
-    #: steps between two gradients in that running mean; `history` is the past's share over all
-    every: int = 1
     #: units that the online encoder kept for a moment of the update under way; others start anew
     between: Kept | None = None
     #: latest step at which the ramp starts, where only training decides when
@@ -126,20 +106,10 @@ class Pruner:
         seed: int = 0,
         slimmed: Slimmed | None = None,
     ) -> None:
-        self.config: Any = config
-        self.online, self.momentum = online, momentum
+        super().__init__(config, online, momentum, single=slimmed is not None)
         self.clock, self.seed, self.slimmed = clock, seed, slimmed
-        self.t = self.epoch = self.flips = 0
-        self.gradient: Mapping[str, Tensor] = {}
+        self.epoch = self.flips = 0
         self.update_figures: dict[str, float] = {}
-        self.scorer: Scorer = scorer_named(config.ranking)
-        # the widths of a slimmed encoder may be no multiples of a block any more
-        self.units = (
-            make_units(config, online, regrows=self.growth is not None)
-            if slimmed is None
-            else Units("element", online.masks.shapes)
-        )
-        coupled_units.share_companions(config, self.encoders, found=slimmed is None)
         self.period = config.update_period or default_period(clock.steps)
         # the update that reaches the final sparsity must be one that the run performs
         self.t_end = min(round(config.ramp_end * clock.steps), clock.steps - 1)
@@ -254,11 +224,6 @@ class Pruner:
     # -- what all methods use ---------------------------------------------------------------
 
     @property
-    def encoders(self) -> list[Encoder]:
-        """The masked encoders, the online one first."""
-        return [self.online] if self.momentum is None else [self.online, self.momentum]
-
-    @property
     def kept(self) -> list[int]:
         """Number of kept weights per encoder, as measured."""
         return [encoder.masks.nnz for encoder in self.encoders]
@@ -284,140 +249,16 @@ class Pruner:
         ends = zip(self.begins, self.finals, strict=True)
         return [cubic(first, last, index, n) for first, last in ends]
 
-    def values(self, encoder: Encoder, scorer: Scorer | None = None) -> dict[str, Tensor]:
-        """What each unit of an encoder is worth; the largest are kept."""
-        scorer = scorer or self.scorer
-        pooled = self.units.pool(self.scores(encoder, scorer), total=scorer.of_sum is not None)
-        return {name: scorer.finish(value) for name, value in pooled.items()}
-
-    def scores(self, encoder: Encoder, scorer: Scorer | None = None) -> dict[str, Tensor]:
-        """What each weight of an encoder is worth, by `scorer` or the run's own; with `of_sum` what
-        is summed over a unit.
-
-        A momentum encoder has no gradient: its weights are scored with the online encoder's.
-        """
-        scorer = scorer or self.scorer
-        latents = encoder.latents
-        if scorer.needs == "weight":
-            return {name: scorer(weight) for name, weight in latents.items()}
-        beside = self.online.scores if scorer.needs == "mean_gradient" else self.gradient
-        return {name: scorer(weight, beside[name]) for name, weight in latents.items()}
-
-    def best(
-        self,
-        encoder: Encoder,
-        sparsity: float,
-        eligible: Kept | None = None,
-        scorer: Scorer | None = None,
-    ) -> Kept:
-        """The units of largest score, exactly the budget; each layer has its own by `allocation`.
-
-        Args:
-            encoder: whose units they are.
-            sparsity: share of the units that goes.
-            eligible: which units may be kept; by default any.
-            scorer: by default the run's own.
-        """
-        values = self.values(encoder, scorer)
-
-        def choose(share: float) -> Kept:
-            if self.allocation == "global":
-                return self.units.largest(values, share, eligible)
-            if self.allocation == "isomorphic":
-                return self.units.largest_per_kind(values, share, eligible)
-            return self.units.largest_per_layer(values, share, self.allocation, eligible)
-
-        return self.units.within(choose, sparsity, eligible)
-
-    def swap(
-        self,
-        encoder: Encoder,
-        kept: Kept,
-        fraction: float,
-        rounding: Callable[[float], int] = math.ceil,
-    ) -> Kept:
-        """Drop that share of each layer's units by score, grow as many by gradient.
-
-        Blocks and filters grow by `fair_gradients`, single weights by the gradient as it is.
-        """
-        wanted: Mapping[str, Tensor] = self.online.scores if self.growth == "mean" else {}
-        wanted = wanted or {n: scorers.gradient(g) for n, g in self.gradient.items()}
-        if not self.units.single:  # whole filters compete: one that is empty must not win by that
-            wanted = fair_gradients(wanted, self.online)
-        values, wanted = self.values(encoder), self.units.pool(wanted)
-        return drop_and_regrow(kept, values, wanted, fraction, rounding)
-
-    def wants_gradients(self) -> bool:
-        """Whether `observe` is to see the gradients of the step under way."""
-        if self._averages:
-            return True
-        grows = self.growth is not None and not (self.growth == "mean" and self.history is not None)
-        return (grows or self._scores_by_step) and self.due()
-
-    @property
-    def _scores_by_mean(self) -> bool:
-        return self.scorer.needs == "mean_gradient"
-
-    @property
-    def _scores_by_step(self) -> bool:
-        """Whether scores are made of the gradient (or curvature) of one step."""
-        return self.scorer.needs not in ("weight", "mean_gradient")
-
-    @property
-    def _averages(self) -> bool:
-        """Whether this step's gradient goes into the running mean, update or not."""
-        return self.gradient_share > 0 and self.t % self.every == 0
-
     @property
     def has_updates_left(self) -> bool:
         """Whether masks may still change, so that the running mean of gradients is needed."""
         return True
 
     @property
-    def gradient_share(self) -> float:
-        """About which share of all steps wants gradients of pruned weights."""
-        wanted = self.growth == "mean" or self._scores_by_mean
-        return 1 / self.every if wanted and self.history is not None else 0.0
-
-    def observe(self, finite: Tensor) -> None:
-        """Look at the dense, averaged, unscaled gradients of the step under way.
-
-        Args:
-            finite: 0-dim bool on the gradients' device; False if any of them is NaN or infinite,
-                and then the step does not count.
-        """
-        layers = self.online.layers
-        if self._averages or (self.growth == "mean" and self.history is None):
-            graded = [layer for layer in layers.values() if layer.weight.grad is not None]
-            grads = [layer.weight.grad for layer in graded]
-            scorers.ema_gradient_([m.score for m in graded], grads, self.history or 0.0, finite)
-        if (self.growth == "step" or self._scores_by_step) and self.due():
-            self.gradient = {
-                name: torch.zeros_like(layer.weight)
-                if layer.weight.grad is None
-                else layer.weight.grad.clone()
-                for name, layer in layers.items()
-            }
-
-    @property
     def needs_batch(self) -> bool:
         """Whether initial masks need a batch; `measure` and `look` come before `start` then."""
         by_score = self.random_start is None and self.scorer.needs != "weight"
         return any(self.begins) and (by_score or not self.measured)
-
-    def look(self, probe: Any) -> None:
-        """Take what the scorer needs from the first batch.
-
-        Args:
-            probe: a `sparse_ext.pruning.scores.first_batch.Probe`.
-        """
-        if self.scorer.needs == "curvature":
-            self.gradient = probe.second_order(scorers.hessian_gradient)
-        elif self.scorer.needs != "weight":
-            self.gradient = probe.gradients()
-        if self._scores_by_mean:
-            for name, score in self.online.scores.items():
-                score.copy_(scorers.gradient(self.gradient[name]))
 
     def start(self) -> None:
         """Apply the initial masks; masks from before are never drawn again (section 0.9)."""
@@ -443,15 +284,6 @@ class Pruner:
                 passing, self.between = self.units.expand(self.between, encoder, members), None
             self.flips += encoder.change(masks, self.regrow_init, optimizer, passing)
 
-    def _survivors(self, encoder: Encoder) -> dict[str, Tensor] | None:
-        """Values whose size decides who survives in a pruned N:M group; None = the latents."""
-        if not self.units.granularity.keeps or self.scorer is scorer_named("magnitude"):
-            return None
-        if self._scores_by_step and not self.gradient:
-            return None
-        scores = {n: self.scorer.finish(s) for n, s in self.scores(encoder).items()}
-        return {name: score - score.min().clamp(max=0) for name, score in scores.items()}
-
     def check(self, optimizer: Optimizer | None = None) -> None:
         """Raise InvariantError unless I1-I4 hold (section 0.3)."""
         for encoder, aim in zip(self.encoders, self.aims, strict=True):
@@ -469,22 +301,6 @@ class Pruner:
         """Count epoch `epoch` (1-based) as done; returns figures to log."""
         self.epoch = epoch
         return self.end_epoch(epoch)
-
-    def report_end(self) -> None:
-        """Warn if the run ends with another sparsity than it was asked for."""
-        if self.slimmed is not None:
-            return  # that was reported when masks became final
-        why = (
-            "the ramp never started"
-            if self.ramp is None
-            else f"it stopped after {self.t} steps, the ramp ends at step {self.ramp.end}"
-        )
-        for encoder, final in zip(self.encoders, self.finals, strict=True):
-            if self.units.compare(encoder.masks, final):
-                log.warning(
-                    "The run ended at sparsity %.4f, not at the final %s: %s.",
-                    *(self.sparsity_of(encoder), final, why),
-                )
 
     def extra_state(self) -> dict[str, Any]:
         """What the attributes named in `saved` hold, as tensors and plain data."""
@@ -528,28 +344,3 @@ class Pruner:
                     f"than the final {last} asked for: raise sparse.final, or start from a denser "
                     f"encoder."
                 )
-
-
-def check_ramp(pruner: Pruner) -> None:
-    """A ramp must fit between its latest start and its end, or `final` is never reached.
-
-    Raises:
-        ConfigError: if it does not fit and settings of the user's are the reason. A warning says
-            so where the run is merely short.
-    """
-    config: SparseConfig = pruner.config
-    start, end, period = pruner.latest_start, pruner.t_end, pruner.period
-    if start is None or config.final <= config.initial:
-        return
-    if end - Ramp.plan(start, end, period).t0 >= period:
-        return
-    message = (
-        f"The ramp may start as late as step {start} and must end by step {end} "
-        f"(sparse.ramp_end={config.ramp_end} of {pruner.clock.steps} steps), which leaves no room "
-        f"for one update period of {period} steps"
-    )
-    if config.start_is_given:
-        raise ConfigError(f"{message}: start the ramp earlier, or train longer.")
-    if config.update_period is not None:
-        raise ConfigError(f"{message}: lower sparse.update_period, or train longer.")
-    log.warning("%s: sparsity %s will not be reached.", message, config.final)

@@ -6,7 +6,7 @@ Dual, Figure 2: dense and gated features. The images are those of the run's `dat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,8 @@ def features(log: RunLog, images: int) -> dict[str, tuple[np.ndarray, np.ndarray
 def drawn_images(log: RunLog, images: int) -> tuple[Any, list[int], Shown]:
     """The run's validation images, positions of `images` of them, and how they are shown.
 
+    Of a run on images without labels, which has no others, training images with the label -1.
+
     Raises:
         DataError: they are not there.
     """
@@ -95,11 +97,21 @@ def _encoder(log: RunLog) -> Any:
 
 
 def _images(log: RunLog) -> Any:
+    """Validation images of a run: its own, those held out, or the training images where none are.
+
+    Only images without labels come to the last.
+    """
     from solo.data.classification_dataloader import prepare_val_data
+    from solo.data.datasets import holdout
     from solo.data.datasets.folders import stored_format
 
     data = log.args["data"]
-    info, path = info_of(data["dataset"]), data.get("val_path")
+    info, path, held = info_of(data["dataset"]), data.get("val_path"), None
+    if path is None and info.path == "required":
+        path = data["train_path"]
+        if data.get("no_labels"):
+            return _Unlabelled(log.args, path)
+        held = holdout.read(log.folder)
     loader = prepare_val_data(
         info,
         _shown(log),
@@ -109,8 +121,27 @@ def _images(log: RunLog) -> Any:
         download=False,
         exif=data.get("exif") or "ignore",
         value_range=data.get("value_range"),
+        skip_unreadable=data.get("skip_unreadable") or False,
+        holdout=held,
     )
     return loader.dataset
+
+
+class _Unlabelled:
+    """The images below a folder, as evaluation shows them, each with the label -1."""
+
+    def __init__(self, args: Mapping[str, Any], folder: str) -> None:
+        from solo.data.datasets.folders import images_below, require_folder
+        from solo.data.preprocess import Preprocess
+
+        self.files = images_below(require_folder(folder, "data.train_path"))
+        self.preprocess = Preprocess(args)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.preprocess(self.files[index]), -1
 
 
 def _shown(log: RunLog) -> Shown:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Validation images and those that the encoder finds most alike: what the features have learnt."""
+"""Images of the run and those that the encoder finds most alike: what the features have learnt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ QUERIES, NEAREST = 6, 6
 def neighbours(page: Page, log: RunLog, measured: Measured, images: int) -> None:
     """Add validation images beside their nearest neighbours among `images` of them.
 
-    A run whose images are not there (any more) has no such figure.
+    Images without labels are those of training. A run whose images are not there (any more) has no
+    such figure.
     """
     if not measured.encoders or images <= NEAREST:
         return
@@ -38,18 +39,21 @@ def neighbours(page: Page, log: RunLog, measured: Measured, images: int) -> None
     queries, found = nearest(x, y)
     names = class_names(dataset)
     rows = [
-        [(place, names.get(int(y[place]), str(int(y[place])))) for place in (query, *near)]
+        [(place, _name(names, int(y[place]))) for place in (query, *near)]
         for query, near in zip(queries, found, strict=True)
     ]
     pixels = {
         place: as_picture(dataset[places[place]][0], shown) for row in rows for place, _ in row
     }
-    right = np.mean([y[near] == y[query] for query, near in zip(queries, found, strict=True)])
+    labelled = bool((y >= 0).all())
+    kind = "validation" if labelled else "training"
     text = (
-        f"{QUERIES} validation images (left) and the {NEAREST} whose features are most alike "
-        f"(cosine) among {len(places):,}, by the online encoder of the last checkpoint. Green: the "
-        f"same class, {100 * right:.0f}% of those shown."
+        f"{len(queries)} {kind} images (left) and those whose features are most alike "
+        f"(cosine) among {len(places):,}, by the online encoder of the last checkpoint."
     )
+    if labelled:
+        right = np.mean([y[near] == y[query] for query, near in zip(queries, found, strict=True)])
+        text += f" Green: the same class, {100 * right:.0f}% of those shown."
     page.figure("Nearest neighbours", draw(rows, pixels), text, wide=True)
 
 
@@ -71,13 +75,17 @@ def nearest(x: np.ndarray, y: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
     for query in queries:
         alike = unit @ unit[query]
         alike[query] = -np.inf
-        found.append(np.argsort(-alike, kind="stable")[:NEAREST])
+        found.append(np.argsort(-alike, kind="stable")[: min(NEAREST, len(y) - 1)])
     return queries, found
 
 
 def class_names(dataset: Any) -> dict[int, str]:
     """Names of the classes by label, where the data set has them."""
     return dict(enumerate(map(str, getattr(dataset, "classes", None) or ())))
+
+
+def _name(names: dict[int, str], label: int) -> str:
+    return "" if label < 0 else names.get(label, str(label))
 
 
 def as_picture(image: Any, shown: Any) -> np.ndarray:
@@ -98,7 +106,8 @@ def draw(rows: list[list[tuple[int, str]]], pixels: dict[int, np.ndarray]) -> Fi
 
     with matplotlib.rc_context(plots.STYLE):
         columns = 1 + max(len(row) - 1 for row in rows)
-        figure = Figure(figsize=(1.15 * columns, 1.3 * len(rows)), layout="constrained")
+        height = 1.3 if rows[0][0][1] else 1.17  # with names, or without
+        figure = Figure(figsize=(1.15 * columns, height * len(rows)), layout="constrained")
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for line, row in zip(grid, rows, strict=True):
             for axes in line:
@@ -110,6 +119,8 @@ def draw(rows: list[list[tuple[int, str]]], pixels: dict[int, np.ndarray]) -> Fi
                 axes.imshow(pixels[place], interpolation="nearest")
                 query, same = axes is line[0], name == row[0][1]
                 colour = plots.INK if query else plots.RIGHT if same else plots.ALARM
+                if not name:  # without labels there is no right and wrong
+                    colour = plots.INK if query else plots.GRID
                 axes.set_title(name, fontsize=8, color=colour)
                 for spine in axes.spines.values():
                     spine.set(visible=True, edgecolor=colour, linewidth=1 if query else 2.2)

@@ -189,10 +189,12 @@ def lead(log: RunLog) -> str:
     if log.args.get("finetune"):
         kind = "Fine-tuning"
     args = log.args
-    data = (args.get("data") or {}).get("dataset")
+    data = args.get("data") or {}
+    named = data.get("path") and f"the images of {Path(data['path']).name}"
+    on = named or data.get("dataset")
     parts = [args.get("pretrain_method") or args.get("method"), _encoder(args), _epochs(log)]
     told = ", ".join(part for part in parts if part)
-    return f"{kind}{f' on {data}' if data else ''}{f': {told}' if told else ''}."
+    return f"{kind}{f' on {on}' if on else ''}{f': {told}' if told else ''}."
 
 
 def _encoder(args: Mapping[str, Any]) -> str:

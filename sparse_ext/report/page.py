@@ -58,6 +58,9 @@ class Page:
         strong: int | None = None,
         sortable: bool = False,
         links: Sequence[str] = (),
+        keys: Sequence[Mapping[str, Any]] = (),
+        extra: int = 0,
+        text: bool = False,
     ) -> None:
         """Add a table to the page.
 
@@ -69,12 +72,24 @@ class Page:
             strong: the row to set off.
             sortable: a click on a head sorts by that column.
             links: of the first cell of each row.
+            keys: line and dot of each row, as matplotlib options, drawn before its first cell.
+            extra: how many of the last columns a narrow window leaves out.
+            text: all columns stand to the left, whatever they hold.
         """
         cells = list(zip(*rows, strict=True))
-        texts = [i for i, column in enumerate(cells) if not all(map(_number, column))]
+        texts = [i for i, column in enumerate(cells) if text or not all(map(_number, column))]
         content: dict[str, Any] = {"columns": columns, "rows": rows, "strong": strong}
-        content |= {"sortable": sortable, "links": links}
+        content |= {
+            "sortable": sortable,
+            "links": links,
+            "extra": range(len(columns) - extra, len(columns)),
+        }
+        content["breaks"], content["swatches"] = text, [swatch(key) for key in keys]
         self._card(title, caption, texts=texts, **content)
+
+    def key(self, styles: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add what the lines and dots of the figures below mean: matplotlib options by name."""
+        self._card("", "", key={name: swatch(style) for name, style in styles.items()})
 
     def html(self) -> str:
         """The whole page as an HTML document."""
@@ -96,9 +111,27 @@ class Page:
         self._sections[-1]["cards"].append(card)
 
 
+_DOTS = {
+    "o": '<circle cx="13" cy="5" r="3.4"/>',
+    "s": '<rect x="9.8" y="1.8" width="6.4" height="6.4"/>',
+    "^": '<path d="M13 1l4 7.4h-8z"/>',
+}
+
+
+def swatch(style: Mapping[str, Any]) -> Markup:
+    """A piece of line with a dot, as matplotlib draws it by these options, as SVG."""
+    line, colour = style.get("linestyle", "-"), style.get("color", "")
+    dashes = f' stroke-dasharray="{" ".join(map(str, line[1]))}"' if line != "-" else ""
+    return Markup(
+        f'<svg class="swatch" width="26" height="10" fill="{colour}" stroke="{colour}">'
+        f'<path d="M0 5h26" stroke-width="2"{dashes}/>{_DOTS[style.get("marker", "o")]}</svg>'
+    )
+
+
 def breakable(text: str) -> Markup:
-    """`text` as HTML whose lines may break behind dots, slashes and underscores."""
-    return Markup("<wbr>").join(Markup.escape(part) for part in re.split(r"(?<=[._/])", text))
+    """`text` as HTML whose lines may break behind `.`, `/`, `,` and `_`, but not in a number."""
+    parts = re.split(r"(?<=[._/,])(?=\D)", text)
+    return Markup("<wbr>").join(Markup.escape(part) for part in parts)
 
 
 def _number(cell: str) -> bool:

@@ -75,6 +75,7 @@ def lines(
     marks: Mapping[str, float] | None = None,
     levels: Mapping[str, float] | None = None,
     height: float = 3.1,
+    legend: bool = True,
 ) -> Figure:
     """Draw logged quantities over epochs as lines.
 
@@ -85,13 +86,15 @@ def lines(
         marks: epochs to mark with a vertical line, by text.
         levels: values to mark with a horizontal line, by text.
         height: in inches.
+        legend: above the axes; without one the page says what the lines are.
     """
     with drawing(height=height) as (figure, axes):
         for colour, (label, (epochs, values)) in zip(
             _colours(len(series)), series.items(), strict=True
         ):
-            options = {"color": colour, "marker": "o" if len(values) < 40 else "", "markersize": 3}
-            axes.plot(epochs, values, label=label, **{**options, **(styles or {}).get(label, {})})
+            options = {"color": colour, "marker": "o", **(styles or {}).get(label, {})}
+            every = max(1, len(values) // 20)  # dots tell lines apart, and are no necklace
+            axes.plot(epochs, values, label=label, markersize=3.5, markevery=every, **options)
         for dashes, (text, level) in zip(DASHES, (levels or {}).items(), strict=False):
             axes.axhline(level, color=GREY, linestyle=dashes, linewidth=1.1, label=text)
         for text, epoch in (marks or {}).items():
@@ -99,7 +102,8 @@ def lines(
         axes.set(xlabel="epochs finished", ylabel=ylabel)
         _readable(axes)
         _whole_epochs(axes)
-        figure.legend(loc="outside upper left", ncols=1 if _long(axes) else 2)
+        if legend:
+            figure.legend(loc="outside upper left", ncols=1 if _long(axes) else 2)
     return figure
 
 
@@ -198,45 +202,6 @@ def bars(values: Mapping[str, float], xlabel: str, colours: Sequence[str] | None
                 va="center",
             )
     return figure
-
-
-def pareto(points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str) -> Figure:
-    """A dot per run, its name beside it, and the line of those that no other run beats in both.
-
-    Args:
-        points: by name, cost (less is better) and quality (more is better).
-        xlabel: the cost and its unit.
-        ylabel: the quality and its unit.
-    """
-    best = front(list(points.values()))
-    with drawing(height=3.6) as (figure, axes):
-        axes.step(*zip(*best, strict=True), where="post", color=GREY, linestyle="--", linewidth=1.1)
-        middle = (min(x for x, _ in best) + max(x for x, _ in points.values())) / 2
-        for name, (x, y) in points.items():
-            axes.scatter(x, y, s=42, color=ONLINE if (x, y) in best else "#94a3b8", zorder=3)
-            left = x > middle
-            axes.annotate(
-                name,
-                (x, y),
-                xytext=(-8 if left else 8, 0),
-                textcoords="offset points",
-                fontsize=8,
-                ha="right" if left else "left",
-                va="center",
-            )
-        axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.margins(x=0.12, y=0.15)
-        axes.ticklabel_format(useOffset=False)
-    return figure
-
-
-def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those (cost, quality) that no other point beats or equals in both, by growing cost."""
-    kept: list[tuple[float, float]] = []
-    for x, y in sorted(set(points), key=lambda point: (point[0], -point[1])):
-        if not kept or y > kept[-1][1]:
-            kept.append((x, y))
-    return kept
 
 
 def points(panels: Mapping[str, tuple[Any, Any]]) -> Figure:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from solo.monitoring.console import short, waiting
@@ -15,12 +16,15 @@ from sparse_ext.report.differences import differences
 from sparse_ext.report.gating_panels import macs_share
 from sparse_ext.report.measured import Measured, measure_run
 from sparse_ext.report.page import Page
+from sparse_ext.report.run_labels import labelled, styles
 from sparse_ext.report.runlog import RunLog, Series
+from sparse_ext.report.trade_off import pareto
 
 FILE = "comparison.html"
-KEYS = 4  # of the configuration that the table of runs has columns for
-FIRST = ("method", "sparse", "sparse.final", "gating", "backbone", "seed", "optimizer", "data")
-FIGURES = ("accuracy", "kNN", "sparsity", "MACs", "MB", "ms per image", "seconds")
+KEYS = 3  # of the configuration that the table of runs has columns for
+FIRST = ("method", "sparse", "sparse.final", "gating", "backbone.name", "seed", "sparse.*")
+LEGEND = 4  # runs up to which every figure has a legend of its own; more share one
+FIGURES = ("accuracy", "kNN", "sparsity", "MACs", "MB", "ms/image", "seconds")
 # quantity -> (title, axis, scale, caption); one line per run
 COMPARED = {
     "val_acc1": ("Online accuracy", "top-1 accuracy (%)", 1, "Linear classifier, while training."),
@@ -72,7 +76,11 @@ COMPARED = {
 
 
 def comparison(page: Page, logs: Mapping[str, RunLog]) -> None:
-    """Add a figure for every quantity that any of these runs (by label) logged."""
+    """Add a figure for every quantity that any of these runs (by label) logged more than once."""
+    looks = styles(list(logs))
+    shared = len(logs) > LEGEND
+    if shared:
+        page.key(looks)
     for name, (title, axis, scale, caption) in COMPARED.items():
         found = {label: log.get(name) for label, log in logs.items()}
         series = {
@@ -80,8 +88,9 @@ def comparison(page: Page, logs: Mapping[str, RunLog]) -> None:
             for label, s in found.items()
             if s is not None
         }
-        if series:
-            page.figure(title, plots.lines(series, axis), caption)
+        if any(len(s.epochs) > 1 for s in series.values()):
+            figure = plots.lines(series, axis, looks, legend=not shared)
+            page.figure(title, figure, caption)
 
 
 def page_for(folders: Sequence[str | Path]) -> Path:
@@ -102,13 +111,31 @@ def write_comparison(folders: Sequence[str | Path], output: str | Path, timed: b
         DataError: a folder holds no run.
     """
     logs = labelled([RunLog(folder) for folder in folders])
-    page = Page("Runs compared", f"{len(logs)} runs.")
+    page = Page("Runs compared", _lead(list(logs.values())))
     compared = look(logs, timed)
+    page.verdict(_best(compared))
     runs_table(page, compared, Path(output).parent)
     trade_offs(page, compared)
+    page.heading("Curves")
     comparison(page, logs)
     all_differences(page, compared)
     return page.write(output)
+
+
+def _lead(logs: Sequence[RunLog]) -> str:
+    """How many runs of what on which images, as far as all agree."""
+    said = [f"{len(logs)} runs"]
+    for word, key in (("of", "method"), ("on", "data.dataset")):
+        values = {str(_value(log.args, key)) for log in logs}
+        said += [f"{word} {values.pop()}"] if len(values) == 1 and "None" not in values else []
+    return " ".join(said) + "."
+
+
+def _value(args: Any, key: str) -> Any:
+    """What a configuration has at a dotted key; None where there is nothing."""
+    for part in key.split("."):
+        args = args.get(part) if isinstance(args, Mapping) else None
+    return args
 
 
 @dataclass(frozen=True)
@@ -132,9 +159,20 @@ class Compared:
         return None if found is None else found[0]
 
     @property
+    def protocol(self) -> str:
+        """How that accuracy was measured: `linear evaluation`, `online classifier`, ..."""
+        found = verdict.best_accuracy(self.log)
+        return "" if found is None else found[1].split(",")[0].split(":")[0]
+
+    @property
     def macs(self) -> float | None:
         """MACs per image of the online encoder."""
         return verdict.macs_used(self.log, self.measured)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of training, where `results.json` has them."""
+        return self.log.results.get("run", {}).get("seconds")
 
     @property
     def megabytes(self) -> float | None:
@@ -160,39 +198,80 @@ def look(logs: Mapping[str, RunLog], timed: bool) -> dict[str, Compared]:
     return {label: Compared(log, measured[label], times.get(label)) for label, log in logs.items()}
 
 
+def _best(runs: Mapping[str, Compared]) -> list[tuple[str, str, str]]:
+    """The run that is first in each figure; accuracies count by the protocol of most runs."""
+    usual, mixed = _usual_protocol(runs), len({run.protocol for run in runs.values()} - {""}) > 1
+    figures: tuple[tuple[str, Callable[[Compared], float | None], str, int], ...] = (
+        ("Best accuracy", lambda r: r.accuracy if r.protocol == usual else None, "{:.2f}%", 1),
+        ("Fewest MACs", lambda r: r.macs, "{}", -1),
+        ("Smallest", lambda r: r.megabytes, "{:.3g} MB", -1),
+        ("Fastest", lambda r: r.milliseconds, "{:.3g} ms", -1),
+    )
+    found = []
+    for name, figure, text, sign in figures:
+        known = {label: value for label, run in runs.items() if (value := figure(run)) is not None}
+        if len(set(known.values())) > 1:
+            label = max(known, key=lambda label: sign * known[label])
+            best = known[label]
+            told = short(best) if text == "{}" else text.format(best)
+            by = f", by the {usual}" if mixed and sign > 0 else ""
+            found.append((name, told, f"{label}{by}"))
+    return found
+
+
+def _usual_protocol(runs: Mapping[str, Compared]) -> str:
+    """By which most accuracies were measured."""
+    protocols = [run.protocol for run in runs.values() if run.protocol]
+    return max(protocols, key=protocols.count, default="")
+
+
 def runs_table(page: Page, runs: Mapping[str, Compared], folder: Path) -> None:
-    """Add the table: what differs in the configurations, and what came of it."""
+    """Add the table: what came of each run, and what differs most in the configurations."""
     changed = differences([run.log.args for run in runs.values()])
     shown = sorted(changed, key=_rank)[:KEYS]
-    columns = ["run", *FIGURES, *shown]
+    protocols = sorted({run.protocol for run in runs.values() if run.protocol})
+    mixed = ["by"] if len(protocols) > 1 else []
+    columns = ["run", FIGURES[0], *mixed, *FIGURES[1:], *shown]
     rows = [
-        [label, *_cells(run), *(changed[key][i] for key in shown)]
+        [label, *_cells(run, bool(mixed)), *(changed[key][i] for key in shown)]
         for i, (label, run) in enumerate(runs.items())
     ]
-    protocols = {f[1] for run in runs.values() if (f := verdict.best_accuracy(run.log))}
+    known = [i for i in range(len(columns)) if any(row[i] != "–" for row in rows)]
+    columns, rows = [columns[i] for i in known], [[row[i] for i in known] for row in rows]
     text = (
         "A click on a head sorts. Accuracy in %"
-        + (f" ({'; '.join(sorted(protocols))})" if protocols else "")
+        + (f", by the {protocols[0]}" if len(protocols) == 1 else "")
+        + (". Accuracies of two protocols say nothing about each other" if mixed else "")
         + ". Sparsity of the online encoder, zeros in its prunable set. MACs per image at the "
         "training size, counted. MB of kept weights and their index, float32. Seconds of training."
     )
     links = [_report(run.log.folder, folder) for run in runs.values()]
-    page.table("Runs", columns, rows, text, sortable=True, links=links)
+    keys = styles(list(runs)) if len(runs) > LEGEND else {}
+    page.table(
+        *("Runs", columns, rows, text),
+        sortable=True,
+        links=links,
+        keys=list(keys.values()),
+        extra=len(shown),
+    )
 
 
 def all_differences(page: Page, runs: Mapping[str, Compared]) -> None:
-    """Add every key whose values differ, where the table of runs has no room for all."""
+    """Add every key whose values differ."""
     changed = differences([run.log.args for run in runs.values()])
-    if len(changed) > KEYS:
-        rows = [[key, *values] for key, values in changed.items()]
-        text = "All keys of the configurations that differ."
-        page.table("What differs", ["key", *runs], rows, text)
+    if changed:
+        page.heading("What differs")
+        rows = [[key, *changed[key]] for key in sorted(changed, key=_rank)]
+        text = "All keys of the configurations that differ; – where a run has no such key."
+        page.table("Configuration", ["key", *runs], rows, text, text=True)
 
 
 def _rank(key: str) -> int:
     """What a reader wants to see first of a configuration."""
-    places = [i for i, first in enumerate(FIRST) if key == first or key.startswith(f"{first}.")]
-    return max(places, default=len(FIRST))
+    if key in FIRST:
+        return FIRST.index(key)
+    section = f"{key.split('.')[0]}.*"
+    return FIRST.index(section) if section in FIRST else len(FIRST)
 
 
 def _report(run: Path, folder: Path) -> str:
@@ -202,13 +281,13 @@ def _report(run: Path, folder: Path) -> str:
     return quote(os.path.relpath(target.resolve(), folder.resolve()))
 
 
-def _cells(run: Compared) -> list[str]:
+def _cells(run: Compared, mixed: bool) -> list[str]:
     knn, shares = verdict.best_knn(run.log), verdict.shares_pruned(run.log, run.measured)
     gated = macs_share(run.log) is not None and not any(shares.values())
     share = next(iter(shares.values()), None)
-    seconds = run.log.results.get("run", {}).get("seconds")
     cells = [
         None if run.accuracy is None else f"{run.accuracy:.2f}",
+        *([run.protocol.removesuffix(" evaluation").removesuffix(" classifier")] if mixed else []),
         None if knn is None else f"{knn[0]:.2f}",
         "gated"
         if gated
@@ -220,7 +299,7 @@ def _cells(run: Compared) -> list[str]:
         None if run.macs is None else short(run.macs),
         None if run.megabytes is None else f"{run.megabytes:.3g}",
         None if run.milliseconds is None else f"{run.milliseconds:.3g}",
-        None if seconds is None else f"{seconds:,.0f}",
+        None if run.seconds is None else f"{run.seconds:,.0f}",
     ]
     return ["–" if cell is None else cell for cell in cells]
 
@@ -244,7 +323,10 @@ def trade_offs(page: Page, runs: Mapping[str, Compared]) -> None:
         ("macs", 1e-6, "MACs per image (millions)", "Counted: kept weights, or open gates."),
         ("megabytes", 1.0, "encoder (MB)", "Kept weights and their index, float32."),
         ("milliseconds", 1.0, "milliseconds per image", machine),
+        ("seconds", 1 / 60, "minutes of training", "As the runs' results.json has them."),
     )
+    looks, shared, usual = styles(list(runs)), len(runs) > LEGEND, _usual_protocol(runs)
+    hollow = {label for label, run in runs.items() if run.protocol != usual}
     for name, scale, label, text in costs:
         points = {
             label_: (scale * cost, run.accuracy)
@@ -252,27 +334,8 @@ def trade_offs(page: Page, runs: Mapping[str, Compared]) -> None:
             if (cost := getattr(run, name)) is not None and run.accuracy is not None
         }
         if len(points) > 1:
-            figure = plots.pareto(points, label, "top-1 accuracy (%)")
+            figure = pareto(points, label, "top-1 accuracy (%)", looks, hollow, not shared)
             more = " Dashed: runs that no other one beats in both."
+            if hollow & set(points):
+                more += f" Hollow: another protocol than the {usual}, not to be compared."
             page.figure(f"Accuracy against {label}", figure, text + more)
-
-
-def labelled(logs: Sequence[RunLog]) -> dict[str, RunLog]:
-    """Runs by name; where names are equal, with the parts of their folders that differ."""
-    names = [log.name for log in logs]
-    labels = []
-    for log, name in zip(logs, names, strict=True):
-        same = [other.folder.resolve().parts for other in logs if other.name == name]
-        labels.append(
-            f"{name} ({_own_part(log.folder.resolve(), same)})" if len(same) > 1 else name
-        )
-    return dict(zip(labels, logs, strict=True))
-
-
-def _own_part(folder: Path, others: Sequence[tuple[str, ...]]) -> str:
-    """`folder` without the first and the last parts that all of `others` have in common."""
-    parts = folder.parts
-    first = next((i for i, p in enumerate(zip(*others, strict=False)) if len(set(p)) > 1), 0)
-    back = [tuple(reversed(other)) for other in others]
-    last = next((i for i, p in enumerate(zip(*back, strict=False)) if len(set(p)) > 1), 0)
-    return "/".join(parts[first : len(parts) - last]) or str(folder)

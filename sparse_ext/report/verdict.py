@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from solo.monitoring.console import duration, short
+from solo.monitoring.console import duration, rate, short
 from sparse_ext.report.gating_panels import macs_share
 from sparse_ext.report.measured import Measured
 from sparse_ext.report.runlog import RunLog
@@ -138,5 +138,5 @@ def seconds(log: RunLog) -> Figure | None:
         return None
     speed = run.get("images_per_second")
     return Figure(
-        "Training time", duration(run["seconds"]), f"{speed:,.0f} images/s" if speed else ""
+        "Training time", duration(run["seconds"]), f"{rate(speed)} images/s" if speed else ""
     )

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from solo.errors import CheckpointError
 from solo.monitoring.profiling import MASKS, section
+from solo.programs.dry_run import is_dry
 from solo.utils import ranks
 from solo.utils.encoders import encoders_of
 from sparse_ext.compat import put_first, unwrapped
@@ -30,9 +31,10 @@ from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks import packing
 from sparse_ext.masks.encoder import Encoder, InvariantError, check_stored
 from sparse_ext.masks.masking import selection
-from sparse_ext.pruning.log import in_words, log
+from sparse_ext.pruning.log import in_words, log, steps
 from sparse_ext.pruning.measuring import measure
 from sparse_ext.pruning.pruner import Pruner
+from sparse_ext.pruning.reaching import report_end
 from sparse_ext.pruning.registry import build_pruner, method_class
 from sparse_ext.pruning.scores.first_batch import Probe
 from sparse_ext.training import kernels, mask_agreement, resume, run_checks, slimming
@@ -144,8 +146,8 @@ class PruningCallback(Callback):
         self._detach()
         self._hook = optimizer.register_step_post_hook(self._after_step)
         log.info(
-            "%s, granularity %s: update period %d steps, sparsity now %s.\n%s",
-            *(self.config.name, self.config.granularity, self.pruner.period),
+            "%s, granularity %s: masks change every %s, sparsity now %s.\n%s",
+            *(self.config.name, self.config.granularity, steps(self.pruner.period)),
             in_words([encoder.masks.sparsity for encoder in self._encoders]),
             selection(next(iter(encoders_of(pl_module).values())), self.config).describe(),
         )
@@ -304,7 +306,7 @@ class PruningCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the run never got where it should; leave the optimizer as it was.
 
-        A run that was finished before it was started again has nothing to say.
+        A run that was finished before it was started again has nothing to say, nor has a dry one.
 
         Raises:
             InvariantError: something has written to weights under the masks.
@@ -313,7 +315,8 @@ class PruningCallback(Callback):
         if self.pruner is None:
             return
         self._follow()
-        self.pruner.report_end()
+        if not is_dry(trainer):
+            report_end(self.pruner)
         if advice := self._watch.advice():
             log.info(advice)
         check_stored(self._encoders)

@@ -30,6 +30,7 @@ from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.living_weights import LatentEncoder
 from sparse_ext.pruning.log import log
 from sparse_ext.pruning.pruner import Pruner, Slimmed
+from sparse_ext.pruning.reaching import report_end
 
 
 class Slimming:
@@ -74,7 +75,7 @@ class Slimming:
         for module in modules:  # running statistics are each rank's own, and decide as well
             ranks.share(module.buffers())
         before = pruner.online.masks.n if pruner.slimmed is None else pruner.slimmed.before
-        pruner.report_end()
+        report_end(pruner)
         full = held([*modules], optimizer)
         report = shrink_(modules, optimizer, train=True, multiple=pruner.config.multiple)
         parts = pruner.config, pruner.online, pruner.momentum, pruner.clock, pruner.seed

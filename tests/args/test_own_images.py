@@ -87,6 +87,22 @@ def test_what_a_flat_folder_means(flat):
 
 
 @pytest.mark.parametrize(
+    ("size", "gpu", "small", "said"),
+    [
+        *((32, False, True, False), (33, False, False, True), (64, True, True, False)),
+        *((64, False, False, True), (65, True, False, False), (65, False, False, False)),
+    ],
+)
+def test_the_stem_follows_the_size_and_the_machine(folder, monkeypatch, size, gpu, small, said):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    cfg = composed(folder, "accelerator=auto", "precision=32-true", size=size)
+    line = next(line for line in own_images.settle(cfg) if line.startswith("encoder: "))
+    assert cfg.backbone.small_stem is small
+    assert ("7x7" in line) is not small
+    assert ("backbone.small_stem=True" in line) is said
+
+
+@pytest.mark.parametrize(
     ("size", "patch", "local"),
     [(32, 4, 16), (64, 8, 32), (96, 12, 48), (128, 16, 64), (224, 16, 96)],
 )

@@ -2,9 +2,7 @@
 """Layers and networks with the element-wise kernel: when they use it, and that nothing changes."""
 
 import copy
-import logging
 import pickle
-import shutil
 
 import pytest
 import torch
@@ -12,32 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from solo.errors import ConfigError
-from sparse_ext.kernels import KernelBuildError, needs_dense_gradients
-from sparse_ext.kernels.element import choice, native
+from sparse_ext.kernels import needs_dense_gradients
+from sparse_ext.kernels.element import choice
 from sparse_ext.kernels.element.blocks import LaneBasicBlock, LaneBottleneck
 from sparse_ext.kernels.element.lanes import in_lanes, to_lanes
 from sparse_ext.kernels.element.layers import ElementConv2d, ElementLinear, LaneConv2d
 from sparse_ext.kernels.element.norm import LaneBatchNorm2d, LaneReLU
 from sparse_ext.kernels.element.swap import element_layers, use_element_kernel, use_plain_layers
-from sparse_ext.masks.masked_layers import Masked, MaskedConv2d, MaskedLinear, mask_module
+from sparse_ext.masks.masked_layers import Masked, MaskedConv2d, mask_module
+from tests.kernels.helpers import able, masked_conv, prune
 
 pytestmark = pytest.mark.unit
-able = pytest.mark.skipif(
-    not native.variant() or not shutil.which("c++"), reason="needs AVX2 and a C++ compiler"
-)
-
-
-def prune(layer, sparsity=0.8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        layer.mask.copy_(torch.rand(layer.weight.shape, generator=generator) >= sparsity)
-        layer.apply_mask()
-    return layer
-
-
-def masked_conv(**kwargs):
-    return prune(mask_module(nn.Conv2d(16, 24, 3, padding=1, **kwargs)))
 
 
 def resnet(block, stem=True):
@@ -437,82 +420,3 @@ def test_a_dense_stem_follows_the_sparse_layers(sparse, monkeypatch):
 
 
 # -- building ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """Nothing is built yet."""
-    monkeypatch.setenv("SPARSE_EXT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(native, "SHIPPED", tmp_path / "shipped")
-    native.library.cache_clear()
-    yield monkeypatch
-    native.library.cache_clear()
-
-
-@able
-def test_without_a_compiler(fresh, tmp_path, caplog):
-    """A named error where it is asked for at once; else one line, and dense layers."""
-    fresh.setenv("PATH", str(tmp_path))
-    fresh.delenv("CXX", raising=False)
-    conv, x = masked_conv(), torch.randn(16, 16, 6, 6)
-    with pytest.raises(KernelBuildError, match=r"a C\+\+ compiler \('c\+\+'\) is not on the PATH"):
-        use_element_kernel(conv)
-    assert type(conv) is MaskedConv2d
-    fresh.setattr(logging.getLogger("sparse_ext"), "propagate", True)
-    with caplog.at_level("WARNING", logger="sparse_ext"):
-        use_element_kernel(conv, "element", later=True)
-        wanted = F.conv2d(x, conv.weight, conv.bias, padding=1)
-        for _ in range(3):
-            assert torch.equal(conv(x), wanted)
-    assert not conv.used
-    assert len([r for r in caplog.records if "is not on the PATH" in r.getMessage()]) == 1
-
-
-@able
-def test_built_when_a_layer_wants_it(fresh, caplog):
-    """Once, into the cache folder, with one line."""
-    made = []
-    real = native.compile_to
-    fresh.setattr(native, "compile_to", lambda *args: (made.append(args), real(*args)))
-    conv, x = masked_conv(), torch.randn(16, 16, 6, 6)
-    use_element_kernel(conv, "element", later=True)
-    assert not made
-    fresh.setattr(logging.getLogger("sparse_ext"), "propagate", True)
-    with caplog.at_level("INFO", logger="sparse_ext"):
-        conv(x)
-        conv(x)
-    assert conv.used
-    assert len(made) == 1
-    assert [r.getMessage() for r in caplog.records if "being compiled" in r.getMessage()]
-    native.library.cache_clear()
-    conv(x)
-    assert len(made) == 1
-
-
-def test_processors_that_cannot(fresh):
-    fresh.setattr(native, "variant", lambda: "")
-    with pytest.raises(KernelBuildError, match="needs an x86-64 processor with AVX2"):
-        use_element_kernel(masked_conv())
-
-
-@able
-def test_a_compiler_that_fails_is_quoted(fresh):
-    fresh.setenv("CXX", "c++ --no-such-option")
-    with pytest.raises(KernelBuildError, match="no-such-option"):
-        use_element_kernel(masked_conv())
-
-
-@able
-def test_nothing_to_use_it_on():
-    with pytest.raises(ConfigError, match="Make the encoder sparse first"):
-        use_element_kernel(nn.Sequential(nn.Conv2d(8, 8, 3)))
-    grouped = mask_module(nn.Conv2d(16, 16, 3, groups=2))
-    circular = mask_module(nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"))
-    with pytest.raises(ConfigError, match=r"'0': 2 channel groups; '1': padding.*circular"):
-        use_element_kernel(nn.Sequential(grouped, circular))
-    with pytest.raises(ConfigError, match="Did you mean 'element'"):
-        use_element_kernel(masked_conv(), "elemnt")
-    net = nn.Sequential(grouped, mask_module(nn.Linear(4, 4)))
-    assert use_element_kernel(net) == ["1"]
-    assert type(net[0]) is MaskedConv2d
-    assert isinstance(net[1], MaskedLinear)

@@ -2,52 +2,19 @@
 """DINO as published, iBOT, DINOv2 and I-JEPA: losses from their parts, options, mistakes."""
 
 import copy
-import math
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 
-from solo import extensions
 from solo.errors import ConfigError
 from solo.methods import METHODS
 from solo.utils.views import encoding
 from tests.methods.helpers import tiny_batch, tiny_cfg, tiny_trainer
+from tests.methods.vit_models import HEAD, JEPA, batch_of, build, loaders
 
 pytestmark = pytest.mark.unit
-
-HEAD = {"proj_hidden_dim": 8, "proj_output_dim": 6, "num_prototypes": 5}
-JEPA = {"pred_embed_dim": 8, "pred_depth": 1, "pred_num_heads": 2, "min_context": 1}
-LEJEPA = {"proj_hidden_dim": 8, "proj_output_dim": 4, "num_directions": 8}
-PARTS = {"ijepa": JEPA, "lejepa": LEJEPA}
-VIT = {
-    "img_size": 16,
-    "patch_size": 4,
-    "depth": 2,
-    "embed_dim": 12,
-    "num_heads": 3,
-    "dynamic_img_size": True,
-}
-MEAN = {"class_token": False, "global_pool": "avg", "fc_norm": False}
-
-
-def build(name, small=0, vit=None, **changes):
-    kwargs = {**PARTS.get(name, HEAD), **changes.pop("kwargs", {})}
-    cfg = tiny_cfg(name, kwargs, data__num_small_crops=small, **changes)
-    vit = {**VIT, **(MEAN if name == "ijepa" else {}), **(vit or {})}
-    cfg.backbone = {"name": "vit_tiny", "kwargs": vit}
-    torch.manual_seed(0)
-    model = METHODS[name](cfg)
-    for _, momentum in getattr(model, "momentum_pairs", ()):  # so that the two encoders differ
-        for p in momentum.parameters():
-            p.data.add_(0.05 * torch.randn_like(p))
-    return model
-
-
-def batch_of(small=0, n=4):
-    return tiny_batch(n=n, small=small, size=16)
-
 
 # ---- the losses ----
 
@@ -232,23 +199,12 @@ def test_masks_follow_from_seed_step_and_view(name):
 def test_the_last_layers_of_both_heads_are_held_still():
     model = build("dinov2", kwargs={"norm_last_layer": False})
     before = copy.deepcopy(model.state_dict())
-    tiny_trainer(max_steps=2, max_epochs=1).fit(model, *_loaders(batch_of(n=8)))
+    tiny_trainer(max_steps=2, max_epochs=1).fit(model, *loaders(batch_of(n=8)))
     for name, value in model.state_dict().items():
         if name.startswith(("head.last_layer", "patch_head.last_layer")):
             assert torch.equal(value, before[name])
         if name in ("head.mlp.0.weight", "patch_head.mlp.0.weight", "mask_token.token"):
             assert not torch.equal(value, before[name])
-
-
-def _loaders(batch, n=4):
-    items = [
-        (int(batch[0][i]), [v[i] for v in batch[1]], batch[2][i]) for i in range(len(batch[0]))
-    ]
-    val = [(batch[1][0][i], batch[2][i]) for i in range(len(batch[0]))]
-    return (
-        torch.utils.data.DataLoader(items, batch_size=n),
-        torch.utils.data.DataLoader(val, batch_size=n),
-    )
 
 
 @pytest.mark.parametrize(
@@ -274,194 +230,6 @@ def test_encoders_that_do_not_fit_are_named():
             METHODS[name](tiny_cfg(name, JEPA if name == "ijepa" else HEAD))
 
 
-# ---- local crops as one batch ----
-
-
-class Passes(list):
-    """Sizes of the batches that an encoder sees."""
-
-    def __init__(self, encoder):
-        super().__init__()
-        encoder.register_forward_pre_hook(lambda _, inputs: self.append(tuple(inputs[0].shape)))
-
-
-def test_small_crops_of_one_size_are_encoded_as_one_batch_with_the_same_loss():
-    for name in ("lejepa", "dino"):
-        kwargs = {"local_crops": True} if name == "dino" else {"num_directions": 8}
-        model = build(name, small=3, kwargs=kwargs) if name == "dino" else _lejepa()
-        apart = copy.deepcopy(model)
-        apart._as_one_batch = lambda encoder, *methods: False
-        batch, passes, alone = batch_of(small=3), Passes(model.backbone), Passes(apart.backbone)
-        joint = model.training_step(batch, 0)
-        assert passes == [(8, 3, 16, 16), (12, 3, 8, 8)]
-        one_by_one = apart.training_step(batch, 0)
-        assert alone == [(4, 3, 16, 16)] * 2 + [(4, 3, 8, 8)] * 3
-        torch.testing.assert_close(joint, one_by_one)
-        joint.backward()
-        one_by_one.backward()
-        for p, q in zip(model.parameters(), apart.parameters(), strict=True):
-            if p.grad is not None:
-                torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
-
-
-def _lejepa():
-    cfg = tiny_cfg("lejepa", LEJEPA)
-    cfg.data.num_small_crops = 3
-    cfg.backbone = {"name": "vit_tiny", "kwargs": VIT}
-    return METHODS["lejepa"](cfg)
-
-
-@pytest.mark.parametrize("name", ["dino", "ibot", "dinov2", "ijepa"])
-def test_stochastic_depth_is_the_students_alone(name):
-    model = build(name, vit={"drop_path_rate": 0.6}).train()
-    depths = [
-        [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.blocks]
-        for encoder in (model.backbone, model.momentum_backbone)
-    ]
-    assert depths == [pytest.approx([0.0, 0.6]), [0.0, 0.0]]
-    assert model.cfg.backbone.kwargs.drop_path_rate == 0.6
-    images = batch_of(n=16)[1][0]
-    targets = [model.momentum_forward(images)["feats"] for _ in range(2)]
-    assert torch.equal(*targets)
-    assert not torch.equal(*(model.backbone(images) for _ in range(2)))
-
-
-def test_batch_norm_keeps_the_views_apart():
-    cfg = tiny_cfg("simclr", {**HEAD, "temperature": 0.2}, data__num_small_crops=2)
-    del cfg.method_kwargs.num_prototypes
-    model = METHODS["simclr"](cfg)
-    passes = Passes(model.backbone)
-    model.training_step(tiny_batch(small=2), 0)
-    assert passes == [(4, 3, 8, 8)] * 2 + [(4, 3, 4, 4)] * 2
-
-
-def test_the_momentum_encoder_sees_the_large_crops_as_one_batch_too():
-    model = build("dino", small=2, kwargs={"local_crops": True})
-    passes = Passes(model.momentum_backbone)
-    model.training_step(batch_of(small=2), 0)
-    assert passes == [(8, 3, 16, 16)]
-    model = build("ibot", small=2)  # its passes look at which view it is
-    passes = Passes(model.momentum_backbone), Passes(model.backbone)
-    model.training_step(batch_of(small=2), 0)
-    assert passes[0] == [(4, 3, 16, 16)] * 2
-    assert passes[1] == [(4, 3, 16, 16)] * 2 + [(8, 3, 8, 8)]
-
-
-def test_without_small_crops_every_view_is_encoded_by_itself():
-    model = build("dino")
-    passes = Passes(model.backbone)
-    model.training_step(batch_of(), 0)
-    assert passes == [(4, 3, 16, 16)] * 2
-
-
-def test_small_crops_of_two_sizes_are_two_batches():
-    model = build("dino", small=4, kwargs={"local_crops": True})
-    batch = batch_of(small=4)
-    batch[1][4:] = [torch.randn(4, 3, 12, 12) for _ in range(2)]
-    passes = Passes(model.backbone)
-    assert model.training_step(batch, 0).isfinite()
-    assert passes[1:] == [(8, 3, 8, 8), (8, 3, 12, 12)]
-
-
-def test_an_extension_that_tells_views_apart_gets_them_one_by_one(monkeypatch):
-    class PerView(extensions.Extension):
-        def tells_views_apart(self, backbone):
-            return True
-
-    monkeypatch.setitem(extensions._EXTENSIONS, "PerView", PerView())
-    model = build("dino", small=3, kwargs={"local_crops": True})
-    passes = Passes(model.backbone)
-    model.training_step(batch_of(small=3), 0)
-    assert passes[2:] == [(4, 3, 8, 8)] * 3
-
-
-# ---- schedules and groups ----
-
-
-class Decays(pl.Callback):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.seen.append([group["weight_decay"] for group in optimizer.param_groups])
-
-
-def test_weight_decay_follows_a_cosine_and_groups_without_decay_keep_none():
-    model = build(
-        "dino",
-        optimizer__weight_decay=0.04,
-        optimizer__final_weight_decay=0.4,
-        optimizer__exclude_bias_n_norm_wd=True,
-    )
-    seen = Decays()
-    tiny_trainer(max_epochs=2, callbacks=[seen]).fit(model, *_loaders(batch_of(n=8)))
-    assert len(seen.seen) == 4
-    names = [group["name"] for group in model.optimizers().param_groups]
-    for step, decays in enumerate(seen.seen):
-        expected = 0.4 + 0.5 * (0.04 - 0.4) * (1 + math.cos(math.pi * step / 4))
-        for name, decay in zip(names, decays, strict=True):
-            fixed = name.endswith("_no_decay") or name == "classifier"
-            assert decay == pytest.approx(0.0 if fixed else expected)
-
-
-def test_without_a_final_weight_decay_nothing_moves():
-    seen = Decays()
-    model = build("dino")
-    tiny_trainer(max_epochs=2, callbacks=[seen]).fit(model, *_loaders(batch_of(n=8)))
-    assert seen.seen == [[1e-4, 0, 1e-4]] * 4
-
-
-def test_layers_learn_at_their_own_rates():
-    model = build(
-        "dinov2",
-        optimizer__name="adamw",
-        optimizer__lr=0.01,
-        optimizer__layer_decay=0.9,
-        optimizer__patch_embed_lr=0.2,
-    )
-    groups = model.configure_optimizers().param_groups
-    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-    vit = model.backbone
-    # embeddings, first block, last block with the norm: the top one is unscaled
-    assert rates[id(vit.norm.weight)] == pytest.approx(0.01)
-    assert rates[id(vit.blocks[1].mlp.fc1.weight)] == pytest.approx(0.01)
-    assert rates[id(vit.blocks[0].attn.qkv.weight)] == pytest.approx(0.01 * 0.9)
-    assert rates[id(vit.pos_embed)] == pytest.approx(0.01 * 0.9**2)
-    assert rates[id(vit.patch_embed.proj.weight)] == pytest.approx(0.01 * 0.9**2 * 0.2)
-    assert rates[id(model.head.mlp[0].weight)] == pytest.approx(0.01)
-    trained = [id(p) for group in model.learnable_params for p in group["params"]]
-    assert len(trained) == len(set(trained))
-    assert {id(p) for p in model.backbone.parameters()} <= set(trained)
-    names = [group["name"] for group in model.learnable_params]
-    assert len(names) == len(set(names))
-
-
-def test_stages_of_a_resnet_learn_at_their_own_rates():
-    kwargs = {"proj_hidden_dim": 8, "proj_output_dim": 6, "temperature": 0.2}
-    model = METHODS["simclr"](tiny_cfg("simclr", kwargs, optimizer__layer_decay=0.5))
-    groups = model.configure_optimizers().param_groups
-    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-    net, top = model.backbone, rates[id(model.backbone.layer4[1].conv2.weight)]
-    stages = [net.conv1, net.bn1, *(getattr(net, f"layer{i}")[0].conv1 for i in range(1, 5))]
-    assert [rates[id(m.weight)] / top for m in stages] == [2.0**-n for n in range(5, -1, -1)]
-    assert rates[id(model.projector[0].weight)] == top
-
-
-def test_a_linear_momentum_schedule():
-    taus = []
-
-    class Taus(pl.Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            taus.append(module.momentum_updater.cur_tau)
-
-    model = build("dino", momentum__base_tau=0.6, momentum__schedule="linear")
-    tiny_trainer(max_epochs=2, callbacks=[Taus()]).fit(model, *_loaders(batch_of(n=8)))
-    assert taus == pytest.approx([0.6, 0.7, 0.8, 0.9])
-    with pytest.raises(ConfigError, match=r"momentum.schedule='linnear'.*'linear'"):
-        build("dino", momentum__schedule="linnear")
-
-
 @pytest.mark.parametrize("name", ["dino", "ibot", "dinov2", "ijepa", "lejepa"])
 def test_training_with_every_option_and_resuming_gives_the_same_run(name, tmp_path):
     options = {
@@ -480,7 +248,7 @@ def test_training_with_every_option_and_resuming_gives_the_same_run(name, tmp_pa
         stop = [Stop(epochs, tmp_path / f"{epochs}.ckpt")]
         trainer = tiny_trainer(max_epochs=4, callbacks=stop)
         batch = tiny_batch(n=8, large=large, small=small, size=16)
-        trainer.fit(model, *_loaders(batch), ckpt_path=ckpt, weights_only=True)
+        trainer.fit(model, *loaders(batch), ckpt_path=ckpt, weights_only=True)
         return model
 
     straight = fit(4)
@@ -508,5 +276,20 @@ class Stop(pl.Callback):
 def test_a_run_of_each_logs_its_terms():
     model = build("dinov2", small=2)
     trainer = tiny_trainer(max_epochs=1)
-    trainer.fit(model, *_loaders(batch_of(small=2, n=8)))
+    trainer.fit(model, *loaders(batch_of(small=2, n=8)))
     assert {"dino_loss", "train_patch_loss", "train_koleo_loss"} <= set(trainer.callback_metrics)
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot", "dinov2", "ijepa"])
+def test_stochastic_depth_is_the_students_alone(name):
+    model = build(name, vit={"drop_path_rate": 0.6}).train()
+    depths = [
+        [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.blocks]
+        for encoder in (model.backbone, model.momentum_backbone)
+    ]
+    assert depths == [pytest.approx([0.0, 0.6]), [0.0, 0.0]]
+    assert model.cfg.backbone.kwargs.drop_path_rate == 0.6
+    images = batch_of(n=16)[1][0]
+    targets = [model.momentum_forward(images)["feats"] for _ in range(2)]
+    assert torch.equal(*targets)
+    assert not torch.equal(*(model.backbone(images) for _ in range(2)))

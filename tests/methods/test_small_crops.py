@@ -9,7 +9,7 @@ import torch
 from solo.errors import ConfigError
 from solo.methods import METHODS
 from tests.methods.helpers import tiny_batch, tiny_cfg
-from tests.methods.test_modern import VIT
+from tests.methods.vit_models import VIT
 
 USE = {"byol", "simclr", "supcon", "swav", "deepclusterv2", "dino", "lejepa", "ibot", "dinov2"}
 # the last two ask for a teacher and for other labels before

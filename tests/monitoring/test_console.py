@@ -9,7 +9,7 @@ import pytest
 from tqdm import tqdm
 
 from solo.monitoring import console
-from solo.monitoring.console import bar, command, duration, say, short, waiting
+from solo.monitoring.console import bar, command, duration, rate, say, short, waiting
 
 pytestmark = pytest.mark.unit
 
@@ -84,3 +84,9 @@ def test_other_programs_are_named_as_this_one_was_started(monkeypatch):
     assert command("knn", "python3 main_knn.py") == "solo-knn"
     monkeypatch.setattr(sys, "argv", ["main_pretrain.py"])
     assert command("knn", "python3 main_knn.py") == "python3 main_knn.py"
+
+
+def test_a_rate_has_a_decimal_where_there_are_few():
+    assert [rate(1234.5), rate(10.0), rate(9.96), rate(2.44), rate(0.0)] == [
+        *("1,234", "10", "10.0", "2.4", "0.0")
+    ]

@@ -6,9 +6,11 @@ import json
 import re
 
 import pytest
+import torch
 
 from solo.files.results import read_results
-from solo.programs.epoch_lines import figures
+from solo.monitoring.loggers import CSVMetrics
+from solo.programs.epoch_lines import EpochLines, figures
 from solo.programs.linear import linear
 from solo.programs.pretrain import pretrain
 from sparse_ext import extension
@@ -138,3 +140,23 @@ def test_figures_without_labels_and_without_validation():
     ]
     stale = {"train_nce_loss": 1.0, "val_acc1": 30.0}
     assert figures(stale, validated=False) == ["nce loss 1"]
+
+
+class Slow:
+    """What a line of the time left asks a trainer for."""
+
+    is_global_zero, world_size, global_step, should_stop = True, 1, 0, False
+    num_training_batches, max_epochs, current_epoch, train_dataloader = 100, 30, 0, None
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.5, ""), (2.0, "time: 2 s per batch, 3 min 20 s")])
+def test_a_long_run_says_early_how_long_it_will_take(tmp_path, capsys, seconds, said):
+    now = iter(seconds * n for n in range(1000))
+    lines = EpochLines(None, CSVMetrics(tmp_path / "metrics.csv"), clock=lambda: next(now))
+    for _ in range(20):
+        lines.on_train_batch_end(Slow(), None, None, (torch.zeros(4),), 0)
+    out = capsys.readouterr().out
+    assert out.startswith(said)
+    assert bool(out) is bool(said)
+    if said:  # 2 s for each of 30 x 100 batches but the ten that are over
+        assert "per epoch, about 1 h 39 min left" in out

@@ -2,6 +2,7 @@
 """From a folder of images to an encoder and its evaluation, by the recipes for one's own images."""
 
 import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from solo.programs.evaluation import evaluation_loaders
 from solo.programs.linear import build_data, held_out, linear
 from solo.programs.pretrain import pretrain
 from sparse_ext.extension import register
+from sparse_ext.report import RunLog, write_report
+from sparse_ext.report.embedding import drawn_images
 from tests.args.test_own_images import RECIPES
 from tests.data.pictures import textured
 
@@ -80,7 +83,25 @@ def test_a_run_keeps_what_validates(run):
 
 
 def test_a_run_ends_with_its_report(run):
-    assert "<html" in (run / "report.html").read_text()[:200].lower()
+    page = (run / "report.html").read_text()
+    assert "<html" in page[:200].lower()
+    assert "3 validation images (left)" in page  # what was held out
+    assert "Not drawn" not in page
+
+
+def test_neighbours_of_images_without_labels_are_those_of_training(run, folder, tmp_path):
+    args = json.loads((run / "args.json").read_text())
+    args["data"] |= {"no_labels": True, "val_fraction": 0.0, "train_path": str(folder / "ant")}
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "args.json").write_text(json.dumps(args))
+    log = RunLog(tmp_path / "run")
+    dataset, places, _ = drawn_images(log, 500)
+    assert places == list(range(10))
+    image, label = dataset[3]
+    assert (tuple(image.shape), label) == ((3, 16, 16), -1)
+    page = write_report(log.folder).read_text()
+    assert "6 training images (left)" in page
+    assert "Green" not in page
 
 
 def test_linear_evaluation_needs_the_run_alone(run, folder, tmp_path):

@@ -13,7 +13,8 @@ from solo.errors import CheckpointError, ConfigError
 from sparse_ext.config.sections import build, to_dict
 from sparse_ext.cost.per_layer import count
 from sparse_ext.masks.channels.costs import Macs
-from sparse_ext.masks.channels.removal import remove_, shrink_
+from sparse_ext.masks.channels.cutting import remove_
+from sparse_ext.masks.channels.removal import shrink_
 from sparse_ext.masks.channels.tracing import Channels, random_units
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.pruning import measuring

@@ -18,42 +18,72 @@ from torch.nn import functional as F
 from sparse_ext.masks.channels.subclasses import subclass
 
 
-def _standardised(x: Tensor, width: int, full: int, eps: float) -> Tensor:
-    """Over the last dimension, as if zeros made it `full` wide instead of `width`."""
+class _NormOverAll(torch.autograd.Function):
+    """Layer norm over the last dimension, as if zeros made it `full` wide.
+
+    With r, the standard deviation over the channels that are left by that over all, and c, the
+    difference of the two means by the latter, it is r LN(x) + c weight + (1 - r) bias: a native
+    norm and a product of rank two. The gradient is a native norm's, too, but that sums over
+    channels are divided by the number of all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, full: int, eps: float) -> Tensor:
+        width = x.shape[-1]
+        share, x = width / full, x.contiguous()
+        out, mean, rstd = torch.native_layer_norm(x, (width,), weight, bias, eps)
+        variance = share * (rstd.square().reciprocal() - eps + (1 - share) * mean.square())
+        scale = (variance + eps).rsqrt()
+        ratio, offset = scale / rstd, (1 - share) * mean * scale
+        columns = torch.cat((offset, 1 - ratio), -1).view(-1, 2)
+        out.mul_(ratio).view(-1, width).addmm_(columns, torch.stack((weight, bias)))
+        ctx.share = share
+        ctx.save_for_backward(x, weight, bias, share * mean, scale)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, scale = ctx.saved_tensors
+        grad, share = grad.contiguous(), ctx.share
+        of_x, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
+            grad, x, weight.shape, mean, scale, share * weight, bias, [True, True, True]
+        )
+        of_x.addcmul_(grad * ((1 - share) * weight), scale)
+        return of_x, of_weight, of_bias, None, None
+
+
+def _norm_over_all(x: Tensor, weight: Tensor, bias: Tensor, full: int, eps: float) -> Tensor:
     if torch.onnx.is_in_onnx_export():  # one node that runtimes have a kernel for
-        padded = F.layer_norm(F.pad(x, (0, full - width)), (full,), None, None, eps)
-        return padded[..., :width]
-    share = width / full
-    out, mean, rstd = torch.native_layer_norm(x, (width,), None, None, eps)
-    variance = share * (rstd.square().reciprocal() - eps + (1 - share) * mean.square())
-    scale = (variance + eps).rsqrt()
-    result = torch.addcmul((1 - share) * mean * scale, out, scale / rstd)
-    return result.to(out.dtype)
-
-
-def _affine(self: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if self.weight is None:
-        return x
-    weight = self.weight.view(shape)
-    bias = getattr(self, "bias", None)
-    return x * weight if bias is None else torch.addcmul(bias.view(shape), x, weight)
+        width = x.shape[-1]
+        x, weight, bias = (F.pad(t, (0, full - width)) for t in (x, weight, bias))
+        return F.layer_norm(x, (full,), weight, bias, eps)[..., :width]
+    precise = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):  # products as precise as the norm
+        out = _NormOverAll.apply(x.to(precise), weight.to(precise), bias.to(precise), full, eps)
+    return out.to(x.dtype)
 
 
 def _layer_norm(self: Any, x: Tensor) -> Tensor:
     """Layer norm over the last dimension, or over channels of a map where `axis` is 1."""
     last = x.ndim - 1
     x = x.movedim(1, last) if self.axis == 1 else x
-    width = self.normalized_shape[0]
-    out = _affine(self, _standardised(x, width, self.full, self.eps), (-1,))
+    weight = x.new_ones(self.normalized_shape) if self.weight is None else self.weight
+    bias = getattr(self, "bias", None)
+    bias = torch.zeros_like(weight) if bias is None else bias
+    out = _norm_over_all(x, weight, bias, self.full, self.eps)
     return out.movedim(last, 1) if self.axis == 1 else out
 
 
 def _group_norm(self: Any, x: Tensor) -> Tensor:
     """Group norm with one group: over channels and places of an image."""
-    places = int(x[0, 0].numel())
-    widths = self.num_channels * places, self.full * places
-    out = _standardised(x.flatten(1), *widths, self.eps).view_as(x)
-    return _affine(self, out, (-1, *[1] * (x.ndim - 2)))
+    flat, places = x.flatten(1), x[0, 0].numel()
+    one = x.new_ones(flat.shape[1])
+    out = _norm_over_all(flat, one, torch.zeros_like(one), self.full * places, self.eps).view_as(x)
+    if self.weight is None:
+        return out
+    shape = (-1, *[1] * (x.ndim - 2))
+    return torch.addcmul(self.bias.view(shape), out, self.weight.view(shape))
 
 
 def _response_norm(self: Any, x: Tensor) -> Tensor:

@@ -15,55 +15,22 @@ channels are fixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from sparse_ext.compat import ConvNd
 from sparse_ext.masks.channels import attention, widths
 from sparse_ext.masks.channels.atoms import Dim, Ids, Solution
-from sparse_ext.masks.channels.recording import Op, Recording, Untraceable, record, record_any
+from sparse_ext.masks.channels.recording import Recording, Untraceable, record, record_any
 from sparse_ext.masks.channels.rules import Reading
-from sparse_ext.masks.channels.rules_base import GROUP, POSITION, SAME, VIEWS
-from sparse_ext.masks.channels.widths import LAYERS, NORMS  # noqa: F401  (used by others)
+from sparse_ext.masks.channels.rules_base import VIEWS
+from sparse_ext.masks.channels.spaces import Space, describe, name_spaces
+from sparse_ext.masks.channels.trials import first_difference, twins
 
 TRIES = 40  # operations that are dealt with before a network counts as untraceable
-
-
-@dataclass(eq=False)
-class Space:
-    """Channels that exist together or not at all, and others of the same kind.
-
-    Attributes:
-        name: the layer that first writes them, with what they are where they are no plain channels.
-        units: numbers of the units, in the order of that layer's outputs.
-        producers: layers whose outputs they are.
-        consumers: layers that read them, and how many columns each has per channel.
-        norms: norms over them.
-        others: parameters of no layer and norm that have an entry for each.
-        fixed: why none of them can go; empty if they can.
-        rough: whether they pass through what does not keep constants: attention, layer norms,
-            products, grouped convolutions. Such a channel can go only if all its parameters are
-            zero.
-    """
-
-    name: str
-    units: Ids
-    producers: list[str] = field(default_factory=list)
-    consumers: dict[str, int] = field(default_factory=dict)
-    norms: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    fixed: str = ""
-    rough: bool = False
-
-    @property
-    def size(self) -> int:
-        """Number of channels that the space has."""
-        return len(self.units)
 
 
 class Channels:
@@ -230,46 +197,15 @@ class Channels:
                 for i in np.unique(space_of[found[found >= 0]]).tolist():
                     members.setdefault(i, []).append((name, axis, len(dim)))
             self.conditions[name] = columns
+        order = {op.module: i for i, op in reversed(list(enumerate(recording.ops)))}
         for i, space in enumerate(self.spaces):
-            self._name(space, dict.fromkeys(members.get(i, [])), modules, norms)
-        self._name_spaces()
-
-    def _name(
-        self, space: Space, members: Iterable[tuple[str, int, int]], modules: Mapping, norms: set
-    ) -> None:
-        rows: list[str] = []
-        for name, axis, n in members:
-            layer, _, leaf = name.rpartition(".")
-            module = modules.get(layer)
-            if name in norms:
-                if layer not in space.norms:
-                    space.norms.append(layer)
-            elif leaf == "weight" and isinstance(module, (nn.Linear, ConvNd)):
-                if axis == 0:
-                    rows.append(layer)
-                elif axis == 1:
-                    space.consumers[layer] = max(1, n // max(1, space.size))
-            elif not (leaf == "bias" and isinstance(module, (nn.Linear, nn.Conv2d))):
-                space.others.append(name)
-        order = {op.module: i for i, op in reversed(list(enumerate(self.recording.ops)))}
-        space.producers = sorted(dict.fromkeys(rows), key=lambda r: order.get(r, len(order)))
-        for row in space.producers:
-            if space.fixed:
+            describe(space, dict.fromkeys(members.get(i, [])), modules, norms, order)
+            for row in space.producers if space.fixed else ():
                 self.why.setdefault(row, space.fixed)
+        name_spaces(self.spaces, self._kind)
 
     def _kind(self, unit: int) -> int:
         return int(self.solution.kinds[np.flatnonzero(self._unit_of == unit)[0]])
-
-    def _name_spaces(self) -> None:
-        taken: dict[str, int] = {}
-        kinds = {0: "", 2: ":dim", 3: ":head", POSITION: ":position", GROUP: ":group"}
-        for space in self.spaces:
-            base = space.producers[0] if space.producers else next(iter(space.others), "input")
-            kind = 0 if space.fixed else self._kind(int(space.units[0]))
-            several = [s for s in self.spaces if s.producers[:1] == [base] and not s.fixed]
-            name = base + (kinds.get(kind, ":axis") if len(several) > 1 else "")
-            taken[name] = taken.get(name, 0) + 1
-            space.name = name if taken[name] == 1 else f"{name}:{taken[name]}"
 
     # -- what would be --------------------------------------------------------------------------
 
@@ -367,28 +303,13 @@ class Channels:
         gone, changes = self.gone(units), self.attributes(units)
         with attention.adapted(self.net), widths.changed(self.net, changes):
             again = record(self.net, self.input_shape, self.shapes(units))
-        return self._differs(again, gone)
-
-    def _differs(self, again: Recording, gone: np.ndarray) -> int | None:
-        old = [(k, op) for k, op in enumerate(self.recording.ops) if op.name not in SAME]
-        new = [op for op in again.ops if op.name not in SAME]
-        for (k, op), other in zip(old, new, strict=False):
-            if op.name != other.name and not (op.name in VIEWS and other.name in VIEWS):
-                return k
-            if _numbers(op) != _numbers(other):
-                return k
-            for number, its in zip(op.outs, other.outs, strict=False):
-                known = number >= 0 and number in self.reading.dims
-                if known and (its < 0 or self.foretold(number, gone) != again.shapes[its]):
-                    return k
-        if len(new) < len(old):
-            return old[len(new)][0]
-        return None
+        dims = self.reading.dims
+        return first_difference(self.recording, again, dims, lambda n: self.foretold(n, gone))
 
     def deal_with(self, k: int) -> None:
         """What an operation needs, also where it stands in other modules of its class."""
         op = self.recording.ops[k]
-        for twin in self._twins(k, op):
+        for twin in twins(self.recording.ops, k, dict(self.net.named_modules())):
             if op.name in ("split", "split_with_sizes", "chunk") and twin not in self._halves:
                 self._halves.add(twin)
             elif op.name in ("mul", "div") and twin not in self._scaled:
@@ -398,27 +319,6 @@ class Channels:
             else:
                 self._skipped[twin] = self.reading.where(self.recording.ops[twin])
         self._find()
-
-    def _twins(self, k: int, op: Op) -> list[int]:
-        modules = dict(self.net.named_modules())
-        kind, nth = type(modules.get(op.module)), self._place(k)
-        found = []
-        counts: dict[str, int] = {}
-        for i, other in enumerate(self.recording.ops):
-            place = counts.get(other.module, 0)
-            counts[other.module] = place + 1
-            if type(modules.get(other.module)) is kind and place == nth and other.name == op.name:
-                found.append(i)
-        return found or [k]
-
-    def _place(self, k: int) -> int:
-        module = self.recording.ops[k].module
-        return sum(op.module == module for op in self.recording.ops[:k])
-
-
-def _numbers(op: Op) -> list[float]:
-    """Scalars that a product has for a factor: they might come from a width."""
-    return [a for a in op.args if isinstance(a, float)] if op.name in ("mul", "div") else []
 
 
 def random_units(channels: Channels, share: float, seed: int = 0) -> torch.Tensor:
