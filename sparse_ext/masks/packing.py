@@ -169,7 +169,7 @@ def _short(values: Tensor) -> Tensor:
     numbers = values.detach().cpu().numpy()
     coder = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
     lower, third, first = _parts(numbers)
-    content = coder.compress(first) + coder.flush()
+    content = coder.compress(first.tobytes()) + coder.flush()
     if len(content) >= len(numbers):
         return values
     parts = (lower.view(np.uint8), third, np.frombuffer(content, np.uint8))
