@@ -4,7 +4,8 @@
     python3 benchmarks/own_images.py
 
 Every row is a process of its own: BYOL, dense, one thread, generated images; batch, stem and
-patches are what the recipe chooses on a CPU. Steps are timed as CPU time, which other programs disturb least.
+patches are what the recipe chooses on a CPU. Steps are timed as CPU time, which other programs
+disturb least.
 """
 
 from __future__ import annotations
