@@ -24,7 +24,7 @@ from solo.checkpoints.training_state import (
 from solo.errors import CheckpointError, ConfigError, SoloError
 from solo.files.lock import LOCK, RECORD, FolderLock, one_at_a_time
 from solo.monitoring.interruptions import Stopped
-from solo.monitoring.loggers import CSVMetrics, build_loggers
+from solo.monitoring.loggers import CSVMetrics, build_loggers, remove_empty
 from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
 
@@ -120,6 +120,7 @@ def run_folder(cfg: DictConfig, logdir: Path, resume: Resume) -> Iterator[Run]:
             resume = find_resume(cfg, logdir)
         if resume.path is not None:
             check_training_state(read_training_state(resume.path), resume.path)
+        remove_empty(Path(logdir))
         again = resume.folder
         if again is not None and again.resolve().parent != Path(logdir).resolve():
             again = None

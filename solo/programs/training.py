@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices, processes
+from solo.checkpoints.writer import CheckpointWriter
 from solo.data.datasets.holdout import Holdout
 from solo.data.datasets.images import ReadError
 from solo.data.datasets.splits import Split
@@ -158,6 +159,10 @@ def _profiled(
 
 
 def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]) -> Trainer:
+    if arguments["strategy"] == "auto" or isinstance(arguments["strategy"], DDPStrategy):
+        given = arguments.get("plugins") or []
+        given = list(given) if isinstance(given, (list, tuple)) else [given]
+        arguments = {**arguments, "plugins": [*given, CheckpointWriter()]}
     try:
         return Trainer(**arguments, logger=loggers, callbacks=callbacks, enable_checkpointing=False)
     except (TypeError, ValueError, MisconfigurationException) as error:

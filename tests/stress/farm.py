@@ -108,7 +108,7 @@ MODULES = (
 
 
 def preload() -> None:
-    """Import in this process what its forks will need; starts no thread."""
+    """Import, and draw, in this process what its forks will need; starts no thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -118,6 +118,10 @@ def preload() -> None:
 
     for name in METHODS:  # made when they are first asked for
         METHODS[name]
+    from solo.data.datasets.digits import DigitsDataset
+
+    for train in (True, False):  # what is drawn is kept in memory
+        DigitsDataset(train)
 
 
 class Program:
