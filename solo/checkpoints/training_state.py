@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from solo.checkpoints.files import read_checkpoint
+from solo.checkpoints.writer import write_checkpoint
 from solo.errors import CheckpointError
-from solo.files.whole import whole_file
 
 # beside the weights: what Lightning needs to go on, with the type of each
 _STATE: dict[str, type] = {
@@ -89,9 +89,7 @@ def resumable(path: str | Path) -> Path:
         torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         folder = Path(tempfile.mkdtemp())
-        with whole_file(folder / path.name) as copy:
-            torch.save(content, copy)
-        return folder / path.name
+        return write_checkpoint(folder / path.name, content)
     return path
 
 

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from solo.files.whole import whole_file
 
 
 class CheckpointWriter(TorchCheckpointIO):
@@ -31,6 +34,17 @@ class CheckpointWriter(TorchCheckpointIO):
             raise TypeError("checkpoints are written to the disk, which has no `storage_options`")
         with open(path, "wb") as file:  # given a path, torch would write its name into the file
             torch.save(_plain(checkpoint), file)
+
+
+def write_checkpoint(path: str | Path, content: dict[str, Any]) -> Path:
+    """Write a checkpoint that no Trainer makes; it appears at once and complete, or not at all.
+
+    Raises:
+        OutputError: the disk refuses it.
+    """
+    with whole_file(path) as partial:
+        CheckpointWriter().save_checkpoint(content, partial)
+    return Path(path)
 
 
 def _plain(node: Any) -> Any:

@@ -59,7 +59,7 @@ def stop_at_random(
 
     Args:
         name: of the command.
-        times: runs; each may be stopped more than once before it ends.
+        times: stops; a run may be stopped up to three times before it ends.
         work: folder to work in.
         seed: of the moments.
         signals: which to send, one after the other.
@@ -74,7 +74,7 @@ def stop_at_random(
     # all runs are in one folder, one after the other: some of what they write names it
     straight = folder.rename(work / f"{name}-straight")
     draw, tally, shown = random.Random(f"{seed}-{name}"), Tally(), set()
-    for number in range(times):
+    for number in range(3 * times):  # some end before their moment has come
         _copy(source, folder)
         said = f"{name} #{number} (seed {seed})"
         well = _stop_and_finish(commands[name], folder, ended.seconds, draw, signals, tally, said)
@@ -85,6 +85,8 @@ def stop_at_random(
         for problem in set(tally.problems) - shown:
             print(f"    {problem}", file=sys.stderr, flush=True)
             shown.add(problem)
+        if tally.stopped >= times:
+            break
     return tally
 
 
@@ -167,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print a line for each command; 1 if anything went wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(programs.COMMANDS))
-    parser.add_argument("--kills", type=int, default=20, help="runs of each command")
+    parser.add_argument("--kills", type=int, default=20, help="stops of each command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--signals", nargs="+", default=["SIGKILL"])
     args = parser.parse_args(argv)
