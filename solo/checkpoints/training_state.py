@@ -8,11 +8,9 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from solo.checkpoints.files import read_checkpoint
 from solo.checkpoints.writer import write_checkpoint
@@ -97,17 +95,18 @@ def _no_count(node: Any, path: str, counts: bool = False) -> str | None:
 
 def _is_optimizer_state(state: Any) -> bool:
     """Whether a state has entries of the parameters in its groups, as torch numbers them."""
-    try:
-        known = [index for group in state["param_groups"] for index in group["params"]]
-        numbered = sorted(known) == list(range(len(known)))
-        own = {index: dict(entries) for index, entries in state["state"].items()}
-    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError):
+    groups = state.get("param_groups") if isinstance(state, Mapping) else None
+    if not isinstance(groups, list) or not isinstance(state.get("state"), Mapping):
         return False
-    numbers = (Tensor, int, float, bool, NoneType)
-    plain = all(
-        isinstance(value, numbers) for entries in own.values() for value in entries.values()
-    )
-    return numbered and plain and set(own) <= set(known)
+    if not all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups):
+        return False
+    known = [index for group in groups for index in group["params"]]
+    own = state["state"]
+    if not all(type(index) is int for index in (*known, *own)):
+        return False
+    if not all(isinstance(entries, Mapping) for entries in own.values()):
+        return False
+    return sorted(known) == list(range(len(known))) and set(own) <= set(known)
 
 
 def resumable(path: str | Path) -> Path:
