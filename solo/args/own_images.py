@@ -36,9 +36,14 @@ def settle(cfg: DictConfig) -> list[str]:
         lines that say what was found and chosen; none without `data.path`, or the second time.
 
     Raises:
-        ConfigError: `image_size` is missing, or the method needs labels that are not there.
+        ConfigError: `data.path` or `image_size` is missing, or the method needs labels that are
+            not there.
         DataError: there are no images in the folder.
     """
+    if OmegaConf.is_config(cfg.get("data")) and OmegaConf.is_missing(cfg.data, "path"):
+        raise ConfigError(
+            "data.path is missing: write data.path=FOLDER, a folder that holds your images"
+        )
     path = select(cfg, "data.path")
     if path is None or select(cfg, "data.train_path") is not None:
         return []
