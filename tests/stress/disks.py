@@ -135,7 +135,7 @@ def memory(work: Path) -> str:
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + (200 << 20), now + (200 << 20)))
 
-    more = ["data.format=resident", "++data.resident_size=400", "max_epochs=1"]
+    more = ["++data.format=resident", "++data.resident_size=400", "max_epochs=1"]
     ended = farm.run(PRETRAIN, [*TINY, *more], work, limits=limit)
     return _wrong(ended, "memory")
 
