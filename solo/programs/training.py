@@ -199,6 +199,9 @@ class _ContinueMetrics(Callback):
         self.run.begun = True
         self.csv.keep_before(trainer.global_step)
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.run.stepped = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.csv.save()
 

@@ -73,12 +73,18 @@ def unpack_mask_(state: dict[str, Any], prefix: str) -> None:
     bits, weight = state.pop(f"{prefix}mask{PACKED}", None), state.get(f"{prefix}weight")
     if bits is None:
         return
-    if weight is None or bits.numel() != -(-weight.numel() // 8):
+    if not isinstance(weight, Tensor) or not _are_bits(bits, weight):
         raise CheckpointError(
-            f"'{prefix}mask{PACKED}' has {8 * bits.numel()} bits and no weight of that size beside "
-            "it: weights and masks come from different files. Take the checkpoint before it."
+            f"'{prefix}mask{PACKED}' has no bit for each weight beside it: weights and masks come "
+            "from different files. Take the checkpoint before it."
         )
     state[f"{prefix}mask"] = files.unpack(bits.cpu(), tuple(weight.shape)).to(weight.device)
+
+
+def _are_bits(bits: Any, weight: Tensor) -> bool:
+    if not isinstance(bits, Tensor) or bits.dtype != torch.uint8:
+        return False
+    return bits.shape == (-(-weight.numel() // 8),)
 
 
 def unpack_(state: dict[str, Any], prefix: str) -> None:

@@ -132,10 +132,18 @@ class Program:
         arguments: of its command line.
         folder: working folder.
         limits: called in the fork before the script.
+        log: file for its words; by default one in the working folder.
     """
 
-    def __init__(self, script: str, arguments: list[str], folder: Path, limits=None):
-        self.log = Path(folder) / f".log-{time.monotonic_ns()}"
+    def __init__(
+        self,
+        script: str,
+        arguments: list[str],
+        folder: Path,
+        limits=None,
+        log: Path | None = None,
+    ):
+        self.log = log or Path(folder) / f".log-{time.monotonic_ns()}"
         self.began = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
