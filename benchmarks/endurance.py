@@ -73,16 +73,23 @@ def session(leader: int) -> list[int]:
 
 
 def endure(folder: Path, steps: int) -> list[tuple[int, float, int]]:
-    """Rows of (step, megabytes, open files) of a run of so many steps."""
+    """Rows of (step, megabytes, open files) of a run of so many steps.
+
+    Workers come and go with every epoch, and files with them: of those the fewest since the row
+    before count.
+    """
     process, rows, due = start(folder, steps // PER_EPOCH), [], steps // 20
+    opened: list[int] = []
     while process.poll() is None:
         done = steps_of(folder)
-        if done >= due * (len(rows) + 1):
-            try:
-                rows.append((done, megabytes(process.pid), files(process.pid)))
-            except OSError:  # it has just ended
-                break
-            print("step {:6}: {:8.1f} MB, {:4} open files".format(*rows[-1]), flush=True)
+        try:
+            opened.append(files(process.pid))
+            if done >= due * (len(rows) + 1):
+                rows.append((done, megabytes(process.pid), min(opened)))
+                opened = []
+                print("step {:6}: {:8.1f} MB, {:4} open files".format(*rows[-1]), flush=True)
+        except OSError:  # it has just ended
+            break
         time.sleep(0.02)
     if process.wait():
         sys.exit((folder / "log").read_text()[-2000:])

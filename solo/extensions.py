@@ -89,6 +89,16 @@ class Extension:
         """
         return state
 
+    def read(self, state: dict[str, Tensor]) -> None:
+        """Unpack, in place, what a checkpoint holds in another form than the modules of a run.
+
+        Args:
+            state: its `state_dict`, of a run or of anybody else.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+
     def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """`state`, an encoder's weights as training stores them, as evaluation is to see them."""
         return state

@@ -125,6 +125,12 @@ class SparseExtension(extensions.Extension):
 
         return initial_state(backbone, evaluated(state), self.training_state(state))
 
+    def read(self, state: dict[str, Tensor]) -> None:
+        """Checkpoints hold masks as bits, which become masks again."""
+        from sparse_ext.masks.packing import unpack_masks_
+
+        unpack_masks_(state)
+
     def evaluated(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Where weights live on under their masks: those that evaluation prunes become zero."""
         from sparse_ext.masks.living_weights import evaluated

@@ -6,6 +6,7 @@ import torch
 
 from solo import extensions
 from solo.backbones import build_encoder
+from solo.checkpoints.files import read_checkpoint
 from solo.checkpoints.loading import load_encoder
 from solo.errors import CheckpointError
 from solo.methods import METHODS
@@ -96,7 +97,7 @@ def test_evaluation_rebuilds_the_patched_encoder(files, encoder, kept):
     report = load_encoder(build_encoder(tiny_cfg("byol")), files["sparse"], encoder)
     assert report.figures["kept_weights"] == round(kept * N)
     assert report.figures["sparsity"] == pytest.approx(1 - kept, abs=1e-4)
-    state = torch.load(files["sparse"], weights_only=True)["state_dict"]
+    state = read_checkpoint(files["sparse"])["state_dict"]
     prefix = "backbone." if encoder == "online" else "momentum_backbone."
     own = report.backbone.state_dict()
     assert all(torch.equal(own[key], state[prefix + key]) for key in own)
@@ -107,7 +108,7 @@ def test_evaluation_rebuilds_the_patched_encoder(files, encoder, kept):
 
 def test_exactly_the_masked_layers_are_swapped(files):
     checkpoint = torch.load(files["sparse"], weights_only=True)
-    for name in ("mask", "shadow_packed", "score_packed"):
+    for name in ("mask_packed", "shadow_packed", "score_packed"):
         del checkpoint["state_dict"][f"backbone.layer4.1.conv2.{name}"]
     report = load_encoder(build_encoder(tiny_cfg("byol")), checkpoint)
     assert type(report.backbone.layer4[1].conv2) is torch.nn.Conv2d

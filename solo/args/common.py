@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from math import isclose
 from pathlib import Path
@@ -22,6 +23,7 @@ from solo.errors import ConfigError, DataError, did_you_mean
 from solo.registry import import_plugins
 from solo.values import accepts, check_section
 
+AUTO = "auto"  # a value that the program chooses
 # what the parsers write into a configuration that leaves it out
 TRAINER_KEYS = ("seed", "resume_from_checkpoint", "strategy")
 LOGGERS = ("wandb", "tensorboard")
@@ -56,6 +58,29 @@ def choice(cfg: DictConfig, key: str, options: Iterable[str]) -> str:
     if value not in options:
         raise ConfigError(f"'{key}={value}' is not supported. {did_you_mean(value, options)}")
     return value
+
+
+def check_given(cfg: DictConfig, program: type) -> None:
+    """Check what `cfg` says, before anything is chosen by it; what says `auto` says nothing yet.
+
+    Args:
+        cfg: the whole configuration.
+        program: its schema.
+
+    Raises:
+        ConfigError: for the first unknown key or wrong type, with its dotted name.
+    """
+    import_plugins(select(cfg, "imports"))
+    given = OmegaConf.create(_without_auto(OmegaConf.to_container(cfg, resolve=False)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `complete` looks at it again, and warns
+        check(given, program, extensions.sections())
+
+
+def _without_auto(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return {key: _without_auto(value) for key, value in node.items() if value != AUTO}
 
 
 def complete(cfg: DictConfig, program: type, keys: Iterable[str]) -> None:

@@ -78,6 +78,7 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
         DataError: when the folder of a custom dataset does not exist.
     """
     OmegaConf.set_struct(cfg, False)
+    common.check_given(cfg, schema.Linear)
     path = select(cfg, "pretrained_feature_extractor")
     trained = (None if path is None else read_args(path)) or {}
     own_images.settle_evaluation(cfg, trained)

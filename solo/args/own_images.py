@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from solo.args import schema
 from solo.args.check import select
-from solo.args.common import cores, processes, required
+from solo.args.common import AUTO, check_given, cores, processes, required
 from solo.errors import ConfigError
 
 if TYPE_CHECKING:
     from solo.data.datasets.layout import Layout
     from solo.data.datasets.sampled import Sampled
 
-AUTO = "auto"
 SMALL = 64  # pixels up to which a ResNet keeps the resolution in its stem (CIFAR's)
 SMALL_ON_CPU = 32  # likewise without a GPU, where that stem costs many times the other
 BLUR_FROM = 96  # pixels from which on views are blurred, as SimCLR leaves it out on CIFAR
@@ -36,13 +36,19 @@ def settle(cfg: DictConfig) -> list[str]:
         lines that say what was found and chosen; none without `data.path`, or the second time.
 
     Raises:
-        ConfigError: `image_size` is missing, or the method needs labels that are not there.
+        ConfigError: `data.path` or `image_size` is missing, or the method needs labels that are
+            not there.
         DataError: there are no images in the folder.
     """
+    if OmegaConf.is_config(cfg.get("data")) and OmegaConf.is_missing(cfg.data, "path"):
+        raise ConfigError(
+            "data.path is missing: write data.path=FOLDER, a folder that holds your images"
+        )
     path = select(cfg, "data.path")
     if path is None or select(cfg, "data.train_path") is not None:
         return []
     OmegaConf.set_struct(cfg, False)
+    check_given(cfg, schema.Pretrain)
     size = required(cfg, "image_size")
     if not isinstance(size, int) or isinstance(size, bool) or size < 8:
         raise ConfigError(f"image_size={size}: a whole number of pixels, at least 8")

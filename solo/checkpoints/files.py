@@ -51,15 +51,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         for state in (content.get("state_dict"), content.get("model"), content):
             if isinstance(state, Mapping) and any(isinstance(v, Tensor) for v in state.values()):
                 rest = {} if state is content else content
-                return {**rest, "state_dict": dict(state)}
+                return {**rest, "state_dict": _unpacked(state, path)}
         nested = list(state_dicts(content))  # DINO: teacher and student
         if nested:
             _, best = min(nested, key=lambda found: (rank(found[0]), -len(found[1])))
-            return {**content, "state_dict": best}
+            return {**content, "state_dict": _unpacked(best, path)}
     raise CheckpointError(
         f"{path}: there are no weights in this file. "
         "Expected a Lightning checkpoint with a 'state_dict', or a dictionary of tensors."
     )
+
+
+def _unpacked(state: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """A state dict as the modules of a run have it, whatever form extensions keep in files."""
+    state = dict(state)
+    try:
+        for extension in extensions.registered():
+            extension.read(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    return state
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
@@ -186,7 +197,7 @@ def encoder_state(checkpoint: Mapping[str, Any], encoder: Encoder = "online") ->
         raise CheckpointError(f"encoder='{encoder}': {did_you_mean(encoder, PREFIXES)}")
     state = {
         key.removeprefix("module.").replace("_orig_mod.", ""): value
-        for key, value in checkpoint["state_dict"].items()
+        for key, value in _unpacked(checkpoint["state_dict"], "checkpoint").items()
         if isinstance(value, Tensor)
     }
     for prefix in PREFIXES[encoder]:

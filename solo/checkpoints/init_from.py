@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from solo import extensions
 from solo.checkpoints.files import read_checkpoint
-from solo.checkpoints.loading import _some
+from solo.checkpoints.loading import _some, check_finite
 from solo.checkpoints.runs import weights_file
 from solo.checkpoints.sources import find_encoder, fit, strangers
 from solo.errors import CheckpointError, did_you_mean
@@ -128,6 +128,7 @@ def init_encoder(
     optional = {key for e in extensions.registered() for key in e.training_state(own)}
     random = _missing(own, fitted.state, optional, source, found.place, allow_missing)
     taken = {key: value for key, value in fitted.state.items() if key in own and key not in random}
+    check_finite(taken, f"init_from={source}")
     backbone.load_state_dict(taken, strict=False)  # strictness: _missing
     return InitReport(
         source=source,

@@ -103,7 +103,7 @@ def load_encoder(
     found = extensions.evaluated(state)
     state = {key: value for key, value in found.items() if key not in left_out}
     _check_fit(state, own, optional, source, args)
-    _check_finite(state, source)
+    check_finite(state, source)
     backbone.load_state_dict(state, strict=False)  # strictness: _check_fit
     return LoadReport(
         backbone=backbone,
@@ -153,7 +153,8 @@ def _heads(state: Mapping[str, Tensor], own: Mapping[str, Tensor], foreign: bool
     return more - set(strangers(state, own)) if foreign else set()
 
 
-def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
+def check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError if weights are NaN or infinite; messages begin with `source`."""
     for key, value in state.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise CheckpointError(

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from solo.checkpoints.files import read_checkpoint
+from solo.checkpoints.writer import write_checkpoint
 from solo.errors import CheckpointError
-from solo.files.whole import whole_file
 
 # beside the weights: what Lightning needs to go on, with the type of each
 _STATE: dict[str, type] = {
@@ -69,10 +69,44 @@ def check_training_state(content: Mapping[str, Any], path: str | Path) -> None:
             problem = "it has no state of an optimizer"
         elif "fit_loop" not in content["loops"]:
             problem = "its 'loops' have no progress of a fit"
+        elif (counter := _no_count(content["loops"], "loops")) is not None:
+            problem = f"its '{counter}' is no count"
+        elif not all(map(_is_optimizer_state, content["optimizer_states"])):
+            problem = "its 'optimizer_states' do not belong to the parameters that they name"
         elif not isinstance(content.get("pytorch-lightning_version"), str):
             problem = "it does not say which version of Lightning wrote it"
     if problem is not None:
         raise CheckpointError(f"{path} cannot be continued: {problem}")
+
+
+def _no_count(node: Any, path: str, counts: bool = False) -> str | None:
+    """Where in Lightning's loops something else than a count stands in a progress; None: nowhere.
+
+    Args:
+        node: a part of the loops.
+        path: to it.
+        counts: whether it is a part of a progress.
+    """
+    if not isinstance(node, Mapping):
+        return path if counts and (not isinstance(node, int) or node < 0) else None
+    parts = (_no_count(v, f"{path}.{k}", counts or "progress" in str(k)) for k, v in node.items())
+    return next((part for part in parts if part is not None), None)
+
+
+def _is_optimizer_state(state: Any) -> bool:
+    """Whether a state has entries of the parameters in its groups, as torch numbers them."""
+    groups = state.get("param_groups") if isinstance(state, Mapping) else None
+    if not isinstance(groups, list) or not isinstance(state.get("state"), Mapping):
+        return False
+    if not all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups):
+        return False
+    known = [index for group in groups for index in group["params"]]
+    own = state["state"]
+    if not all(type(index) is int for index in (*known, *own)):
+        return False
+    if not all(isinstance(entries, Mapping) for entries in own.values()):
+        return False
+    return sorted(known) == list(range(len(known))) and set(own) <= set(known)
 
 
 def resumable(path: str | Path) -> Path:
@@ -89,9 +123,7 @@ def resumable(path: str | Path) -> Path:
         torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         folder = Path(tempfile.mkdtemp())
-        with whole_file(folder / path.name) as copy:
-            torch.save(content, copy)
-        return folder / path.name
+        return write_checkpoint(folder / path.name, content)
     return path
 
 

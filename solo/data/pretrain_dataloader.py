@@ -34,7 +34,7 @@ from solo.data.datasets.holdout import Holdout
 from solo.data.datasets.images import read_image, readers
 from solo.data.loading import as_instance, make_loader, picklable_state, seeded
 from solo.data.views.augmentation_keys import STRENGTHS, checked_augmentation
-from solo.data.views.tensor_crops import RandomFallbackCrop
+from solo.data.views.tensor_crops import PaddedCrop, RandomFallbackCrop
 from solo.errors import ConfigError, DataError
 
 
@@ -220,7 +220,7 @@ def crop_of(cfg: Mapping[str, Any]) -> Callable:
     size, rrc = entry["crop_size"], entry["rrc"]
     bicubic = T.InterpolationMode.BICUBIC
     if "padding" in entry:
-        return T.RandomCrop(size, padding=entry["padding"])
+        return PaddedCrop(size, padding=entry["padding"])
     if not rrc["enabled"]:
         return T.Compose([T.Resize(size, interpolation=bicubic), T.CenterCrop(size)])
     scale = (rrc["crop_min_scale"], rrc["crop_max_scale"])

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from solo.errors import BusyError, OutputError
-from solo.files.whole import refusal, write_json
+from solo.files.whole import has_died, refusal, write_json
 
 LOCK, RECORD = ".lock", ".owner.json"
 HEARTBEAT = 5.0  # seconds between two signs of life
@@ -111,7 +111,7 @@ class FolderLock:
                 return _take(self._lock, timeout=0)
             except Timeout:
                 found = self.holder()
-                dead = found is not None and found.host == socket.gethostname() and _dead(found.pid)
+                dead = found and found.host == socket.gethostname() and has_died(found.pid)
                 if not dead or time.monotonic() > end:
                     raise self._busy() from None
                 time.sleep(0.2)
@@ -192,13 +192,3 @@ def _give_up(lock: FileLock) -> None:
     with suppress(OSError):
         os.unlink(lock.lock_file)
     lock.release()
-
-
-def _dead(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False

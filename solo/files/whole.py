@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
+import socket
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; after the block it becomes `path`.
 
     The folder is made. A block that raises leaves nothing behind, and what was at `path` stays.
+    What a process that was killed has left of the same file on this machine is removed.
 
     >>> with whole_file("figures/summary.txt") as partial:  # doctest: +SKIP
     ...     partial.write_text("done")
@@ -32,9 +37,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     # a name per process, so that two of them never write into each other's file
-    partial = path.with_name(f"{path.name}.{os.getpid()}{SUFFIX}")
+    partial = path.with_name(f"{path.name}.{_machine()}-{os.getpid()}{SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_of_the_dead(path)
         yield partial
         os.replace(partial, path)
     except Exception as error:
@@ -82,6 +88,31 @@ def refusal(error: BaseException) -> str | None:
     if kind == "RuntimeError" and ("PytorchStreamWriter" in text or "unexpected pos" in text):
         return "the disk is full or has failed"
     return None
+
+
+def has_died(pid: int) -> bool:
+    """Whether no process of that number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@cache
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _remove_of_the_dead(path: Path) -> None:
+    """Remove what killed processes of this machine have left of `path`."""
+    start = f"{path.name}.{_machine()}-"
+    for left in path.parent.glob(f"{glob.escape(start)}*{SUFFIX}"):
+        pid = left.name.removeprefix(start).removesuffix(SUFFIX)
+        if pid.isdigit() and has_died(int(pid)):
+            _remove(left)
 
 
 def _remove(path: Path) -> None:

@@ -202,6 +202,7 @@ class BaseMethod(OptimizationMixin, StepMetrics, pl.LightningModule):
             for key in [key for key in state if key.startswith(prefix)]:
                 state[key.replace("encoder", "backbone", 1)] = state.pop(key)
         for extension in extensions.registered():
+            extension.read(state)
             extension.before_resume(self, state)
 
     # ---- forward passes ----

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from solo.args import schema
@@ -21,6 +21,17 @@ from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
 from solo.utils.views import encoding
 
 
+def without_stochastic_depth(cfg: DictConfig) -> DictConfig:
+    """The configuration of a momentum encoder: targets are those of all blocks.
+
+    Stochastic depth is the student's alone in DINO, iBOT and DINOv2. The momentum encoder runs in
+    training mode, for the sake of batch norm, and would leave out blocks at random as well.
+    """
+    if not omegaconf_select(cfg, "backbone.kwargs.drop_path_rate", 0.0):
+        return cfg
+    return OmegaConf.merge(cfg, {"backbone": {"kwargs": {"drop_path_rate": 0.0}}})
+
+
 class BaseMomentumMethod(BaseMethod):
     """A method with a momentum copy of the encoder, and of each head that has one.
 
@@ -29,7 +40,7 @@ class BaseMomentumMethod(BaseMethod):
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
-        self.momentum_backbone: nn.Module = build_encoder(cfg)
+        self.momentum_backbone: nn.Module = build_encoder(without_stochastic_depth(cfg))
         initialize_momentum_params(self.backbone, self.momentum_backbone)
         self.momentum_classifier: nn.Linear | None = None
         if cfg.momentum.classifier:

@@ -114,7 +114,13 @@ class WithinEpoch(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note how many batches are done, without the next one, which is fetched already."""
+        """Note how many batches are done, without the next one, which is fetched already.
+
+        What the last validation has counted goes: a run that goes on has none behind it.
+        """
+        validated = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+        validated["current"] = dict.fromkeys(validated["current"], 0)
+        validated["is_last_batch"] = False
         if not self.saving:
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]

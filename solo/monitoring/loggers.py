@@ -41,6 +41,17 @@ def _left_over(logdir: Path) -> str | None:
     return None
 
 
+def remove_empty(logdir: Path) -> None:
+    """Remove folders of runs that were killed before anything was in them.
+
+    For one program at a time: a moment later there is the lock of the run.
+    """
+    for path in logdir.iterdir():
+        if path.name.isdigit():
+            with suppress(OSError):  # it is not empty, or no folder
+                path.rmdir()
+
+
 class CSVMetrics(Logger):
     """Appends every logged row to `<logdir>/<version>/metrics.csv`, surviving kills and resumes.
 

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from solo.errors import ConfigError, did_you_mean
 from solo.monitoring.console import say
+from solo.monitoring.step_metrics import epoch_metrics
 
 
 def check_milestones(
@@ -66,10 +67,13 @@ class Milestones(Callback):
             ConfigError: the metric is not logged in this epoch.
         """
         epoch = trainer.current_epoch + 1
+        if epoch not in self.milestones:
+            return
+        logged = epoch_metrics(trainer, pl_module)
         missed = [
             f"{name} is {value:.4g}, not {'at most' if _falls(name) else 'at least'} {wanted:.4g}"
-            for name, wanted in self.milestones.get(epoch, {}).items()
-            if not _reached(name, value := self._value(trainer, name, epoch), wanted)
+            for name, wanted in self.milestones[epoch].items()
+            if not _reached(name, value := self._value(trainer, logged, name), wanted)
         ]
         if missed:
             trainer.should_stop = True
@@ -80,10 +84,11 @@ class Milestones(Callback):
         if self._missed and trainer.is_global_zero:
             say(self._missed)
 
-    def _value(self, trainer: Trainer, name: str, epoch: int) -> float:
-        value = trainer.callback_metrics.get(name)
+    def _value(self, trainer: Trainer, logged: Mapping[str, Any], name: str) -> float:
+        value = logged.get(name)
         if value is None:
-            names = [name for name in trainer.callback_metrics if not name.endswith("_step")]
+            epoch = trainer.current_epoch + 1
+            names = [name for name in logged if not name.endswith("_step")]
             every = trainer.check_val_every_n_epoch or 1
             hint = f" (validation runs every {every} epochs)" if every > 1 else ""
             raise ConfigError(

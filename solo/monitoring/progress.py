@@ -11,7 +11,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from tqdm import tqdm
 
+from solo.monitoring.console import rate
 from solo.monitoring.metric_names import training_loss, words
 from solo.monitoring.step_metrics import StepMetrics
 
@@ -89,6 +91,14 @@ class ThroughputBar(TQDMProgressBar):
         bar.leave = False
         return bar
 
+    def init_sanity_tqdm(self) -> Any:
+        """The bar of the first look at validation images, on a terminal only."""
+        return super().init_sanity_tqdm() if sys.stdout.isatty() else tqdm(disable=True)
+
+    def init_validation_tqdm(self) -> Any:
+        """The bar of validation, on a terminal only: a file has the line of the epoch."""
+        return super().init_validation_tqdm() if sys.stdout.isatty() else tqdm(disable=True)
+
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         """What happened between two epochs (validation, checkpoints) is no wait for data."""
         total = self.total_train_batches
@@ -136,7 +146,7 @@ class ThroughputBar(TQDMProgressBar):
         items = {**self._loss, **super().get_metrics(trainer, pl_module)}
         items.pop("v_num", None)
         if self.throughput.images_per_second is not None:
-            items["images/s"] = f"{self.throughput.images_per_second:,.0f}"
+            items["images/s"] = rate(self.throughput.images_per_second)
             items["data wait"] = f"{self.throughput.data_wait:.0%}"
         return items
 

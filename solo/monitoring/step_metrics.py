@@ -9,9 +9,11 @@ Names, values and rows of the loggers are those of `self.log(..., on_epoch=True,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from solo.compat import loggers_are_due
@@ -104,6 +106,10 @@ class StepMetrics:
     def on_train_epoch_end(self) -> None:
         """Log the mean of each metric over the epoch that ends."""
         super().on_train_epoch_end()
+        self.log_epoch_means()
+
+    def log_epoch_means(self) -> None:
+        """Log the means now, at the end of an epoch; a second call of the epoch logs nothing."""
         for (name, sync), gathered in self._metrics_of_epoch().items():
             mean = gathered.mean()
             super().log(f"{name}_epoch", mean, on_epoch=True, sync_dist=sync)
@@ -151,6 +157,20 @@ class StepMetrics:
         trainer = self.trainer
         due = loggers_are_due(trainer) or trainer.fast_dev_run
         return bool(due or trainer.is_last_batch)
+
+
+def epoch_metrics(trainer: Trainer, module: LightningModule) -> Mapping[str, Any]:
+    """What the epoch that ends has logged; of metrics of training steps their means over it.
+
+    Lightning calls the callbacks at the end of an epoch before the module, which has the means.
+
+    Args:
+        trainer: of the run, within its callbacks' `on_train_epoch_end`, on every rank.
+        module: what it trains.
+    """
+    if isinstance(module, StepMetrics):
+        module.log_epoch_means()
+    return trainer.callback_metrics
 
 
 def _per_step_and_epoch(options: dict[str, Any]) -> bool:

@@ -45,6 +45,7 @@ class EpochLines(Callback):
         self.cfg, self.csv, self.clock = cfg, csv, clock
         self.images_per_second: float | None = None
         self._before = 0.0  # seconds of the parts of this run that are over
+        self._known: dict[str, float] = {}  # metrics of those parts; not every epoch logs all
         self._started: float | None = None
         self._batches = self._images = 0
         self._epoch_started = self._last_batch = self._warm = 0.0
@@ -59,7 +60,7 @@ class EpochLines(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is trained on what."""
         self._started, self._batches, self._ended = self.clock(), 0, None
-        self._before = self._seconds_before(trainer)
+        self._before, self._known = self._earlier(trainer)
         if trainer.is_global_zero:
             say(*headline(trainer, pl_module, self.cfg))
 
@@ -139,18 +140,19 @@ class EpochLines(Callback):
             "seconds": round(self.seconds, 3),
             "images_per_second": self.images_per_second,
             "torch": torch.__version__,
-            "metrics": {k: v for k, v in metrics.items() if "/layer_" not in k},
+            "metrics": self._known | {k: v for k, v in metrics.items() if "/layer_" not in k},
         }
 
-    def _seconds_before(self, trainer: Trainer) -> float:
-        """Of the earlier parts of a run that goes on, up to its last whole epoch."""
+    def _earlier(self, trainer: Trainer) -> tuple[float, dict[str, float]]:
+        """Seconds and metrics of the earlier parts of a run, up to their last whole epoch."""
         if not trainer.global_step:
-            return 0.0
+            return 0.0, {}
         start = self.csv.start_from
         folder = self.csv.path.parent if start is None else Path(start).parent
-        with suppress(DataError, TypeError, ValueError):
-            return float(read_results(folder).get("run", {}).get("seconds") or 0.0)
-        return 0.0
+        with suppress(DataError, AttributeError, TypeError, ValueError):
+            run = read_results(folder).get("run", {})
+            return float(run.get("seconds") or 0.0), dict(run.get("metrics") or {})
+        return 0.0, {}
 
     def _seconds_left(self, trainer: Trainer, done: int) -> float | None:
         """By the mean time of a batch so far, validation and checkpoints included."""

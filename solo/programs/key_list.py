@@ -98,4 +98,4 @@ def _line(name: str, hint: Any, item: Field, sentence: str) -> str:
     default = _default(item)
     shown = default if default == "required" else repr(default)
     lines = textwrap.wrap(sentence, WIDTH - 6, break_long_words=False)
-    return "\n".join([f"  {name:<42}{kind:<34}{shown}", *(f"      {line}" for line in lines)])
+    return "\n".join([f"  {name:<41} {kind:<33} {shown}", *(f"      {line}" for line in lines)])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,7 +25,7 @@ from solo.checkpoints.training_state import (
 from solo.errors import CheckpointError, ConfigError, SoloError
 from solo.files.lock import LOCK, RECORD, FolderLock, one_at_a_time
 from solo.monitoring.interruptions import Stopped
-from solo.monitoring.loggers import CSVMetrics, build_loggers
+from solo.monitoring.loggers import CSVMetrics, build_loggers, remove_empty
 from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
 
@@ -71,7 +72,9 @@ def find_resume(cfg: DictConfig, logdir: Path) -> Resume:
         path = resumable(path)
     except CheckpointError as error:
         raise CheckpointError(f"resume_from_checkpoint: {error}") from error
-    return Resume(path, run_id, None, _is_finished(read_training_state(path), cfg))
+    state = read_training_state(path)
+    check_training_state(state, path)
+    return Resume(path, run_id, None, _is_finished(state, cfg))
 
 
 def _is_finished(state: Mapping[str, Any], cfg: DictConfig) -> bool:
@@ -85,12 +88,21 @@ def _is_finished(state: Mapping[str, Any], cfg: DictConfig) -> bool:
 
 @dataclass
 class Run:
-    """A run: what it continues, its loggers, what saves it, and whether its training has begun."""
+    """A run: what it continues, its loggers, what saves it, and how far it has got.
+
+    Attributes:
+        resume: what it continues.
+        loggers: of its metrics.
+        saver: of its checkpoints.
+        begun: whether its training has begun.
+        stepped: whether a batch is behind it, so that its checkpoint has proved to be a whole one.
+    """
 
     resume: Resume
     loggers: list[Logger]
     saver: Checkpointer | None
     begun: bool = False
+    stepped: bool = False
 
 
 @contextmanager
@@ -120,6 +132,7 @@ def run_folder(cfg: DictConfig, logdir: Path, resume: Resume) -> Iterator[Run]:
             resume = find_resume(cfg, logdir)
         if resume.path is not None:
             check_training_state(read_training_state(resume.path), resume.path)
+        remove_empty(Path(logdir))
         again = resume.folder
         if again is not None and again.resolve().parent != Path(logdir).resolve():
             again = None
@@ -189,10 +202,14 @@ def explained(run: Run, trainer: Trainer) -> Iterator[None]:
     except SystemExit as stop:
         _say_what_is_kept(run, trainer, stop)
         raise
-    except SoloError:
+    except CheckpointError as error:
+        if path is None or str(path) in str(error):
+            raise
+        raise CheckpointError(f"{path} cannot be continued: {error}") from error
+    except (SoloError, MemoryError, torch.OutOfMemoryError, OSError):
         raise
     except Exception as error:
-        if path is None or run.begun:  # the error is not the checkpoint's
+        if path is None or run.stepped:  # the error is not the checkpoint's
             raise
         if str(error).startswith(_OTHER_STATE):
             lines = str(error).strip().splitlines()

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from solo.args.common import count_devices, processes
+from solo.checkpoints.writer import CheckpointWriter
 from solo.data.datasets.holdout import Holdout
 from solo.data.datasets.images import ReadError
 from solo.data.datasets.splits import Split
@@ -158,6 +159,10 @@ def _profiled(
 
 
 def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]) -> Trainer:
+    if arguments["strategy"] == "auto" or isinstance(arguments["strategy"], DDPStrategy):
+        given = arguments.get("plugins") or []
+        given = list(given) if isinstance(given, (list, tuple)) else [given]
+        arguments = {**arguments, "plugins": [*given, CheckpointWriter()]}
     try:
         return Trainer(**arguments, logger=loggers, callbacks=callbacks, enable_checkpointing=False)
     except (TypeError, ValueError, MisconfigurationException) as error:
@@ -193,6 +198,9 @@ class _ContinueMetrics(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.run.begun = True
         self.csv.keep_before(trainer.global_step)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.run.stepped = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.csv.save()

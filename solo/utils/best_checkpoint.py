@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from solo.errors import ConfigError, did_you_mean
 from solo.files.whole import remove_partial
+from solo.monitoring.step_metrics import epoch_metrics
 from solo.utils.checkpointer import Checkpointer
 
 
@@ -51,9 +53,10 @@ class BestCheckpoint(Callback):
         Raises:
             ConfigError: nothing of that name is logged.
         """
-        value = trainer.callback_metrics.get(self.monitor)
+        logged = epoch_metrics(trainer, pl_module)
+        value = logged.get(self.monitor)
         if value is None:
-            self._explain(trainer)
+            self._explain(trainer, logged)
             return
         score = self.sign * float(trainer.strategy.broadcast(float(value)))
         if not score > self.best:
@@ -64,13 +67,13 @@ class BestCheckpoint(Callback):
             self.path.unlink(missing_ok=True)  # type: ignore[union-attr]
         self.path = final
 
-    def _explain(self, trainer: Trainer) -> None:
+    def _explain(self, trainer: Trainer, logged: Mapping[str, Any]) -> None:
         validated = trainer.check_val_every_n_epoch or 1
         if trainer.current_epoch + 1 < validated:
             return  # what validation logs is still to come
         if self.best > -math.inf:
             return
-        names = [name for name in trainer.callback_metrics if not name.endswith("_step")]
+        names = [name for name in logged if not name.endswith("_step")]
         raise ConfigError(
             f"checkpoint.monitor='{self.monitor}' is not logged by this run. "
             f"{did_you_mean(self.monitor, names)}"

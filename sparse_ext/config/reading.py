@@ -90,8 +90,8 @@ def fill(schema: type, section: Mapping[str, Any], path: str) -> Any:
 
     Args:
         schema: a dataclass, which may have dataclasses as fields.
-        section: what a user wrote; absent keys keep their default, and None means absent where
-            the default is None.
+        section: what a user wrote; absent keys keep their default, and None, or the word, means
+            absent where the default is None.
         path: what messages call the section, e.g. `sparse`.
 
     Raises:
@@ -103,7 +103,8 @@ def fill(schema: type, section: Mapping[str, Any], path: str) -> Any:
     for key in section:
         if key not in names:
             raise ConfigError(f"Unknown key {path}.{key}. {did_you_mean(str(key), names)}")
-    given = {k: v for k, v in section.items() if v is not None or defaults[k] is not None}
+    nothing = {k for k, v in section.items() if v in (None, "None") and defaults[k] is None}
+    given = {k: v for k, v in section.items() if k not in nothing}
     return schema(**{k: _convert(v, hints[k], f"{path}.{k}") for k, v in given.items()})
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`python3 -m sparse_ext.cost CHECKPOINT`: what the encoder in a checkpoint costs."""
+"""What the encoder of a run costs: parameters, multiply-accumulates and bytes, layer by layer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from solo.monitoring.console import command
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; 0, or 2 after a message for a mistake of the user's."""
-    parser = argparse.ArgumentParser(prog="python3 -m sparse_ext.cost", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=command("cost", "python3 -m sparse_ext.cost"), description=__doc__
+    )
     parser.add_argument("checkpoint", help="folder of a run, a checkpoint, or an exported file")
     parser.add_argument(
         "--encoder",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from solo.errors import ConfigError
+from solo.monitoring.console import command
 from solo.registry import import_plugins
 
 SLIM = "without the channels that masks have emptied: a smaller, faster encoder"
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     named = {"slim": SLIM, **{name: each.what for name, each in FORMATS.items()}}
     parser = argparse.ArgumentParser(
-        prog="python3 -m sparse_ext.export",
+        prog=command("export", "python3 -m sparse_ext.export"),
         description="An encoder of a checkpoint as a file for use outside of training.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join(f"{name:8} {what}" for name, what in named.items()),

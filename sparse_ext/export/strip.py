@@ -9,8 +9,16 @@ from torch import Tensor
 
 from solo.errors import CheckpointError
 from sparse_ext.masks.living_weights import evaluated
+from sparse_ext.masks.packing import unpack_masks_
 
 _SIDE_BUFFERS = ("mask", "shadow", "score", "shadow_packed", "score_packed")
+
+
+def _unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy with masks in the place of their bits."""
+    state = dict(state)
+    unpack_masks_(state)
+    return state
 
 
 def masked_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -19,7 +27,7 @@ def masked_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if a mask does not fit its weight.
     """
-    masks, state = {}, evaluated(state)
+    masks, state = {}, evaluated(_unpacked(state))
     for key, weight in state.items():
         mask = state.get(f"{key.removesuffix('weight')}mask") if key.endswith("weight") else None
         if mask is None:
@@ -46,6 +54,7 @@ def strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if it has no masks, or one does not fit its weight.
     """
+    state = _unpacked(state)
     seen, masks = evaluated(state), masked_weights(state)
     if not masks and len(seen) == len(state):
         raise CheckpointError("This state dict has no masks: it is dense already.")

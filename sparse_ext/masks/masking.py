@@ -142,6 +142,7 @@ def forget(module: nn.Module) -> None:
 
 def _adopt(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Before loading: a weight without its mask is an error; missing side buffers are made."""
+    packing.unpack_mask_(state, prefix)
     if prefix + "weight" in state and prefix + "mask" not in state:
         raise CheckpointError(
             f"These weights have no mask for '{prefix.rstrip('.')}', but this model is sparse. "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`python3 -m sparse_ext.prune SOURCE --data FOLDER`: an encoder made sparse without training.
+"""An encoder made sparse without training.
 
 SOURCE is the folder or a checkpoint of a run, a weight file (with --backbone), or timm:NAME. A few
 hundred unlabelled images are enough. Writes a run folder that main_linear.py, main_knn.py,
@@ -13,6 +13,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from solo.monitoring.console import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python3 -m sparse_ext.prune",
+        prog=command("prune", "python3 -m sparse_ext.prune"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from solo.errors import ConfigError
+from solo.files.lock import FolderLock
 from solo.files.run_args import read_args
 from solo.files.whole import write_json
 from solo.monitoring.console import waiting
@@ -22,7 +23,7 @@ from sparse_ext.prune.encoder import (
     prune_layers,
     sparse_copy,
 )
-from sparse_ext.prune.plan import Settings, make_plan
+from sparse_ext.prune.plan import Plan, Settings, make_plan
 from sparse_ext.prune.source import Source, open_source
 
 
@@ -80,6 +81,19 @@ def run(request: Request, say: Callable[[str], None] = print) -> list[dict[str, 
         f"{len(plan.layers)} layers, {weights:,} weights; {seen} calibration images of "
         f"{source.size} pixels."
     )
+    with FolderLock(request.out):
+        return _prune(request, source, plan, calibration, unseen, say)
+
+
+def _prune(
+    request: Request,
+    source: Source,
+    plan: Plan,
+    calibration: images.Images,
+    unseen: images.Images,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Prune by a plan, and write what came out; the output folder is this program's."""
     store = Store(request.out, plan, source.encoder, calibration.batches)
     with tqdm(total=len(plan.layers), desc="layers") as bar:
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solo.files.whole import whole_file, write_json, write_text
+from solo.checkpoints.writer import write_checkpoint
+from solo.files.whole import write_json, write_text
 from sparse_ext.cost.memory import memory
 from sparse_ext.cost.per_layer import count
 from sparse_ext.masks.masking import measured
@@ -137,9 +138,8 @@ def write_run(
     )
     state = {f"backbone.{key}": value for key, value in net.state_dict().items()}
     path = folder / f"{name}-0-ep=0.ckpt"
-    with whole_file(path) as partial:
-        torch.save({"state_dict": state, "epoch": 0, "global_step": 0, "pruned": about}, partial)
-    return path
+    content = {"state_dict": state, "epoch": 0, "global_step": 0, "pruned": about}
+    return write_checkpoint(path, content)
 
 
 def draw_curve(path: Path, rows: Sequence[Mapping[str, Any]], dense: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ def load_dense(module: LightningModule, path: str | None, method: str) -> None:
             method,
         )
         return
-    from solo.checkpoints.loading import read_checkpoint
+    from solo.checkpoints.loading import check_finite, read_checkpoint
 
     own, state = module.state_dict(), read_checkpoint(path)["state_dict"]
     prefixes = tuple(f"{name}." for name in encoders_of(module))
@@ -37,6 +37,7 @@ def load_dense(module: LightningModule, path: str | None, method: str) -> None:
             f"dense run with the same backbone and method."
         )
     found = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    check_finite(found, f"sparse.dense_checkpoint={path}")
     with torch.no_grad():
         for key, value in found.items():
             own[key].copy_(value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`python3 -m sparse_ext.report RUN_DIR [...]`: write report.html into each run's folder.
+"""A report of every run, written as report.html into its folder.
 
 Several runs and `--compare`: one page with a table of what differs and what came of it, accuracy
 against cost, and the curves of all of them.
@@ -12,14 +12,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from solo.monitoring.console import command
+
 COMPARED = "comparison.html"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the reports; 0, or 2 after a message for a mistake of the user's."""
-    parser = argparse.ArgumentParser(prog="python3 -m sparse_ext.report", description=__doc__)
-    parser.add_argument("run_dir", nargs="+", type=Path, help="folder with metrics.csv, args.json")
-    parser.add_argument("--output", type=Path, help="another file (one run only)")
+    parser = argparse.ArgumentParser(
+        prog=command("report", "python3 -m sparse_ext.report"), description=__doc__
+    )
+    parser.add_argument("run_dir", nargs="+", type=Path, help="folder of a run")
+    parser.add_argument(
+        "--output", type=Path, help="file to write, of one run (default: RUN_DIR/report.html)"
+    )
     parser.add_argument(
         "--compare",
         type=Path,
@@ -45,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=int,
         default=500,
         metavar="N",
-        help="nearest neighbours among N validation images; 0 leaves them out",
+        help="nearest neighbours among N validation images (default: 500); 0 leaves them out",
     )
     parser.add_argument(
         "--images", type=Path, nargs="+", default=[], help="feature maps of these pictures (CDG)"

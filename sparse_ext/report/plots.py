@@ -115,7 +115,8 @@ def _long(axes: Axes) -> bool:
 def _readable(axes: Axes) -> None:
     """Numbers on the vertical axis as they are, not as what is added to one of them."""
     axes.ticklabel_format(axis="y", useOffset=False)
-    data = [float(y) for line in axes.get_lines() for y in np.ravel(line.get_ydata())]
+    lines = [line for line in axes.get_lines() if line.get_transform() == axes.transData]
+    data = [float(y) for line in lines for y in np.ravel(line.get_ydata())]
     low, high = axes.get_ylim()
     if high - low < 1e-3 * max(abs(low), abs(high)) or (low, high) == (0.0, 0.0):
         middle = (low + high) / 2  # a constant up to rounding

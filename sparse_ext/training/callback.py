@@ -30,6 +30,7 @@ from sparse_ext.compat import put_first, unwrapped
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks import packing
 from sparse_ext.masks.encoder import Encoder, InvariantError, check_stored
+from sparse_ext.masks.masked_layers import Masked
 from sparse_ext.masks.masking import selection
 from sparse_ext.pruning.log import in_words, log, steps
 from sparse_ext.pruning.measuring import measure
@@ -277,12 +278,13 @@ class PruningCallback(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Masks, shadows and scores are buffers of the module; everything else goes here."""
+        """Masks, shadows and scores are buffers of the module, and packed; the rest goes here."""
         pruner = self.pruner
         if "state_dict" in checkpoint:
             checkpoint["state_dict"] = dict(checkpoint["state_dict"])
             scores = pruner is None or pruner.has_updates_left
-            packing.pack_(checkpoint["state_dict"], scores, self.pack)
+            masked = [name for name, m in pl_module.named_modules() if isinstance(m, Masked)]
+            packing.pack_(checkpoint["state_dict"], masked, scores, self.pack)
         if pruner is not None:
             cost = {"cost": self.meter.state_dict()}
             checkpoint[STATE_KEY] = resume.take(pruner) | cost

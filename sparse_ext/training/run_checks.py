@@ -51,7 +51,7 @@ def check_storage(module: Any, state: Mapping[str, Any], prefix: str, *_: Any) -
     """
     kinds = ("are stored as zero where they are pruned", "live on under their masks")
     for name, layer in module.named_modules():
-        if not isinstance(layer, Masked) or f"{prefix}{name}.mask" not in state:
+        if not isinstance(layer, Masked) or f"{prefix}{name}.weight" not in state:
             continue
         mine, theirs = hasattr(layer, MARKER), f"{prefix}{name}.{MARKER}" in state
         if mine != theirs:

@@ -119,6 +119,11 @@ def test_a_vit_for_a_method_of_convolutional_encoders(folder):
         assert METHODS["simclr"](cfg).backbone.patch_embed.num_patches == 64
 
 
+def test_no_folder_at_all_is_said_first():
+    with pytest.raises(ConfigError, match=r"data.path is missing: write data.path=FOLDER"):
+        parse_cfg(composed("???"))
+
+
 def test_a_size_without_patches(folder):
     with pytest.raises(ConfigError, match=r"image_size=97 does not divide .* 96 does"):
         own_images.settle(composed(folder, "method=mae", size=97))

@@ -23,6 +23,7 @@ def test_defaults_are_the_papers():
     assert (config.csi.kappa, config.csi.patience, config.csi.deadline) == (0.02, 2, 0.30)
     assert (config.score_momentum, config.drop_start, config.drop_end) == (0.9, 0.5, 0.005)
     assert build("gmp").momentum == (0.0, 0.8)
+    assert build({"name": "gmp", "update_period": "None"}).update_period is None
 
 
 def test_momentum_sparsities_follow_from_the_gap():

@@ -95,3 +95,24 @@ def test_what_a_killed_program_has_left_is_removed(tmp_path):
     (tmp_path / "c.ckpt").write_text("")
     whole.remove_partial(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["c.ckpt"]
+
+
+def test_a_second_try_removes_what_the_killed_first_one_has_left(tmp_path):
+    path, other = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
+    program = (
+        "import os, sys\nfrom solo.files.whole import whole_file\n"
+        "with whole_file(sys.argv[1]) as partial:\n    partial.write_text('half')\n    os._exit(9)"
+    )
+    for name in (path, other):
+        subprocess.run([sys.executable, "-c", program, str(name)])
+    half = [p.name for p in tmp_path.iterdir()]
+    assert len(half) == 2
+    alive = tmp_path / half[0].replace(half[0].split("-")[1], f"{os.getppid()}.partial")
+    alive.write_text("of a program at work")
+    elsewhere = tmp_path / "a.ckpt.00000000-1.partial"
+    elsewhere.write_text("of another machine")
+    for name in (path, other):
+        with whole_file(name) as partial:
+            partial.write_text("whole")
+    kept = {path.name, other.name, alive.name, elsewhere.name}
+    assert {p.name for p in tmp_path.iterdir()} == kept

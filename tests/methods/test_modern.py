@@ -278,3 +278,18 @@ def test_a_run_of_each_logs_its_terms():
     trainer = tiny_trainer(max_epochs=1)
     trainer.fit(model, *loaders(batch_of(small=2, n=8)))
     assert {"dino_loss", "train_patch_loss", "train_koleo_loss"} <= set(trainer.callback_metrics)
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot", "dinov2", "ijepa"])
+def test_stochastic_depth_is_the_students_alone(name):
+    model = build(name, vit={"drop_path_rate": 0.6}).train()
+    depths = [
+        [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.blocks]
+        for encoder in (model.backbone, model.momentum_backbone)
+    ]
+    assert depths == [pytest.approx([0.0, 0.6]), [0.0, 0.0]]
+    assert model.cfg.backbone.kwargs.drop_path_rate == 0.6
+    images = batch_of(n=16)[1][0]
+    targets = [model.momentum_forward(images)["feats"] for _ in range(2)]
+    assert torch.equal(*targets)
+    assert not torch.equal(*(model.backbone(images) for _ in range(2)))

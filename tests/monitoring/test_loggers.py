@@ -8,7 +8,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from solo.monitoring.loggers import CSVMetrics, build_loggers, next_version
+from solo.files.lock import FolderLock
+from solo.monitoring.loggers import CSVMetrics, build_loggers, next_version, remove_empty
 
 pytestmark = pytest.mark.unit
 
@@ -42,6 +43,24 @@ def test_nothing_is_written_before_the_first_row(tmp_path):
     log.save()
     log.finalize("success")
     assert not (tmp_path / "method").exists()
+
+
+def test_folders_that_killed_runs_have_only_claimed_are_used_again(tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "mine.txt").write_text("no run has made this")
+    for name in ("1", "2", "mine"):
+        (tmp_path / name).mkdir()
+    remove_empty(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "mine"]
+    assert CSVMetrics(tmp_path).version == "1"
+    (tmp_path / "1" / ".lock").write_text("")
+    (tmp_path / "1" / "args.json.partial").write_text("{")
+    remove_empty(tmp_path)
+    assert CSVMetrics(tmp_path).version == "1"
+    (tmp_path / "1" / "args.json").write_text("{}")
+    assert CSVMetrics(tmp_path).version == "2"
+    with FolderLock(tmp_path / "2"):
+        assert CSVMetrics(tmp_path).version == "3"
 
 
 def test_resumed_run_keeps_what_the_checkpoint_covers(tmp_path):

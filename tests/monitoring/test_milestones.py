@@ -64,6 +64,40 @@ def test_of_a_loss_at_most_and_several_at_once(capsys):
     assert "epoch 2: some_loss is 2, not at most 1.5; acc is 2, not at least 10" in printed
 
 
+class StepLosses(pl.Callback):
+    """Keeps every step's classifier loss; `means` are those of the epochs."""
+
+    def __init__(self):
+        super().__init__()
+        self.means, self.last = [], []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append((float(outputs["loss"]), len(batch[-1])))
+        if trainer.is_last_batch:
+            weight = sum(n for _, n in self.losses)
+            self.means.append(sum(loss * n for loss, n in self.losses) / weight)
+            self.last.append(self.losses[-1][0])
+
+
+def test_of_a_training_metric_the_mean_of_the_epoch_counts(capsys, tmp_path):
+    seen, writer = StepLosses(), saver(tmp_path)
+    best = BestCheckpoint(writer, "train_class_loss", "min")
+    fit([seen, Milestones({1: {"train_class_loss": 0.0}}), writer, best])
+    assert abs(seen.means[0] - seen.last[0]) > 0.05  # the two can be told apart
+    assert f"train_class_loss is {seen.means[0]:.4g}, not at most 0" in capsys.readouterr().out
+    assert best.best == pytest.approx(-seen.means[0], rel=1e-6)
+
+
+def test_asking_for_the_means_changes_nothing_that_is_logged():
+    plain, asked = fit([]), fit([Milestones({1: {"train_acc1": 0.0}, 3: {"train_acc1": 0.0}})])
+    same = dict(plain.callback_metrics)
+    assert same == asked.callback_metrics
+    assert "train_class_loss_epoch" in same
+
+
 def test_a_metric_that_is_not_logged_is_named():
     with pytest.raises(ConfigError, match=r"milestones.1.val_acc: .*'val_acc1'"):
         fit([Milestones({1: {"val_acc": 1}})])

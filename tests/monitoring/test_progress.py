@@ -54,3 +54,13 @@ def test_an_error_begins_on_a_line_of_its_own(capsys):
     bar.disable()
     bar.on_exception(None, None, ValueError())
     assert capsys.readouterr().out == ""
+
+
+def test_a_file_has_no_bars_of_validation(capsys):
+    bar = ThroughputBar()
+    for part in (bar.init_sanity_tqdm(), bar.init_validation_tqdm()):
+        part.reset(10)
+        part.set_description("Validation")
+        part.update(5)
+        part.close()
+    assert capsys.readouterr() == ("", "")

@@ -171,3 +171,22 @@ def test_a_gated_run_becomes_longer_once_its_gates_are_settled(cwd, gated, monke
     trainer = pretrain(config(PRETRAIN, **longer, resume_from_checkpoint=str(files[3])))
     assert trainer.global_step == 12
     assert set(densities) == {0.5}
+
+
+def test_figures_that_are_not_of_every_epoch_are_remembered(cwd, monkeypatch):
+    """Validation in the second of three epochs, a kill in the third."""
+    options = {"max_epochs": 3, "limit_train_batches": 3, "check_val_every_n_epoch": 2}
+    results, own = {}, training._own_callbacks
+    for name in ("straight", "resumed"):
+        folder = {**options, "checkpoint": {"enabled": True, "dir": name}}
+        if name == "resumed":
+            with monkeypatch.context() as patch:
+                patch.setattr(training, "_own_callbacks", lambda *args: [*own(*args), Killed()])
+                with pytest.raises(MemoryError):
+                    pretrain(config(PRETRAIN, **folder))
+            folder["resume_from_checkpoint"] = str(next((cwd / name).rglob("*.ckpt")))
+        pretrain(config(PRETRAIN, **folder))
+        run = next((cwd / name).rglob("results.json"))
+        results[name] = json.loads(run.read_text())["run"]["metrics"]
+    assert "val_acc1" in results["straight"]
+    assert results["resumed"] == results["straight"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from solo.checkpoints.files import read_checkpoint
 from solo.errors import ConfigError
 from sparse_ext import register_allocation, register_granularity, register_method, register_scorer
 from sparse_ext.allocation import exact_budgets
@@ -57,7 +58,7 @@ def test_a_method_trains_from_the_command_line(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (checkpoint,) = tmp_path.glob("runs/**/*.ckpt")
-    state = torch.load(checkpoint, weights_only=True)
+    state = read_checkpoint(checkpoint)
     masks = [v for k, v in state["state_dict"].items() if k.startswith("backbone") and ".mask" in k]
     kernels = [mask.flatten(2) for mask in masks]
     assert all((kernel.all(2) == kernel.any(2)).all() for kernel in kernels)  # whole kernels only

@@ -172,10 +172,13 @@ def test_columns_of_a_heatmap_stand_at_their_epochs():
 def test_axes_say_numbers_and_not_offsets(values):
     from sparse_ext.report.runlog import Series
 
-    figure: matplotlib.figure.Figure = plots.lines({"x": Series([1, 2, 3], values)}, "y")
+    series, marks = {"x": Series([1, 2, 3], values)}, {"ramp starts": 2.0}
+    figure: matplotlib.figure.Figure = plots.lines(series, "y", marks=marks)
     figure.draw_without_rendering()
     axis = figure.axes[0].yaxis
     assert "+" not in axis.get_offset_text().get_text()
     low, high = figure.axes[0].get_ylim()
     assert low <= min(values) <= max(values) <= high
     assert high - low > 1e-3 * max(abs(low), abs(high))
+    if not any(values):
+        assert (low, high) == (0, 1)

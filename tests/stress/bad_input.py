@@ -205,6 +205,19 @@ CASES: dict[str, tuple[tuple[str, list[str]], Change, str]] = {
         "resident_size",
     ),
     "more crops than memory": (_pretrain("augmentations=3"), nothing, "augmentations"),
+    "padding of small images": (
+        _pretrain("augmentations=[{crop_size:64,num_crops:2,rrc:{enabled:false},padding:4}]"),
+        nothing,
+        "crop_size",
+    ),
+    "padding of small images, in a worker": (
+        _pretrain(
+            "augmentations=[{crop_size:64,num_crops:2,rrc:{enabled:false},padding:4}]",
+            "data.num_workers=1",
+        ),
+        nothing,
+        "crop_size",
+    ),
     "devices 0": (_pretrain("devices=0"), nothing, "devices"),
     "a device that is not there": (
         _pretrain("accelerator=gpu"),

@@ -33,7 +33,11 @@ def different(one: Path, other: Path) -> list[str]:
     found += [f"folder of one run only: {name}" for name in sorted(folders[0] ^ folders[1])]
     for name in sorted(files[0] & files[1]):
         contents = [read(root / name) for root in (one, other)]
-        found += [f"{name}: {where}" for where in _differences(*contents)][:4]
+        differs = [f"{name}: {where}" for where in _differences(*contents)][:4]
+        if not differs and name.endswith(".ckpt"):
+            same = (one / name).read_bytes() == (other / name).read_bytes()
+            differs = [] if same else [f"{name}: equal content in other bytes"]
+        found += differs
     return found
 
 

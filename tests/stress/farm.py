@@ -108,7 +108,7 @@ MODULES = (
 
 
 def preload() -> None:
-    """Import in this process what its forks will need; starts no thread."""
+    """Import, and draw, in this process what its forks will need; starts no thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -118,6 +118,10 @@ def preload() -> None:
 
     for name in METHODS:  # made when they are first asked for
         METHODS[name]
+    from solo.data.datasets.digits import DigitsDataset
+
+    for train in (True, False):  # what is drawn is kept in memory
+        DigitsDataset(train)
 
 
 class Program:
@@ -128,10 +132,18 @@ class Program:
         arguments: of its command line.
         folder: working folder.
         limits: called in the fork before the script.
+        log: file for its words; by default one in the working folder.
     """
 
-    def __init__(self, script: str, arguments: list[str], folder: Path, limits=None):
-        self.log = Path(folder) / f".log-{time.monotonic_ns()}"
+    def __init__(
+        self,
+        script: str,
+        arguments: list[str],
+        folder: Path,
+        limits=None,
+        log: Path | None = None,
+    ):
+        self.log = log or Path(folder) / f".log-{time.monotonic_ns()}"
         self.began = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -22,7 +22,17 @@ from typing import Any
 from tests.stress import farm
 from tests.stress.programs import LINEAR, PRETRAIN, TINY, prepare
 
-SHORT = ["max_epochs=1", "limit_train_batches=2", "++auto_resume.enabled=False"]
+RECIPES = farm.ROOT / "scripts" / "pretrain" / "custom"
+
+OWN = "own images"  # pretraining on a folder, with much left to the program
+OWN_IMAGES = [
+    *("--config-path", str(RECIPES), "--config-name", "any.yaml", "data.path=images"),
+    *("image_size=16", "++backbone.kwargs.width=2", "accelerator=cpu", "hydra.run.dir=."),
+    *("method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=4"),
+    *("method_kwargs.pred_hidden_dim=8", "report=False"),
+]
+PROGRAMS = (PRETRAIN, PRETRAIN, LINEAR, OWN)
+SHORT = ["++max_epochs=1", "++limit_train_batches=2", "++auto_resume.enabled=False"]
 VALUES: list[Any] = [
     *(None, "", " ", "None", "text", "a/b", "ä", "x" * 300, "${nowhere}", "???", "1", "True"),
     *(0, 1, 2, 3, -1, -5, 7, 2**31, 2**63, 2**64, 10**30),
@@ -113,6 +123,18 @@ def keys(program: str) -> dict[str, list[str]]:
     return found
 
 
+def draw_images(folder: Path) -> None:
+    """Twenty-four pictures of two classes."""
+    from solo.data.datasets.digits import DigitsDataset
+
+    images = DigitsDataset(train=False)
+    for number in range(24):
+        image, _ = images[number]
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+
+
 def override(key: str, value: Any) -> str:
     """Hydra's spelling of `key: value`."""
     if isinstance(value, str):
@@ -143,10 +165,11 @@ def _spelled(node: Any) -> str:
     return str(node).lower() if isinstance(node, bool) else str(node)
 
 
-def fuzz(tries: int, work: Path, seed: int = 0, programs=(PRETRAIN, PRETRAIN, LINEAR)) -> Tally:
+def fuzz(tries: int, work: Path, seed: int = 0, programs=PROGRAMS) -> Tally:
     """Try so many values in keys drawn at random."""
     draw, tally = random.Random(seed), Tally()
     prepare("linear", work)
+    draw_images(work / "images")
     known = {program: keys(program) for program in set(programs)}
     while tally.tried < tries:
         program = draw.choice(programs)
@@ -166,11 +189,14 @@ def attempt(
 ) -> farm.Ended:
     """Run one, and note what became of it."""
     base = TINY
+    script = PRETRAIN if program == OWN else program
+    if program == OWN:
+        base = OWN_IMAGES
     if program == LINEAR:
         base = [*TINY[:3], "tiny_linear.yaml"]
         base += ["pretrained_feature_extractor=source/trained_models/mocov2plus/0"]
     arguments = [*base, *(s for s in SHORT if s.split("=")[0].lstrip("+") != key), *also]
-    ended = farm.run(program, [*arguments, override(key, value)], work, timeout=600)
+    ended = farm.run(script, [*arguments, override(key, value)], work, timeout=600)
     said = f"{program} {' '.join(also)} {override(key, value)}"
     tally.tried += 1
     known = set(tally.problems)

@@ -16,7 +16,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "pair": (PRETRAIN, [*TINY, "+sparse=synccp", "sparse.update_period=2"]),
     "pair-steps": (
         PRETRAIN,
-        [*TINY, "+sparse=synccp", "sparse.update_period=2", "++checkpoint.every_n_steps=2"],
+        [
+            *(*TINY, "+sparse=synccp", "sparse.update_period=2", "++checkpoint.every_n_steps=2"),
+            *("num_sanity_val_steps=1", "++check_val_every_n_epoch=2"),
+        ],
     ),
     "shared": (
         PRETRAIN,
@@ -71,9 +74,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "-m scripts.experiments.quickstart",
         [
             *("--output", "quickstart"),
-            *("--pretrain", "max_epochs=6", "++limit_train_batches=20", "++limit_val_batches=1"),
-            *("backbone.kwargs.width=2", "check_val_every_n_epoch=2", "optimizer.batch_size=8"),
-            *("method_kwargs.proj_hidden_dim=16", "method_kwargs.pred_hidden_dim=16"),
+            *("--pretrain", "max_epochs=4", "++limit_train_batches=30", "++limit_val_batches=1"),
+            *("backbone.kwargs.width=2", "check_val_every_n_epoch=2", "optimizer.batch_size=4"),
+            *("optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.classifier_lr=0.1"),
+            *("method_kwargs.proj_hidden_dim=16", "method_kwargs.num_directions=8"),
             *("--linear", "max_epochs=2", "++limit_train_batches=4", "++limit_val_batches=1"),
             *("backbone.kwargs.width=2", "check_val_every_n_epoch=1"),
         ],

@@ -3,13 +3,16 @@
 
 python -m tests.stress.kills --kills 20
 python -m tests.stress.fuzz_config --tries 500
+python -m tests.stress.damage --bytes 500 --content 60
+python -m tests.stress.disks
+python -m tests.stress.bad_input
 """
 
 import signal
 
 import pytest
 
-from tests.stress import farm, fuzz_config
+from tests.stress import damage, disks, farm, fuzz_config
 from tests.stress.kills import stop_at_random
 
 pytestmark = pytest.mark.unit
@@ -52,3 +55,14 @@ def test_code_in_a_yaml_is_refused(tmp_path):
     assert "hydra.callbacks.x._target_=os.mkdir" in ended.text
     assert "++allow_code=True" in ended.text
     assert not marker.exists()
+
+
+def test_damaged_checkpoints_are_read_as_they_were_or_refused(tmp_path):
+    folder = damage.straight(tmp_path / "run")
+    tried, problems = damage.damage_bytes(next(folder.rglob("*-ep=2.ckpt")), 25, tmp_path)
+    assert (tried, problems) == (25, [])
+    assert damage.change_content(folder, 3, seed=4, say=lambda said: None) == []
+
+
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path):
+    assert disks.full("pair", 150, tmp_path) == ""

@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from solo.checkpoints.files import read_checkpoint
 from solo.errors import CheckpointError
 from sparse_ext import sparsify
 from sparse_ext.training import resume
@@ -124,10 +125,14 @@ def test_files_hold_plain_data_and_all_buffers(tmp_path):
     run.fit(model_of(SECTION), data())
     run.save_checkpoint(tmp_path / "a.ckpt")
     file = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    packed = [f"{name}_packed" for name in ("mask", "shadow", "score")]
     keys = {k for k in file["state_dict"] if k.startswith("backbone.3.")}
-    assert keys == {f"backbone.3.{k}" for k in ("weight", "mask", "shadow_packed", "score_packed")}
+    assert keys == {f"backbone.3.{k}" for k in ("weight", *packed)}
     assert "momentum_backbone.3.score" not in file["state_dict"]
-    assert file["state_dict"]["backbone.3.mask"].dtype is torch.bool
+    mask, weight = (file["state_dict"][f"backbone.3.{k}"] for k in ("mask_packed", "weight"))
+    assert (mask.dtype, len(mask)) == (torch.uint8, -(-weight.numel() // 8))
+    unpacked = read_checkpoint(tmp_path / "a.ckpt")["state_dict"]
+    assert torch.equal(unpacked["backbone.3.mask"], weight != 0)
 
 
 def test_masks_on_one_side_only(tmp_path):
@@ -170,7 +175,7 @@ def test_another_method_or_lost_masks(tmp_path):
     with pytest.raises(CheckpointError, match="this run has gmp"):
         trainer(tmp_path, 3).fit(model_of({"name": "gmp"}), data(), ckpt_path=path)
     file = torch.load(path, weights_only=True)
-    file["state_dict"]["backbone.3.mask"].fill_(True)
+    file["state_dict"]["backbone.3.mask_packed"].fill_(255)
     torch.save(file, path)
     with pytest.raises(CheckpointError, match="lost its masks"):
         trainer(tmp_path, 3).fit(model_of(SECTION), data(), ckpt_path=path)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from scripts.experiments.programs import compose
 from scripts.experiments.quickstart.plan import KNN, LINEAR, PRETRAIN
 from solo.data.datasets.digits import SIZE
-from solo.files.whole import whole_file, write_json
+from solo.files.whole import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def write_random_encoder(folder: Path, overrides: Sequence[str]) -> Path:
     """Save the method of the pretraining recipe before its first step; returns the checkpoint."""
-    import torch
     from lightning.pytorch import seed_everything
     from omegaconf import OmegaConf
 
     from solo.args.pretrain import parse_cfg
+    from solo.checkpoints.writer import write_checkpoint
     from solo.programs.pretrain import build_model
 
     cfg = compose(PRETRAIN, overrides)
@@ -57,9 +57,7 @@ def write_random_encoder(folder: Path, overrides: Sequence[str]) -> Path:
     model = build_model(cfg)
     run = folder / cfg.method / "0"
     write_json(run / "args.json", OmegaConf.to_container(cfg, resolve=True))
-    with whole_file(run / "random.ckpt") as partial:
-        torch.save({"state_dict": model.state_dict()}, partial)
-    return run / "random.ckpt"
+    return write_checkpoint(run / "random.ckpt", {"state_dict": model.state_dict()})
 
 
 def linear_on_pixels(folder: Path, overrides: Sequence[str]) -> None:

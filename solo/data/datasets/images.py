@@ -47,8 +47,8 @@ _TURNS = {
 }
 
 
-class ReadError(DataError):
-    """A file could not be read while training; the message is one line and names it.
+class WorkerError(DataError):
+    """An error in one image, found while training; the message is one line.
 
     A DataLoader worker hands an exception to the main process by calling its class with the
     worker's whole traceback as the message. The last line of that is the message that was meant.
@@ -59,6 +59,10 @@ class ReadError(DataError):
             last = message.rstrip().rsplit("\n", 1)[-1]
             message = last.split(f"{type(self).__name__}: ", 1)[-1]
         super().__init__(" ".join(message.split()))
+
+
+class ReadError(WorkerError):
+    """A file could not be read while training; the message names it."""
 
 
 def require_exif(exif: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
+from solo.data.datasets.images import WorkerError
 from solo.data.views.augmentation_keys import checked_augmentation
 from solo.data.views.batched.crop import RATIO, ResizedCrop, crop_boxes, rows_come_first
 
@@ -28,11 +29,30 @@ def tensor_crop_of(cfg: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
     entry = checked_augmentation(cfg)
     size, rrc = entry["crop_size"], entry["rrc"]
     if "padding" in entry:
-        return T.RandomCrop(size, padding=entry["padding"])
+        return PaddedCrop(size, padding=entry["padding"])
     if not rrc["enabled"]:
         return TensorResize(size)
     scale = (rrc["crop_min_scale"], rrc["crop_max_scale"])
     return TensorResizedCrop(size, scale, rrc["fallback"])
+
+
+class PaddedCrop(T.RandomCrop):
+    """torchvision's, which names the key where an image is too small for it."""
+
+    def forward(self, img: Any) -> Any:
+        """A square of `size` pixels, somewhere in the padded image.
+
+        Raises:
+            WorkerError: the image is smaller than that.
+        """
+        try:
+            return super().forward(img)
+        except ValueError as error:
+            raise WorkerError(
+                f"augmentations: padding={self.padding} does not make an image large enough for "
+                f"crop_size={self.size[0]} ({error}). Take a smaller crop_size, more padding, or "
+                "rrc in its place."
+            ) from error
 
 
 def random_fallback_box(image: Any, scale: Sequence[float], ratio: Sequence[float]) -> list[int]:

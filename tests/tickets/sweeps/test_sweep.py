@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from solo.checkpoints import load_pretrained
+from solo.checkpoints.files import read_checkpoint
 from solo.errors import CheckpointError, ConfigError, DataError, SoloError
 from sparse_ext.tickets import run_folder
 from sparse_ext.tickets.program import tickets
@@ -35,7 +36,7 @@ def newest(level):
 
 
 def checkpoint(level):
-    return torch.load(newest(level), map_location="cpu", weights_only=True)
+    return read_checkpoint(newest(level))
 
 
 def started(level, monkeypatch, cfg=None):
