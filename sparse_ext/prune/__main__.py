@@ -18,9 +18,9 @@ from solo.monitoring.console import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prune; 0, or 2 after a message for a mistake of the user's."""
+    """Prune; 0, 2 after a message for a mistake of the user's, or 130 after Ctrl-C."""
     args = _parse(argv)
-    from solo.programs.app import exit_code
+    from solo.programs.app import long_program
     from sparse_ext.extension import register
     from sparse_ext.prune.plan import Settings
     from sparse_ext.prune.program import Request, run
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         kwargs=args.backbone_kwargs,
         image_size=args.image_size,
     )
-    return exit_code(lambda: run(request))
+    return long_program(lambda: run(request))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

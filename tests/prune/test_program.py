@@ -18,6 +18,7 @@ from sparse_ext.masks.granularity import parse
 from sparse_ext.masks.masked_layers import masked_layers
 from sparse_ext.prune import encoder as pruning
 from sparse_ext.prune import program
+from sparse_ext.prune.__main__ import main
 from sparse_ext.prune.encoder import Store, estimate_batch_norms, prune_layers, sparse_copy
 from sparse_ext.prune.plan import METHODS, Settings, make_plan
 from sparse_ext.prune.source import Source, open_source
@@ -224,3 +225,13 @@ def test_mistakes_are_named(pretrained, folder, tmp_path):
     run(sparsities=(0.5,))
     with pytest.raises(CheckpointError, match="is sparse already: prune the dense encoder"):
         run(source=str(tmp_path / "o"))
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, capsys):
+    def interrupted(request):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "run", interrupted)
+    arguments = [str(tmp_path), "--data", "digits", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 130
+    assert "The same command goes on from here." in capsys.readouterr().err
