@@ -163,7 +163,7 @@ def _card(request: Request, args: Mapping[str, Any], architecture: str) -> str:
         "data set": str((args.get("data") or {}).get("dataset")),
         "parameters": f"{table.parameters:,}, {table.parameters_kept:,} not zero",
         "multiply-accumulates per image": f"{table.macs_dense:,} with every weight, "
-        f"{table.macs_effective:,} of kept weights (counted, not timed)",
+        f"{table.macs_effective:,.0f} of kept weights (counted, not timed)",
     }
     if sparsity is not None:
         rows["sparsity of the prunable layers"] = f"{sparsity:.2%}"
