@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The encoders that ship: packed from the leaderboard's runs, and evaluated again.
 
-python zoo/encoders.py pack RUNS   pack what `RUNS` (a leaderboard's folder) has of the list below
-python zoo/encoders.py evaluate    evaluate every shipped encoder and compare with its card
+python zoo/encoders.py pack BOARD RUNS   pack what a leaderboard's folder has of the list below
+python zoo/encoders.py evaluate          evaluate every shipped encoder and compare with its card
 
 Each lies in a folder of its own: `encoder.safetensors` (packed, float16), `args.json`, `card.md`.
 The figures are those of the shipped file, measured by `main_linear.py` and `main_knn.py`.
@@ -29,18 +29,19 @@ from solo.checkpoints.zoo import read_manifest, sha256  # noqa: E402
 from solo.errors import DataError  # noqa: E402
 from solo.files.whole import write_json, write_text  # noqa: E402
 
-BOARD = "digits"
-#: name in the zoo -> cell of the leaderboard
+#: name in the zoo -> leaderboard and cell
 ENCODERS = {
-    "digits-lejepa-dense": "dense-seed0",
-    "digits-lejepa-synccp-80": "synccp-80-seed0",
-    "digits-lejepa-synccp-90": "synccp-90-seed0",
-    "digits-lejepa-synccp-95": "synccp-95-seed0",
-    "digits-lejepa-synccp-2of4": "synccp-2of4-50-seed0",
-    "digits-lejepa-synccp-block8-80": "synccp-block8-80-seed0",
-    "digits-lejepa-synccp-filter-80": "synccp-filter-80-seed0",
-    "digits-lejepa-vicreg_dual-30": "vicreg_dual-30-seed0",
-    "digits-lejepa-cdg": "cdg-seed0",
+    "digits-lejepa-dense": ("digits", "dense-seed0"),
+    "digits-lejepa-synccp-80": ("digits", "synccp-80-seed0"),
+    "digits-lejepa-synccp-90": ("digits", "synccp-90-seed0"),
+    "digits-lejepa-synccp-95": ("digits", "synccp-95-seed0"),
+    "digits-lejepa-synccp-2of4": ("digits", "synccp-2of4-50-seed0"),
+    "digits-lejepa-synccp-block8-80": ("digits", "synccp-block8-80-seed0"),
+    "digits-lejepa-synccp-filter-80": ("digits", "synccp-filter-80-seed0"),
+    "digits-lejepa-vicreg_dual-30": ("digits", "vicreg_dual-30-seed0"),
+    "digits-lejepa-cdg": ("digits", "cdg-seed0"),
+    "digits-mocov3-dense": ("digits-mocov3", "dense-seed0"),
+    "digits-mocov3-synccp-90": ("digits-mocov3", "synccp-90-short-seed0"),
 }
 LICENCE = (
     "Images: drawn anew from the Optical Recognition of Handwritten Digits data of the UCI "
@@ -55,33 +56,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack", help="from the runs of a leaderboard")
+    packing.add_argument("board", choices=sorted({board for board, _ in ENCODERS.values()}))
     packing.add_argument("runs", type=Path)
     packing.add_argument("--zoo", type=Path, default=ROOT / "zoo")
     commands.add_parser("evaluate", help="compare with the cards")
     args = parser.parse_args(argv)
     if args.command == "pack":
-        pack(args.runs, args.zoo)
+        pack(args.board, args.runs, args.zoo)
         return 0
     found = list(differences(read_manifest()["encoders"], ROOT / "zoo"))
     print("\n".join(found) or "zoo: every encoder is as good as its card says")
     return bool(found)
 
 
-def pack(runs: Path, zoo: Path) -> list[str]:
+def pack(board: str, runs: Path, zoo: Path) -> list[str]:
     """Pack the finished cells of the list and enter them into the manifest; returns their names.
 
     Raises:
         DataError: `runs` has none of them.
     """
     done = results.read(runs)
-    names = [name for name, cell in ENCODERS.items() if cell in done]
+    names = [name for name, (of, cell) in ENCODERS.items() if of == board and cell in done]
     if not names:
         raise DataError(f"{runs}: none of its finished cells is in the list of zoo/encoders.py.")
     manifest_file = zoo / "manifest.json"
     manifest = json.loads(manifest_file.read_text("utf-8"))
     entries = {entry["name"]: entry for entry in manifest.get("encoders", [])}
     for name in names:
-        cell = ENCODERS[name]
+        cell = ENCODERS[name][1]
         entries[name] = pack_one(name, runs / "runs" / cell, done[cell], zoo)
     text = manifest_file.read_text("utf-8")
     manifest_file.write_text(with_encoders(text, [entries[n] for n in sorted(entries)]), "utf-8")
@@ -112,11 +114,11 @@ def pack_one(name: str, run: Path, record: dict[str, Any], zoo: Path) -> dict[st
         export_encoder(backbone.half(), file)
     file.chmod(0o644)
     shutil.copyfile(checkpoint.parent / "args.json", folder / "args.json")
-    figures = measured(protocol(BOARD), folder)
+    figures = measured(board_of(name), folder)
     entry = {
         "name": name,
         "checkpoint": {"path": str(file.relative_to(zoo)), "sha256": sha256(file)},
-        "command": command(record),
+        "command": command(board_of(name), record),
         "seed": record["seed"],
         "sparsity": record["measured_sparsity"],
         **figures,
@@ -126,9 +128,14 @@ def pack_one(name: str, run: Path, record: dict[str, Any], zoo: Path) -> dict[st
     return entry
 
 
-def command(record: dict[str, Any]) -> str:
+def board_of(name: str) -> Protocol:
+    """The recipes behind a shipped encoder."""
+    return protocol(ENCODERS[name][0])
+
+
+def command(board: Protocol, record: dict[str, Any]) -> str:
     """What trains it."""
-    config = protocol(BOARD).pretrain.rpartition("/")
+    config = board.pretrain.rpartition("/")
     words = [w for w in record["overrides"] if not w.startswith("sparse.dense_checkpoint")]
     return (
         f"python3 main_pretrain.py --config-path {config[0]} --config-name {config[2]} "
@@ -153,7 +160,7 @@ def differences(entries: Sequence[dict[str, Any]], zoo: Path) -> list[str]:
     found = []
     for entry in entries:
         folder = (zoo / entry["checkpoint"]["path"]).parent
-        again = measured(protocol(BOARD), folder)
+        again = measured(board_of(entry["name"]), folder)
         for key, value in again.items():
             print(f"{entry['name']:32}{key:12}{entry[key]:8.2f}{value:8.2f}", flush=True)
             if abs(value - entry[key]) > TOLERANCE:
@@ -163,7 +170,7 @@ def differences(entries: Sequence[dict[str, Any]], zoo: Path) -> list[str]:
 
 def card(entry: dict[str, Any], record: dict[str, Any], size: int) -> str:
     """What a user has to know, in Markdown."""
-    board = protocol(BOARD)
+    board = board_of(entry["name"])
     linear, knn = (f"{record[key]:.2f}" for key in ("linear_acc1", "knn_acc1"))
     return f"""# {entry["name"]}
 

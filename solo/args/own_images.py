@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from solo.data.datasets.layout import Layout
     from solo.data.datasets.sampled import Sampled
 
-SMALL = 64  # pixels up to which a ResNet keeps the resolution in its stem (CIFAR's)
-SMALL_ON_CPU = 32  # likewise without a GPU, where that stem costs many times the other
+SMALL = 32  # pixels up to which a ResNet keeps the resolution in its stem (CIFAR's)
+FINE = 64  # up to which that stem may be worth its price: many times that of the other
 BLUR_FROM = 96  # pixels from which on views are blurred, as SimCLR leaves it out on CIFAR
 RESIDENT_SHARE = 0.5  # of the free memory that images may take before they are read from files
 _LABELS_NEEDED = ("supcon", "supervised", "s4l")
@@ -212,7 +212,7 @@ def _set_encoder(cfg: DictConfig, layout: Layout, images: Sampled, size: int) ->
     encoder, name = cfg.backbone, str(required(cfg, "backbone.name"))
     patch, lines = 1, []
     if _is_auto(cfg, "backbone.small_stem"):
-        encoder.small_stem = size <= (SMALL if _has_gpu(cfg) else SMALL_ON_CPU)
+        encoder.small_stem = size <= SMALL
         if name.startswith("resnet"):
             lines.append(f"encoder: {name}, {_stem(encoder.small_stem, size)}")
     if name.startswith(_SIZED):
@@ -231,8 +231,8 @@ def _set_encoder(cfg: DictConfig, layout: Layout, images: Sampled, size: int) ->
 def _stem(small: bool, size: int) -> str:
     if small:
         return f"CIFAR's 3x3 stem at {size} pixels"
-    spared = " (no GPU here; backbone.small_stem=True sees finer detail and is slower)"
-    return f"7x7 stem at {size} pixels{spared if size <= SMALL else ''}"
+    other = " (backbone.small_stem=True sees finer detail and is many times slower)"
+    return f"7x7 stem at {size} pixels{other if size <= FINE else ''}"
 
 
 def _patch(size: int) -> int:

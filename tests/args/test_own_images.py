@@ -86,14 +86,12 @@ def test_what_a_flat_folder_means(flat):
     assert cfg.backbone.small_stem is False
 
 
+@pytest.mark.parametrize("gpu", [True, False])
 @pytest.mark.parametrize(
-    ("size", "gpu", "small", "said"),
-    [
-        *((32, False, True, False), (33, False, False, True), (64, True, True, False)),
-        *((64, False, False, True), (65, True, False, False), (65, False, False, False)),
-    ],
+    ("size", "small", "said"),
+    [(32, True, False), (33, False, True), (64, False, True), (65, False, False)],
 )
-def test_the_stem_follows_the_size_and_the_machine(folder, monkeypatch, size, gpu, small, said):
+def test_the_stem_follows_the_size_on_every_machine(folder, monkeypatch, size, gpu, small, said):
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     cfg = composed(folder, "accelerator=auto", "precision=32-true", size=size)
     line = next(line for line in own_images.settle(cfg) if line.startswith("encoder: "))

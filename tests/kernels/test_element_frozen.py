@@ -17,7 +17,8 @@ from sparse_ext.kernels.element import choice, native
 from sparse_ext.kernels.element.frozen import Faster, faster
 from sparse_ext.kernels.element.swap import element_layers
 from sparse_ext.masks.masked_layers import Masked
-from tests.kernels.test_element_layers import masked_conv, off, prune, resnet
+from tests.kernels.helpers import masked_conv, prune
+from tests.kernels.test_element_layers import off, resnet
 
 pytestmark = [
     pytest.mark.unit,

@@ -72,7 +72,7 @@ def test_packed_it_opens_by_its_name_with_rounded_weights(zoo, runs, monkeypatch
     figures = {"linear_acc1": 79.9, "knn_acc1": 75.1}
     monkeypatch.setattr(encoders, "measured", lambda board, where: figures)
     before = json.loads((zoo / "manifest.json").read_text())
-    assert encoders.pack(folder, zoo) == ["digits-lejepa-dense"]
+    assert encoders.pack("digits", folder, zoo) == ["digits-lejepa-dense"]
     manifest = json.loads((zoo / "manifest.json").read_text())
     assert manifest["models"] == before["models"]
     (entry,) = manifest["encoders"]
@@ -86,13 +86,13 @@ def test_packed_it_opens_by_its_name_with_rounded_weights(zoo, runs, monkeypatch
     for text in ("79.90 %", "80.00 %", "CC BY 4.0", entry["command"], "**Seed**: 0"):
         assert text in card
     assert list(verify._encoders(manifest, zoo, set())) == []
-    encoders.pack(folder, zoo)  # again: replaced, not added
+    encoders.pack("digits", folder, zoo)  # again: replaced, not added
     assert json.loads((zoo / "manifest.json").read_text())["encoders"] == [entry]
 
 
 def test_what_is_wrong_with_an_encoder_is_named(zoo, runs, monkeypatch):
     monkeypatch.setattr(encoders, "measured", lambda *_: {"linear_acc1": 1.0, "knn_acc1": 1.0})
-    encoders.pack(runs[0], zoo)
+    encoders.pack("digits", runs[0], zoo)
     manifest = json.loads((zoo / "manifest.json").read_text())
     entry = manifest["encoders"][0]
     place = zoo / "digits" / entry["name"]
@@ -115,23 +115,23 @@ def test_what_is_wrong_with_an_encoder_is_named(zoo, runs, monkeypatch):
 
 
 def test_figures_that_are_not_confirmed_are_named(zoo, monkeypatch, capsys):
-    entry = {"name": "e", "checkpoint": {"path": "e/encoder.safetensors"}}
+    entry = {"name": "digits-lejepa-cdg", "checkpoint": {"path": "e/encoder.safetensors"}}
     entry |= {"linear_acc1": 80.0, "knn_acc1": 70.0}
     monkeypatch.setattr(encoders, "measured", lambda *_: {"linear_acc1": 80.09, "knn_acc1": 70.2})
     found = encoders.differences([entry], zoo)
-    assert found == ["e: knn_acc1 is 70.2, its card says 70.0"]
+    assert found == ["digits-lejepa-cdg: knn_acc1 is 70.2, its card says 70.0"]
 
 
 def test_a_folder_without_such_cells_is_refused(zoo, tmp_path):
     with pytest.raises(DataError, match="none of its finished cells is in the list"):
-        encoders.pack(tmp_path, zoo)
+        encoders.pack("digits", tmp_path, zoo)
 
 
 def test_every_name_stands_for_a_cell_of_the_leaderboard():
     from scripts.experiments.leaderboard import results
 
-    for cell in encoders.ENCODERS.values():
-        assert results.named("digits", cell).name == cell
+    for board, cell in encoders.ENCODERS.values():
+        assert results.named(board, cell).name == cell
 
 
 @pytest.mark.slow

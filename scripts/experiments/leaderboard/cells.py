@@ -120,6 +120,8 @@ def _pair() -> Iterator[Cell]:
     for seed in SEEDS:
         yield Cell("dense", "none", 0.0, seed)
         yield Cell("synccp", "element", 0.8, seed, setting="short")
+    for seed in SEEDS:
+        yield Cell("synccp", "element", 0.9, seed, setting="short")
 
 
 def _digits() -> Iterator[Cell]:
