@@ -72,15 +72,13 @@ def find_resume(cfg: DictConfig, logdir: Path) -> Resume:
         path = resumable(path)
     except CheckpointError as error:
         raise CheckpointError(f"resume_from_checkpoint: {error}") from error
-    state = read_training_state(path)
-    check_training_state(state, path)
-    return Resume(path, run_id, None, _is_finished(state, cfg))
+    return Resume(path, run_id, None, _is_finished(read_training_state(path), cfg))
 
 
 def _is_finished(state: Mapping[str, Any], cfg: DictConfig) -> bool:
     try:
         done = int(state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-    except (KeyError, TypeError, ValueError):  # of another version of Lightning, which will say so
+    except (LookupError, TypeError, ValueError):  # damaged, as `check_training_state` will say
         return False
     steps = cfg.get("max_steps") or -1
     return done >= cfg.max_epochs > 0 or 0 < steps <= state["global_step"]

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -162,7 +163,8 @@ def _trainer(arguments: dict[str, Any], loggers: list, callbacks: list[Callback]
     if arguments["strategy"] == "auto" or isinstance(arguments["strategy"], DDPStrategy):
         given = arguments.get("plugins") or []
         given = list(given) if isinstance(given, (list, tuple)) else [given]
-        arguments = {**arguments, "plugins": [*given, CheckpointWriter()]}
+        if not any(isinstance(plugin, CheckpointIO) for plugin in given):
+            arguments = {**arguments, "plugins": [*given, CheckpointWriter()]}
     try:
         return Trainer(**arguments, logger=loggers, callbacks=callbacks, enable_checkpointing=False)
     except (TypeError, ValueError, MisconfigurationException) as error:

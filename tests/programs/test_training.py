@@ -5,8 +5,11 @@ import functools
 
 import pytest
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from solo.args.pretrain import parse_cfg
+from solo.checkpoints.writer import CheckpointWriter
+from solo.programs import training
 from solo.programs.training import find_resume, trainer_arguments
 from tests.programs.tiny import PRETRAIN, config
 
@@ -75,3 +78,11 @@ def test_files_with_pickled_methods_can_be_resumed(tmp_path):
     cleaned = torch.load(find_resume(cfg, tmp_path).path)
     assert cleaned["lr_schedulers"][0]["last_epoch"] == 3
     assert torch.equal(cleaned["state_dict"]["backbone.w"], torch.ones(2))
+
+
+def test_checkpoints_are_written_by_our_own_plugin_or_by_the_one_that_is_given():
+    for given in (None, [TorchCheckpointIO()], TorchCheckpointIO()):
+        plain = {"strategy": "auto", "accelerator": "cpu", "devices": 1, "plugins": given}
+        plain |= {"barebones": False, "enable_progress_bar": False}
+        writer = training._trainer(plain, [], []).strategy.checkpoint_io
+        assert type(writer) is (CheckpointWriter if given is None else TorchCheckpointIO)
