@@ -42,9 +42,3 @@ native = gradient(lambda t: torch.native_layer_norm(t, (4,), None, None, 1e-5)[1
 plain = gradient(lambda t: torch.var_mean(t, 1, keepdim=True)[1])
 expect(f"gradient through x - mean: {native:g} and {plain:g}", (native, plain) == (1, 0.75))
 PYTHON
-chmod +x findings/torch_native_norm_statistics_without_gradient.sh
-python3 - <<'E'
-p='/work/wt/lead/findings/README.md'; t=open(p).read()
-a=t.index('| [torch_zero_vector_gradients]')
-t=t[:a]+"| [torch_native_norm_statistics_without_gradient](torch_native_norm_statistics_without_gradient.sh) | mean and deviation that `torch.native_layer_norm` returns can be part of a loss | norms of slim networks have a gradient of their own, compared with the full network's in tests |\n"+t[a:]
-open(p,'w').write(t)
