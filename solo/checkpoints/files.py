@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,12 +80,12 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
     Raises:
         OutputError: the disk refuses it.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     with whole_file(path) as partial:
-        save_file(tensors, partial, metadata)
+        # `save_file` has a temporary file of its own, which would stay where the process is killed
+        partial.write_bytes(save(tensors, metadata))
         _sort_metadata(partial)
-        partial.chmod(0o666 & ~_umask())  # the library's own is 0600
     return Path(path)
 
 
@@ -103,13 +102,6 @@ def _sort_metadata(file: Path) -> None:
         if len(text) <= length:  # spaces fill up a header, by the format's own rule
             opened.seek(8)
             opened.write(text.ljust(length))
-
-
-def _umask() -> int:
-    """What this process takes away from the permissions of new files."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def existing_file(path: Path) -> Path:

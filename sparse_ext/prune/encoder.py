@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import chain
@@ -73,10 +74,7 @@ class Store:
 
     def clear(self) -> None:
         """Remove the files; the result has been written."""
-        for path in self.folder.glob("*.safetensors"):
-            path.unlink()
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
