@@ -105,7 +105,7 @@ class SparseConfig:
     budget: str | None = None
     slim_at: float | None = None
     multiple: int = 1
-    kernel: str = "dense"
+    kernel: str = "auto"
     seed: int | None = None
     debug: bool = False
 

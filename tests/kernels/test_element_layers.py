@@ -370,19 +370,6 @@ def test_auto_takes_what_measures_faster(monkeypatch):
     assert [round(d, 1) for d in asked] == [0.5, 0.4, 0.2]
 
 
-def test_bounds_are_kept_in_a_file(tmp_path):
-    path = tmp_path / "deep" / "bounds.json"
-    first = choice.Bounds(path)
-    first.learn("a", 0.2, True)
-    first.learn("a", 0.6, False)
-    second = choice.Bounds(path)
-    assert second.decided("a", 0.1) is True
-    assert second.decided("a", 0.7) is False
-    assert second.decided("a", 0.4) is None
-    path.write_text("{", encoding="utf-8")
-    assert choice.Bounds(path).decided("a", 0.1) is None
-
-
 @able
 def test_measuring_leaves_random_numbers_alone():
     state = torch.get_rng_state()
@@ -394,7 +381,7 @@ def test_measuring_leaves_random_numbers_alone():
 
 @able
 def test_small_layers_stay_dense_and_build_nothing(monkeypatch):
-    monkeypatch.setattr(choice, "ready", lambda: pytest.fail("nothing is asked for"))
+    monkeypatch.setattr(choice, "ready", lambda _: pytest.fail("nothing is asked for"))
     conv = masked_conv()
     conv.__class__ = ElementConv2d
     conv.kernel = "auto"
