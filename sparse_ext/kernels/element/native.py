@@ -135,8 +135,13 @@ _compilers: list[subprocess.Popen] = []
 
 def _compiler(command: list[str]) -> tuple[int, str]:
     """Its exit status and what it says, unless somebody stops it."""
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
         _compilers.append(process)
         try:
             told = process.communicate()[1]
