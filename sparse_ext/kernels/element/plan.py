@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from sparse_ext.kernels.element.tiles import Cut, Extent, Machine, cut
 from sparse_ext.kernels.plan import Window
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = "forward", "input gradient", "weight gradient"
+BOTH_GRADIENTS = "both gradients"
 # fmt: off
+_TO_INPUT = (INPUT_GRADIENT, BOTH_GRADIENTS)
 _GEOMETRY = (
     "images", "first", "lanes", "groups",
     "sc", "sh", "sw", "ssy", "ssx", "tc", "th", "tw", "tsy", "tsx",
@@ -53,13 +56,15 @@ class _Lists(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("segments", "ranges", "phases")]
 
 
-def machine(dtype: torch.dtype, dots: bool) -> Machine:
+def machine(dtype: torch.dtype, kind: str) -> Machine:
     """What the compiled kernel holds in registers for activations of `dtype`."""
     lanes = int(library().element_lanes())
-    wide = lanes == 16
     if dtype == torch.bfloat16:
-        return Machine(2 * lanes, 2, 8 * lanes, 25 if dots else 13, pairs=True)
-    return Machine(lanes, 4, 4 * lanes, (25 if dots else 28) if wide else (10 if dots else 12))
+        capacity = {WEIGHT_GRADIENT: 25, BOTH_GRADIENTS: 12}.get(kind, 13)
+        return Machine(2 * lanes, 2, 8 * lanes, capacity, pairs=True)
+    wide = {WEIGHT_GRADIENT: 25, BOTH_GRADIENTS: 20}.get(kind, 28)
+    narrow = {WEIGHT_GRADIENT: 10, BOTH_GRADIENTS: 0}.get(kind, 12)
+    return Machine(lanes, 4, 4 * lanes, wide if lanes == 16 else narrow)
 
 
 def fingerprint(mask: Tensor) -> int:
@@ -111,17 +116,29 @@ class Plan:
     def _make(
         self, kind: str, images: int, size: tuple[int, int], dtype: torch.dtype
     ) -> list[Pass]:
-        box = machine(dtype, kind == WEIGHT_GRADIENT)
-        images, size = self._reshaped(images, size, box.width)
+        box = machine(dtype, kind)
+        images, size, groups = self._groups(kind, images, size, box)
         found, first = [], 0
-        for lanes, groups in _groups(images, box.width, math.prod(self._sides(size, kind))):
-            found.append(Pass(self, kind, (images, first, lanes, groups), size, box))
-            first += lanes * groups
+        for lanes, count in groups:
+            found.append(Pass(self, kind, (images, first, lanes, count), size, box))
+            first += lanes * count
         return found
+
+    def joins(self, images: int, size: tuple[int, int], dtype: torch.dtype) -> bool:
+        """Whether passes of `BOTH_GRADIENTS` exist: for images that fill the vectors."""
+        box = machine(dtype, BOTH_GRADIENTS)
+        groups = self._groups(BOTH_GRADIENTS, images, size, box)[2]
+        return box.capacity > 0 and all(lanes % box.width == 0 for lanes, _ in groups)
+
+    def _groups(
+        self, kind: str, images: int, size: tuple[int, int], box: Machine
+    ) -> tuple[int, tuple[int, int], list[tuple[int, int]]]:
+        images, size = self._reshaped(images, size, box.width)
+        return images, size, _groups(images, box.width, math.prod(self._sides(size, kind)))
 
     def _sides(self, size: tuple[int, int], kind: str) -> tuple[int, int]:
         """Rows and columns of the target."""
-        return size if kind == INPUT_GRADIENT else self.window.output_size(size, self.shape[2:])  # type: ignore[arg-type]
+        return size if kind in _TO_INPUT else self.window.output_size(size, self.shape[2:])  # type: ignore[arg-type]
 
     def _reshaped(self, images: int, size: tuple[int, int], width: int) -> tuple[int, Any]:
         """Without neighbours, pixels are images: as many of them as a vector holds."""
@@ -160,13 +177,14 @@ class Pass:
         segments = torch.empty(g.nob * g.ncb * g.ob + g.nob * g.ob, 4, dtype=torch.int32)
         ranges = torch.empty(g.nob * g.ncb + 1, dtype=torch.int32)
         self._offsets, self.at = (torch.empty(plan.count + 64, dtype=torch.int32) for _ in "ab")
-        kernel = _kernel(plan, kind == INPUT_GRADIENT)
+        kernel = _kernel(plan, kind in _TO_INPUT)
         made = library().element_list(
             ctypes.addressof(g), ctypes.addressof(kernel), plan.mask.data_ptr(), slots.data_ptr(),
             box.size, int(kind != WEIGHT_GRADIENT), self._offsets.data_ptr(), self.at.data_ptr(),
             segments.data_ptr(), ranges.data_ptr(),
         )  # fmt: skip
         self.count, segments = plan.count, segments[:made].clone()
+        self.at = self.at[: self.count]
         if box.pairs and kind != WEIGHT_GRADIENT:
             segments = self._pair(segments)
         else:
@@ -182,8 +200,8 @@ class Pass:
         first, second = (torch.zeros(most, dtype=torch.int32) for _ in "ab")
         both = torch.zeros(2 * most, dtype=torch.int32)
         pointers = (t.data_ptr() for t in (self._offsets, self.at, paired, first, second, both))
-        made = library().element_pairs(segments.data_ptr(), len(segments), *pointers)
-        self._offsets, self._second, self.at, self.count = first, second, both, int(made)
+        made: int = library().element_pairs(segments.data_ptr(), len(segments), *pointers)
+        self._offsets, self._second, self.at, self.count = first, second, both[: 2 * made], made
         self.entries = torch.empty(self.count + 1, 3, dtype=torch.int32)
         return paired
 
@@ -222,14 +240,31 @@ class Pass:
 
     def add_gradient(self, source: Tensor, grad: Tensor, to: Tensor) -> None:
         """Add the gradient of the kept weights to `to` (float32, laid out as the weight)."""
-        lib, geometry = library(), self._at_work()
-        slots = lib.element_slots(geometry)
-        sums = torch.empty(slots, self.count + 1, dtype=torch.float32)
-        function = lib.element_sums_half if self.box.pairs else lib.element_sums
-        pointers = source.data_ptr(), grad.data_ptr(), self.entries.data_ptr()
-        function(geometry, ctypes.addressof(self.lists), *pointers, self.count, sums.data_ptr())
-        rest = self.at.data_ptr(), self.count, to.data_ptr()
-        lib.element_scatter(sums.data_ptr(), slots, *rest)
+        function = library().element_sums_half if self.box.pairs else library().element_sums
+        with self._sums(to) as sums:
+            function(
+                self._at_work(), ctypes.addressof(self.lists), source.data_ptr(), grad.data_ptr(),
+                self.entries.data_ptr(), *sums,
+            )  # fmt: skip
+
+    def run_both(
+        self, grad: Tensor, target: Tensor, further: Tensor | None, inputs: Tensor, to: Tensor
+    ) -> None:
+        """target = the input gradient + further; the weight gradient is added to `to`."""
+        function = library().element_both_half if self.box.pairs else library().element_both
+        with self._sums(to) as sums:
+            function(
+                self._at_work(), ctypes.addressof(self.lists), grad.data_ptr(),
+                self.entries.data_ptr(), target.data_ptr(), _ptr(further), inputs.data_ptr(), *sums,
+            )  # fmt: skip
+
+    @contextmanager
+    def _sums(self, to: Tensor) -> Iterator[tuple[int, int]]:
+        """How many sums a thread takes, and where to; then they are added to `to`."""
+        slots, count = library().element_slots(self._at_work()), len(self.at)
+        sums = torch.empty(slots, count, dtype=torch.float32)
+        yield count, sums.data_ptr()
+        library().element_scatter(sums.data_ptr(), slots, self.at.data_ptr(), count, to.data_ptr())
 
     def _at_work(self) -> int:
         self.geometry.threads = torch.get_num_threads()
@@ -258,7 +293,7 @@ def _geometry(
     ends = [(min(s), max(s)) for s in shifts]
     here, there = (inputs, *size, *w.stride), (outputs, *out, 1, 1)
     used = sorted({(y, x) for y in phase[0] for x in phase[1]})
-    if kind == INPUT_GRADIENT:
+    if kind in _TO_INPUT:
         here, there = (outputs, *out, 1, 1), (inputs, *size, *w.stride)
         ends, used = [(-high, -low) for low, high in ends], [(0, 0)]
     slots = torch.full((math.prod(w.stride),), -1, dtype=torch.int64)

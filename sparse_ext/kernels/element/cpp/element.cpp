@@ -73,6 +73,17 @@ void element_pass(const Geometry* g, const Lists* lists, const float* source, co
   Pass<Float>(*g, *lists).run(source, entries, target, {scale, bias, residual, relu != 0});
 }
 
+#ifdef __AVX512F__
+
+// The input gradient to `target`, and with the layer's inputs sums as `element_sums` has them.
+void element_both(const Geometry* g, const Lists* lists, const float* source, const Entry* entries,
+    float* target, const float* further, const float* inputs, int64_t count, float* sums) {
+  Pass<Float>(*g, *lists).both(source, entries, target, {nullptr, nullptr, further}, inputs, count,
+      sums);
+}
+
+#endif
+
 int64_t element_slots(const Geometry* g) {
   return std::max<int64_t>(1, std::min(g->threads, g->groups * g->tiles()));
 }
@@ -87,6 +98,7 @@ void element_scatter(const float* sums, int64_t slots, const int32_t* at, int64_
     float* gradient) {
   for (int64_t i = 0; i < count; ++i) {
     if (i + AHEAD < count) _mm_prefetch((const char*)(gradient + at[i + AHEAD]), _MM_HINT_T0);
+    if (at[i] < 0) continue; // a weight without a partner
     float sum = sums[i];
     for (int64_t slot = 1; slot < slots; ++slot) sum += sums[slot * count + i];
     gradient[at[i]] += sum;
@@ -129,6 +141,13 @@ void element_pass_half(const Geometry* g, const Lists* lists, const uint16_t* so
     const PairEntry* entries, uint16_t* target, const float* scale, const float* bias,
     const uint16_t* residual, int64_t relu) {
   Pass<Half>(*g, *lists).run(source, entries, target, {scale, bias, residual, relu != 0});
+}
+
+void element_both_half(const Geometry* g, const Lists* lists, const uint16_t* source,
+    const PairEntry* entries, uint16_t* target, const uint16_t* further, const uint16_t* inputs,
+    int64_t count, float* sums) {
+  Pass<Half>(*g, *lists).both(source, entries, target, {nullptr, nullptr, further}, inputs, count,
+      sums);
 }
 
 void element_sums_half(const Geometry* g, const Lists* lists, const uint16_t* source,
