@@ -62,7 +62,7 @@ def machine(dtype: torch.dtype, kind: str) -> Machine:
     if dtype == torch.bfloat16:
         capacity = {WEIGHT_GRADIENT: 25, BOTH_GRADIENTS: 12}.get(kind, 13)
         return Machine(2 * lanes, 2, 8 * lanes, capacity, pairs=True)
-    wide = {WEIGHT_GRADIENT: 25, BOTH_GRADIENTS: 20}.get(kind, 28)
+    wide = {WEIGHT_GRADIENT: 25, BOTH_GRADIENTS: 13}.get(kind, 28)
     narrow = {WEIGHT_GRADIENT: 10, BOTH_GRADIENTS: 0}.get(kind, 12)
     return Machine(lanes, 4, 4 * lanes, wide if lanes == 16 else narrow)
 
@@ -287,7 +287,7 @@ def _geometry(
 ) -> tuple[Geometry, Tensor, Tensor]:
     """It, the phases of the source in use, and which of them each phase is (-1: none)."""
     outputs, inputs, *kernel = plan.shape
-    w, dots = plan.window, kind == WEIGHT_GRADIENT
+    w = plan.window
     out = w.output_size(size, (kernel[0], kernel[1]))
     shifts, phase = zip(*(_taps(kernel[d], w, d) for d in (0, 1)), strict=True)
     ends = [(min(s), max(s)) for s in shifts]
@@ -304,7 +304,10 @@ def _geometry(
     density = math.ceil(plan.density * 64) / 64 if plan.density > 1 / 8 else plan.density
     taps = kernel[0] * kernel[1] / (there[3] * there[4])
     halo = (ends[0][1] - ends[0][0], ends[1][1] - ends[1][0])
-    extent = Extent(here[0], len(used), halo, planes, rows, cols, _coarse(density), taps, dots)  # type: ignore[arg-type]
+    extent = Extent(
+        here[0], len(used), halo, planes, rows, cols, _coarse(density), taps,  # type: ignore[arg-type]
+        kind == WEIGHT_GRADIENT, kind == BOTH_GRADIENTS,
+    )  # fmt: skip
     c = _overruled(cut(extent, batch[2], box), kind)
     values = (
         *batch, *here, *there, *ends[0], *ends[1], len(used), -(-rows // c.strips),

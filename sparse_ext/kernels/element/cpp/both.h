@@ -54,7 +54,7 @@ void sum_both(const Products& p, const Inputs& inputs, const Entry* entries) {
     float* own = (float*)p.sums + s.target * (R * W * L);
     V v[R][W];
     begin_sums(s, own, v);
-    const Own<R, W, 2 * R * W <= 26> x(inputs, s.target);
+    const Own<R, W, true> x(inputs, s.target);
     const Entry *e = entries + s.begin, *end = e + s.count;
     for (; e < end; ++e) {
       const char* q = source + e->offset;

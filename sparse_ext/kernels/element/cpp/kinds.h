@@ -16,7 +16,7 @@ struct Float {
   static constexpr int64_t WIDTH = L; // elements of a vector
   static constexpr int64_t SUMS = VECTOR; // bytes of the sums of a vector
   static constexpr int CAP = L == 16 ? 28 : 12, DOT_CAP = L == 16 ? 25 : 10;
-  static constexpr int BOTH_CAP = L == 16 ? 20 : 0;
+  static constexpr int BOTH_CAP = L == 16 ? 13 : 0;
 
   struct Multiply {
     V operator()(V a, V b) const { return mul(a, b); }
