@@ -78,6 +78,7 @@ void sum_both(const Products& p, const Inputs& inputs, const Entry* entries) {
       weights.add_to_next(t[0]);
     }
     end_sums(p, s, own, v);
+    weights.flush();
   }
   weights.end();
 }
@@ -126,6 +127,7 @@ void sum_both_pairs(const Products& p, const Inputs& inputs, const PairEntry* en
       for (int j = 0; j < 2; ++j) weights.add_to_next(K == 2 ? add(t[j][0], t[j][1]) : t[j][0]);
     }
     end_sums(p, s, own, v);
+    weights.flush();
   }
   weights.end();
 }

@@ -45,25 +45,34 @@ inline V totals(const V (&v)[L]) {
 }
 #endif
 
-// The totals of vectors that come one after another, added to a row of numbers.
+// The totals of vectors that come one after another, added to a row of numbers. They wait until the
+// registers are free: 16 of them are added up at once.
 class Totals {
  public:
   explicit Totals(float* out) : out_(out) {}
 
   ALWAYS_INLINE void add_to_next(V sum) {
-    put((float*)&waiting_[fill_], sum);
-    if (++fill_ < L) return;
-    put(out_, add(get(out_), totals(waiting_)));
-    out_ += L;
-    fill_ = 0;
+    put(waiting_ + (count_++ & (ROOM - 1)) * L, sum);
+    if (count_ - done_ == ROOM) flush();
+  }
+  __attribute__((noinline)) void flush() {
+    for (; count_ - done_ >= L; done_ += L, out_ += L) {
+      const float* from = waiting_ + (done_ & (ROOM - 1)) * L;
+      V v[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) v[i] = get(from + i * L);
+      put(out_, add(get(out_), totals(v)));
+    }
   }
   void end() {
-    for (int k = 0; k < fill_; ++k) out_[k] += total(waiting_[k]);
+    flush();
+    for (; done_ < count_; ++done_) *out_++ += total(get(waiting_ + (done_ & (ROOM - 1)) * L));
   }
 
  private:
-  V waiting_[L];
-  int fill_ = 0;
+  static constexpr int64_t ROOM = 64;
+  alignas(64) float waiting_[ROOM * L];
+  int64_t count_ = 0, done_ = 0;
   float* out_;
 };
 
@@ -111,6 +120,7 @@ void dot(const Dots& d, const Where* entries, Mul mul) {
       for (int k = 1; k < K; ++k) sum = add(sum, t[k]);
       totals.add_to_next(sum);
     }
+    totals.flush();
   }
   totals.end();
 }

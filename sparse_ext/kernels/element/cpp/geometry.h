@@ -85,7 +85,7 @@ struct Source {
     }
   }
 
-  void pack(const Tile& t, int64_t c0, int64_t c1, S* to) const {
+  __attribute__((noinline)) void pack(const Tile& t, int64_t c0, int64_t c1, S* to) const {
     const int64_t rows = t.rows + g.max_y - g.min_y, cols = t.cols + g.max_x - g.min_x;
     const int64_t pitch = g.pitch(), step = g.ssx * g.images;
     const bool exact = g.lanes * (int64_t)sizeof(S) % VECTOR == 0;

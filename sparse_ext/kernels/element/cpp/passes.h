@@ -98,7 +98,7 @@ class Pass {
     const int64_t runs = t.runs(g_), vectors = t.vectors(g_, T::WIDTH), size = sizeof(S);
     S* packed = (S*)scratch.take(PACKED, packed_bytes());
     char* sums = scratch.take(SUMS, g_.ob * runs * vectors * T::SUMS);
-    Ahead rows = ahead(scratch, inputs ? g_.ob * g_.rows : 0);
+    Ahead rows = ahead(scratch, 2 * g_.ob * g_.rows);
     const bool straight = direct(t, g_.tsx);
     const int64_t first = ((t.y0 * g_.tsy) * g_.tw + t.x0 * g_.tsx) * g_.images + t.image;
     const int64_t target_row = g_.tsy * g_.tw * g_.images * size;
@@ -118,7 +118,8 @@ class Pass {
       } else if (next != task) {
         rows.source(source, tile(next), 0, std::min(g_.sc, g_.cb));
         const int64_t p0 = next % g_.nob * g_.ob;
-        if (inputs) rows.planes(g_, inputs, tile(next), p0, planes_from(p0));
+        for (const S* other : {inputs, (const S*)after.residual})
+          if (other) rows.planes(g_, other, tile(next), p0, planes_from(p0));
       }
       const int32_t* range = lists_.ranges + ob * g_.ncb + cb;
       const Products products{lists_.segments + range[0], range[1] - range[0], (const char*)packed,
