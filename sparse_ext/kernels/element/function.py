@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sparse_ext.kernels.element.lanes import empty_lanes, from_lanes, to_lanes
-from sparse_ext.kernels.element.native import library
-from sparse_ext.kernels.element.plan import (
+from sparse_ext.kernels.element.geometry import (
     BOTH_GRADIENTS,
     FORWARD,
     INPUT_GRADIENT,
     WEIGHT_GRADIENT,
-    Plan,
-    machine,
 )
+from sparse_ext.kernels.element.lanes import empty_lanes, from_lanes, to_lanes
+from sparse_ext.kernels.element.native import library
+from sparse_ext.kernels.element.plan import Plan, machine
 
 
 def native_type(dtype: torch.dtype) -> torch.dtype:
@@ -55,7 +54,7 @@ def products(
     out = empty_lanes((len(x), plan.shape[0], *size), kind)
     rest = None if residual is None else to_lanes(residual.to(kind))
     for part in plan.passes(FORWARD, len(x), (x.shape[2], x.shape[3]), kind):
-        part.fill(weight, key)
+        part.fill(plan, weight, key)
         part.run(source, out, scale, bias, rest, relu)
     return out if kind == x.dtype else out.to(x.dtype)
 
@@ -73,7 +72,7 @@ def input_gradient(
     out = empty_lanes((len(grad), plan.shape[1], *size), kind)
     rest = None if further is None else to_lanes(further.to(kind))
     for part in plan.passes(INPUT_GRADIENT, len(grad), size, kind):
-        part.fill(weight)
+        part.fill(plan, weight)
         part.run(source, out, residual=rest)
     return out if kind == grad.dtype else out.to(grad.dtype)
 
@@ -82,10 +81,10 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, plan: Plan) -> Tens
     """The gradient of kept weights, zero elsewhere; shape and memory format of `weight`."""
     kind = native_type(x.dtype)
     source, grad = to_lanes(x.to(kind)), to_lanes(grad.to(kind))
-    out = torch.zeros_like(weight)
+    values = torch.zeros(plan.count)
     for part in plan.passes(WEIGHT_GRADIENT, len(x), (x.shape[2], x.shape[3]), kind):
-        part.add_gradient(source, grad, out)
-    return out
+        part.add_gradient(source, grad, values)
+    return plan.spread(values, weight)
 
 
 def both_gradients(
@@ -97,12 +96,12 @@ def both_gradients(
         to_x = input_gradient(grad, weight, plan, size, further)
         return to_x, weight_gradient(x, grad, weight, plan)
     source, grad = to_lanes(x.to(kind)), to_lanes(grad.to(kind))
-    out, to_weight = empty_lanes(tuple(x.shape), kind), torch.zeros_like(weight)
+    out, values = empty_lanes(tuple(x.shape), kind), torch.zeros(plan.count)
     rest = None if further is None else to_lanes(further.to(kind))
     for part in plan.passes(BOTH_GRADIENTS, len(x), size, kind):
-        part.fill(weight)
-        part.run_both(grad, out, rest, source, to_weight)
-    return out if kind == x.dtype else out.to(x.dtype), to_weight
+        part.fill(plan, weight)
+        part.run_both(grad, out, rest, source, values)
+    return out if kind == x.dtype else out.to(x.dtype), plan.spread(values, weight)
 
 
 def dense_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, plan: Plan) -> Tensor:

@@ -15,27 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ext.kernels.element.native import library
-from sparse_ext.kernels.element.tiles import Cut, Extent, Machine, cut
-from sparse_ext.kernels.plan import Window
-
-FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = "forward", "input gradient", "weight gradient"
-BOTH_GRADIENTS = "both gradients"
-# fmt: off
-_TO_INPUT = (INPUT_GRADIENT, BOTH_GRADIENTS)
-_GEOMETRY = (
-    "images", "first", "lanes", "groups",
-    "sc", "sh", "sw", "ssy", "ssx", "tc", "th", "tw", "tsy", "tsx",
-    "min_y", "max_y", "min_x", "max_x", "phases",
-    "rows", "cols", "flat", "cb", "ncb", "ob", "nob", "strips", "coltiles", "threads",
+from sparse_ext.kernels.element.geometry import (
+    BOTH_GRADIENTS,
+    TO_INPUT,
+    WEIGHT_GRADIENT,
+    Weight,
+    geometry_of,
 )
-# fmt: on
-
-
-class Geometry(ctypes.Structure):
-    """The struct `Geometry` of geometry.h."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in _GEOMETRY]
+from sparse_ext.kernels.element.native import library
+from sparse_ext.kernels.element.tiles import Machine
+from sparse_ext.kernels.plan import Window
 
 
 class _Kernel(ctypes.Structure):
@@ -97,6 +86,23 @@ class Plan:
         self.count = int(mask.count_nonzero())
         self.density = self.count / max(1, mask.numel())
         self._passes: dict[tuple, list[Pass]] = {}
+        ranks = torch.cumsum(_as_stored(self.mask, self.steps), 0, dtype=torch.int32)
+        self._kept = _as_stored(self.mask, self.steps).nonzero()[:, 0].int()
+        self.ranks = ranks.sub_(1)
+
+    def values(self, weight: Tensor, half: bool = False) -> Tensor:
+        """The kept weights in the order of memory; half: rounded to bfloat16, as bits."""
+        values = torch.empty(self.count, dtype=torch.float32)
+        kept = self._kept.data_ptr()
+        library().element_gather(weight.data_ptr(), kept, self.count, int(half), values.data_ptr())
+        return values
+
+    def spread(self, values: Tensor, like: Tensor) -> Tensor:
+        """`values` of the kept weights as a tensor laid out `like` the weight, zero elsewhere."""
+        out = torch.empty_like(like)
+        rest = self._kept.data_ptr(), self.count, out.numel(), out.data_ptr()
+        library().element_spread(values.data_ptr(), *rest)
+        return out
 
     def fits(self, mask: Tensor, steps: Sequence[int]) -> bool:
         """Whether this plan is still that of `mask`, whose bytes are read, and of the weight."""
@@ -138,7 +144,7 @@ class Plan:
 
     def _sides(self, size: tuple[int, int], kind: str) -> tuple[int, int]:
         """Rows and columns of the target."""
-        return size if kind in _TO_INPUT else self.window.output_size(size, self.shape[2:])  # type: ignore[arg-type]
+        return size if kind in TO_INPUT else self.window.output_size(size, self.shape[2:])  # type: ignore[arg-type]
 
     def _reshaped(self, images: int, size: tuple[int, int], width: int) -> tuple[int, Any]:
         """Without neighbours, pixels are images: as many of them as a vector holds."""
@@ -172,12 +178,14 @@ class Pass:
     ) -> None:
         self.kind, self.box = kind, box
         self._filled: object = None
-        self.geometry, phases, slots = _geometry(plan, kind, batch, size, box)
+        self.geometry, phases, slots = geometry_of(
+            Weight(plan.shape, plan.window, plan.density), kind, batch, size, box
+        )
         g = self.geometry
         segments = torch.empty(g.nob * g.ncb * g.ob + g.nob * g.ob, 4, dtype=torch.int32)
         ranges = torch.empty(g.nob * g.ncb + 1, dtype=torch.int32)
         self._offsets, self.at = (torch.empty(plan.count + 64, dtype=torch.int32) for _ in "ab")
-        kernel = _kernel(plan, kind in _TO_INPUT)
+        kernel = _kernel(plan, kind in TO_INPUT)
         made = library().element_list(
             ctypes.addressof(g), ctypes.addressof(kernel), plan.mask.data_ptr(), slots.data_ptr(),
             box.size, int(kind != WEIGHT_GRADIENT), self._offsets.data_ptr(), self.at.data_ptr(),
@@ -189,6 +197,7 @@ class Pass:
             segments = self._pair(segments)
         else:
             self.entries = torch.empty(self.count + 1, 2, dtype=torch.int32)
+        self.at = torch.where(self.at < 0, -1, plan.ranks[self.at.clamp(min=0)]).int()
         self._kept = (segments, ranges, phases)  # memory that `lists` points to
         self.lists = _Lists(*(t.data_ptr() for t in self._kept))
         if kind == WEIGHT_GRADIENT:
@@ -205,21 +214,21 @@ class Pass:
         self.entries = torch.empty(self.count + 1, 3, dtype=torch.int32)
         return paired
 
-    def fill(self, weight: Tensor, key: object = None) -> None:
-        """Read the kept weights (float32, in the memory format of the plan).
+    def fill(self, plan: Plan, weight: Tensor, key: object = None) -> None:
+        """Read the kept weights of its plan (float32, in the memory format of that).
 
         With a `key`, nothing is read while it stays the same.
         """
         if key is not None and self._filled == key:
             return
         self._filled = key
-        threads = torch.get_num_threads()
-        rest = self.at.data_ptr(), self.count, self.entries.data_ptr(), threads
+        values = plan.values(weight, self.box.pairs)
+        rest = self.at.data_ptr(), self.count, self.entries.data_ptr()
         if self.box.pairs:
             first, second = self._offsets.data_ptr(), self._second.data_ptr()
-            library().element_fill_pairs(weight.data_ptr(), first, second, *rest)
+            library().element_fill_pairs(values.data_ptr(), first, second, *rest)
         else:
-            library().element_fill(weight.data_ptr(), self._offsets.data_ptr(), *rest)
+            library().element_fill(values.data_ptr(), self._offsets.data_ptr(), *rest)
 
     def run(
         self,
@@ -239,7 +248,7 @@ class Pass:
         )  # fmt: skip
 
     def add_gradient(self, source: Tensor, grad: Tensor, to: Tensor) -> None:
-        """Add the gradient of the kept weights to `to` (float32, laid out as the weight)."""
+        """Add the gradient of the kept weights to `to` (float32, in the order of memory)."""
         function = library().element_sums_half if self.box.pairs else library().element_sums
         with self._sums(to) as sums:
             function(
@@ -264,11 +273,17 @@ class Pass:
         slots, count = library().element_slots(self._at_work()), len(self.at)
         sums = torch.empty(slots, count, dtype=torch.float32)
         yield count, sums.data_ptr()
-        library().element_scatter(sums.data_ptr(), slots, self.at.data_ptr(), count, to.data_ptr())
+        library().element_collect(sums.data_ptr(), slots, self.at.data_ptr(), count, to.data_ptr())
 
     def _at_work(self) -> int:
         self.geometry.threads = torch.get_num_threads()
         return ctypes.addressof(self.geometry)
+
+
+def _as_stored(mask: Tensor, steps: Sequence[int]) -> Tensor:
+    """The elements of a mask in the order of memory of a weight with these steps."""
+    order = sorted(range(mask.dim()), key=lambda d: -steps[d])
+    return mask.permute(order).reshape(-1)
 
 
 def _ptr(x: Tensor | None) -> int | None:
@@ -280,56 +295,3 @@ def _kernel(plan: Plan, transposed: bool) -> _Kernel:
     w, steps = plan.window, (*plan.steps, 0, 0)[:4]
     sides = pair(*w.stride), pair(*w.padding), pair(*w.dilation)
     return _Kernel(*plan.shape, four(*steps), *sides, int(transposed))
-
-
-def _geometry(
-    plan: Plan, kind: str, batch: tuple[int, int, int, int], size: tuple[int, int], box: Machine
-) -> tuple[Geometry, Tensor, Tensor]:
-    """It, the phases of the source in use, and which of them each phase is (-1: none)."""
-    outputs, inputs, *kernel = plan.shape
-    w = plan.window
-    out = w.output_size(size, (kernel[0], kernel[1]))
-    shifts, phase = zip(*(_taps(kernel[d], w, d) for d in (0, 1)), strict=True)
-    ends = [(min(s), max(s)) for s in shifts]
-    here, there = (inputs, *size, *w.stride), (outputs, *out, 1, 1)
-    used = sorted({(y, x) for y in phase[0] for x in phase[1]})
-    if kind in _TO_INPUT:
-        here, there = (outputs, *out, 1, 1), (inputs, *size, *w.stride)
-        ends, used = [(-high, -low) for low, high in ends], [(0, 0)]
-    slots = torch.full((math.prod(w.stride),), -1, dtype=torch.int64)
-    for i, (y, x) in enumerate(used):
-        slots[y * w.stride[1] + x] = i
-    planes = there[0] * there[3] * there[4]
-    rows, cols = -(-there[1] // there[3]), -(-there[2] // there[4])
-    density = math.ceil(plan.density * 64) / 64 if plan.density > 1 / 8 else plan.density
-    taps = kernel[0] * kernel[1] / (there[3] * there[4])
-    halo = (ends[0][1] - ends[0][0], ends[1][1] - ends[1][0])
-    extent = Extent(
-        here[0], len(used), halo, planes, rows, cols, _coarse(density), taps,  # type: ignore[arg-type]
-        kind == WEIGHT_GRADIENT, kind == BOTH_GRADIENTS,
-    )  # fmt: skip
-    c = _overruled(cut(extent, batch[2], box), kind)
-    values = (
-        *batch, *here, *there, *ends[0], *ends[1], len(used), -(-rows // c.strips),
-        -(-cols // c.coltiles), int(c.flat), c.cb, -(-here[0] // c.cb), c.ob, -(-planes // c.ob),
-        c.strips, c.coltiles, 1,
-    )  # fmt: skip
-    return Geometry(*values), torch.tensor(used, dtype=torch.int32), slots
-
-
-def _coarse(density: float) -> float:
-    """In steps of an eighth of itself, so that slow changes of a mask cut nothing anew."""
-    return 2 ** (round(8 * math.log2(max(density, 1e-4))) / 8)
-
-
-_CUTS: dict[str, Cut] = {}  # of a kind of pass, for experiments
-
-
-def _overruled(found: Cut, kind: str) -> Cut:
-    return _CUTS.get(kind, found)
-
-
-def _taps(size: int, w: Window, d: int) -> tuple[list[int], list[int]]:
-    """Shift and phase of each kernel position along dimension d."""
-    t = [k * w.dilation[d] - w.padding[d] for k in range(size)]
-    return [x // w.stride[d] for x in t], [x % w.stride[d] for x in t]

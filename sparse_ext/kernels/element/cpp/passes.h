@@ -124,7 +124,7 @@ class Pass {
       const int32_t* range = lists_.ranges + ob * g_.ncb + cb;
       const Products products{lists_.segments + range[0], range[1] - range[0], (const char*)packed,
           g_.pitch() * size, sums, straight ? (char*)(target + first) : nullptr, where_.data() + t0,
-          target_row, column_step(), straight && aligned(target),
+          target_row, column_step(), straight && streamed(target),
           {from(after.scale, t0), from(after.bias, t0), from((const S*)after.residual, first),
               after.relu},
           &rows};
@@ -138,8 +138,11 @@ class Pass {
 
   int64_t planes_from(int64_t t0) const { return std::min(g_.planes() - t0, g_.ob); }
 
-  bool aligned(const S* target) const {
-    return (uintptr_t)target % VECTOR == 0 && g_.images * sizeof(S) % VECTOR == 0;
+  // Whether results go past the caches.
+  bool streamed(const S* target) const {
+    const int64_t image = g_.images * sizeof(S);
+    return (uintptr_t)target % VECTOR == 0 && image % VECTOR == 0 &&
+        g_.tc * g_.th * g_.tw * image > KEPT;
   }
 
   // Finished sums of a tile to where they belong.
