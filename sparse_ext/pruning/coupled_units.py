@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from solo.errors import ConfigError
-from sparse_ext.allocation import budgets
 from sparse_ext.config.granularity_names import Spelling
 from sparse_ext.config.sections import SparseConfig
 from sparse_ext.masks.channels.companions import Companion, Companions
@@ -67,6 +66,9 @@ class CoupledUnits(Units):
     Raises:
         ConfigError: if no channel of it could be removed.
     """
+
+    unit, place = "channel group", "channel space"
+    way_out = "lower sparse.final, or choose a finer sparse.granularity (filter)"
 
     def __init__(
         self,
@@ -251,29 +253,6 @@ class CoupledUnits(Units):
 
     # -- how many, and which ----------------------------------------------------------------
 
-    def budget(self, sparsity: float) -> int:
-        """Units that are kept at `sparsity`, as the base class counts them.
-
-        Raises:
-            ConfigError: if not every space could keep a unit.
-        """
-        budget = super().budget(sparsity)
-        if budget < len(self.sizes):
-            raise ConfigError(
-                f"A sparsity of {sparsity} leaves {budget} of {self.total} channel groups, but "
-                f"each of the {len(self.sizes)} channel spaces keeps at least one: lower "
-                f"sparse.final, or choose a finer sparse.granularity (filter)."
-            )
-        return budget
-
-    def allocate(self, rule: str, sparsity: float) -> dict[str, int]:
-        """As the base class, but at least one each; the largest spaces make up for it."""
-        counts = super().allocate(rule, sparsity)
-        for name in [name for name, count in counts.items() if not count]:
-            counts[max(counts, key=counts.__getitem__)] -= 1
-            counts[name] = 1
-        return counts
-
     def comparable(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values relative to their space's mean.
 
@@ -282,16 +261,6 @@ class CoupledUnits(Units):
         tiny = torch.finfo(torch.float32).tiny
         worth = {name: v - v.min().clamp(max=0) for name, v in values.items()}  # scores have signs
         return {name: v / v.mean().clamp(min=tiny) for name, v in worth.items()}
-
-    def _top(self, values: Mapping[str, Tensor], count: int, eligible: Kept) -> Kept:
-        """As the base class; the best unit of each space is among them."""
-        best = torch.stack([value.max() for value in values.values()]).max()
-        top, raised = best + best.abs() + 1, {}
-        for name, value in values.items():
-            allowed = value.where(eligible[name], -torch.inf) if name in eligible else value
-            raised[name] = value.clone()
-            raised[name][allowed.argmax()] = top
-        return budgets.global_topk(raised, count, eligible)
 
     def least(self, name: str) -> int:
         """A space without units would cut the network."""

@@ -14,11 +14,12 @@ from collections.abc import Callable, Hashable, Mapping
 import torch
 from torch import Tensor
 
+from solo.errors import ConfigError
 from sparse_ext.allocation import budgets as allocation
 from sparse_ext.config.base import ALLOCATIONS
 from sparse_ext.config.granularity_names import Spelling
 from sparse_ext.masks.encoder import Encoder
-from sparse_ext.masks.granularity import Element, Granularity, parse
+from sparse_ext.masks.granularity import Element, Filter, Granularity, parse
 from sparse_ext.masks.mask_set import MaskSet
 
 Kept = dict[str, Tensor]  # layer -> bool per unit, 1 = kept
@@ -38,6 +39,8 @@ class Units:
     """
 
     prune_at_least = False
+    #: for messages: a unit, what has several, and what to do where too few are left
+    unit, place, way_out = "filter", "layer", "lower the sparsity"
 
     def __init__(
         self, granularity: str | Spelling | Granularity, shapes: Mapping[str, tuple[int, ...]]
@@ -46,6 +49,13 @@ class Units:
         self.shapes = dict(shapes)
         self.sizes = {name: self.granularity.n_groups(shape) for name, shape in shapes.items()}
         self.total = sum(self.sizes.values())
+        members = {} if self.single else {n: self._members(shape) for n, shape in shapes.items()}
+        #: members of a unit per layer, where those of some layers have more than those of others
+        self._unequal = members if len(set(members.values())) > 1 else {}
+
+    def _members(self, shape: tuple[int, ...]) -> float:
+        """What `pool` makes of ones: by what its values are divided to be means."""
+        return float(self.granularity.pool(torch.ones(1).expand(shape))[0])
 
     @property
     def single(self) -> bool:
@@ -62,13 +72,19 @@ class Units:
         return self.granularity.sparsity(share, next(iter(self.shapes.values())))
 
     def pool(self, values: Mapping[str, Tensor], total: bool = False) -> dict[str, Tensor]:
-        """One value per unit from one per weight: sums over the members.
+        """One value per unit from one per weight: sums over the members, or means.
+
+        Means where units differ in size (filters have as many members as their layer has inputs):
+        by their sums the small ones would all go first, and with them whole layers.
 
         Args:
             values: of the weights' shapes.
-            total: sums, also where the units of a subclass have means.
+            total: sums in any case.
         """
-        return {name: self.granularity.pool(value) for name, value in values.items()}
+        pooled = {name: self.granularity.pool(value) for name, value in values.items()}
+        if total or not self._unequal:
+            return pooled
+        return {name: value / self._unequal[name] for name, value in pooled.items()}
 
     def kept(self, masks: Mapping[str, Tensor]) -> Kept:
         """Which units the masks keep whole, as bool per unit."""
@@ -112,10 +128,20 @@ class Units:
         """Units that are kept at `sparsity`: round half to even (section 1.1).
 
         With N:M units `sparsity` is the share of groups that are N:M, and may be 1.
+
+        Raises:
+            ConfigError: fewer than `least` of each layer add up to.
         """
         if self.prune_at_least:
-            return self.total - math.ceil(round(sparsity * self.total, 6))
-        return 0 if sparsity == 1 else allocation.budget(sparsity, self.total)
+            kept = self.total - math.ceil(round(sparsity * self.total, 6))
+        else:
+            kept = 0 if sparsity == 1 else allocation.budget(sparsity, self.total)
+        if kept < sum(map(self.least, self.sizes)):
+            raise ConfigError(
+                f"A sparsity of {sparsity:g} leaves {kept} of {self.total} {self.unit}s, but each "
+                f"of the {len(self.sizes)} {self.place}s keeps at least one: {self.way_out}."
+            )
+        return kept
 
     def check(self, sparsity: float) -> None:
         """Raise ConfigError for a sparsity that cannot be reached."""
@@ -148,7 +174,11 @@ class Units:
         """Kept units per layer by a rule of `ALLOCATIONS`; they add up to the budget."""
         if sparsity == 1:
             return dict.fromkeys(self.sizes, 0)
-        return ALLOCATIONS[rule](self.shapes, 1 - sparsity, self.sizes)
+        counts = ALLOCATIONS[rule](self.shapes, 1 - sparsity, self.sizes)
+        for name in [name for name, count in counts.items() if count < self.least(name)]:
+            counts[max(counts, key=counts.__getitem__)] -= 1
+            counts[name] += 1
+        return counts
 
     def largest(
         self, values: Mapping[str, Tensor], sparsity: float, eligible: Kept | None = None
@@ -188,8 +218,8 @@ class Units:
         return {name: shape[2:] for name, shape in self.shapes.items()}
 
     def least(self, name: str) -> int:
-        """How many units of a layer stay in any case."""
-        return 0
+        """How many units of a layer stay in any case: a layer without filters cuts the network."""
+        return int(isinstance(self.granularity, Filter))
 
     def largest_per_kind(
         self, values: Mapping[str, Tensor], sparsity: float, eligible: Kept | None = None
@@ -214,5 +244,14 @@ class Units:
         return {name: kept[name] for name in values}
 
     def _top(self, values: Mapping[str, Tensor], count: int, eligible: Kept) -> Kept:
-        """The units of largest value over some layers."""
-        return allocation.global_topk(values, count, eligible)
+        """The units of largest value over some layers; the best one of each is among them where
+        `least` says so."""
+        if not any(map(self.least, values)):
+            return allocation.global_topk(values, count, eligible)
+        best = torch.stack([value.max() for value in values.values()]).max()
+        top, raised = best + best.abs() + 1, {}
+        for name, value in values.items():
+            allowed = value.where(eligible[name], -torch.inf) if name in eligible else value
+            raised[name] = value.clone()
+            raised[name][allowed.argmax()] = top
+        return allocation.global_topk(raised, count, eligible)
