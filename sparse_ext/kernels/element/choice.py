@@ -170,12 +170,13 @@ def _sparse_parts(case: Case, x: Tensor, weight: Tensor, mask: Tensor, grad: Ten
     parts: _Parts = [(lambda: function.products(x, weight, plan), 1.0)]
     if case.training:
         share = case.dense_share
+        to_input = lambda: function.input_gradient(grad, weight, plan, size)  # noqa: E731
         kept = lambda: function.weight_gradient(x, grad, weight, plan)  # noqa: E731
+        both = lambda: function.both_gradients(x, grad, weight, plan)  # noqa: E731
         full = lambda: function.dense_weight_gradient(x, grad, weight, plan)  # noqa: E731
-        parts += [(kept, 1 - share)] if share < 1 else []
-        parts += [(full, share)] if share > 0 else []
-        if case.to_input:
-            parts += [(lambda: function.input_gradient(grad, weight, plan, size), 1.0)]
+        parts += [(both if case.to_input else kept, 1 - share)] if share < 1 else []
+        if share > 0:
+            parts += [(full, share)] + ([(to_input, share)] if case.to_input else [])
     return parts
 
 
