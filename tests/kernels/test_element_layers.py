@@ -380,21 +380,15 @@ def test_measuring_leaves_random_numbers_alone():
 
 
 @able
-@pytest.mark.parametrize(
-    ("share", "training"), [(0.0, True), (0.5, True), (1.0, True), (0.0, False)]
-)
-def test_the_kernel_wins_if_it_is_a_tenth_faster(share, training, monkeypatch):
+@pytest.mark.parametrize(("seconds", "wins"), [(1.4, True), (1.6, False)])
+def test_the_kernel_wins_if_it_is_a_tenth_faster(seconds, wins, monkeypatch):
     """By the sum of what a step calls: the dense weight gradient in its share of steps."""
     case = choice.Case((8, 8, 3, 3), choice.Window((1, 1), (1, 1)), (16, 8, 5, 5), torch.float32,
-                       1, training, share)  # fmt: skip
-    dense = [3.0, 2.0, 2.0] if training else [3.0]
-    kept, full = 1.0 * (share < 1), 3.0 * (share > 0)
-    for forward, wins in ((0.1, True), (4.0, False)):
-        sparse = [forward, *([s for s in (kept, full) if s] if training else []), *dense[2:]]
-        monkeypatch.setattr(choice, "_fastest", lambda calls, t=(*dense, *sparse): list(t))
-        weight = share * full + (1 - share) * kept if training else 0.0
-        total = forward + weight + sum(dense[2:])
-        assert choice.measure(case, 0.1) is wins is (total < 0.9 * sum(dense))
+                       1, True, 0.5)  # fmt: skip
+    monkeypatch.setattr(choice, "_dense_parts", lambda *_: [(None, 1.0), (None, 1.0)])
+    monkeypatch.setattr(choice, "_sparse_parts", lambda *_: [(None, 1.0), (None, 0.5)])
+    monkeypatch.setattr(choice, "_fastest", lambda calls: [1.0, 1.0, 1.05, seconds])
+    assert choice.measure(case, 0.1) is wins  # 1.75 or 1.85 against 2
 
 
 @able
