@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sparse_ext.kernels.element import native
+from sparse_ext.kernels.element import geometry, native
 from sparse_ext.kernels.element import plan as plans
 from sparse_ext.kernels.element.function import element_conv2d, native_type, products
 from sparse_ext.kernels.element.lanes import empty_lanes, from_lanes, in_lanes, to_lanes
@@ -207,7 +207,7 @@ def test_however_a_pass_is_cut(tile, blocks, monkeypatch):
     x, weight, _, (mask, window) = problem((32, 13, 40, 12, 9, (3, 3), 1, 1, 1, 0.8, False))
     grad = torch.randn_like(dense(x, weight, None, window))
     wanted = results(lambda *t: dense(*t, window), x, weight, None, grad)
-    real = plans.cut
+    real = geometry.cut
 
     def chosen(extent, lanes, machine):
         found = real(extent, lanes, machine)
@@ -217,7 +217,7 @@ def test_however_a_pass_is_cut(tile, blocks, monkeypatch):
             return found
         return type(found)(strips, coltiles, False, min(blocks[0], extent.channels), blocks[1], 0)
 
-    monkeypatch.setattr(plans, "cut", chosen)
+    monkeypatch.setattr(geometry, "cut", chosen)
     for kind, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         plan = Plan(mask, window, weight.stride())
         leaves = [t.clone().requires_grad_() for t in (x.to(kind), weight)]

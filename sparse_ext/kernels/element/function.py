@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sparse_ext.kernels.element.lanes import empty_lanes, from_lanes, to_lanes
-from sparse_ext.kernels.element.native import library
-from sparse_ext.kernels.element.plan import (
+from sparse_ext.kernels.element.geometry import (
+    BOTH_GRADIENTS,
     FORWARD,
     INPUT_GRADIENT,
     WEIGHT_GRADIENT,
-    Plan,
-    machine,
 )
+from sparse_ext.kernels.element.lanes import empty_lanes, from_lanes, to_lanes
+from sparse_ext.kernels.element.native import library
+from sparse_ext.kernels.element.plan import Plan, machine
 
 
 def native_type(dtype: torch.dtype) -> torch.dtype:
@@ -54,7 +54,7 @@ def products(
     out = empty_lanes((len(x), plan.shape[0], *size), kind)
     rest = None if residual is None else to_lanes(residual.to(kind))
     for part in plan.passes(FORWARD, len(x), (x.shape[2], x.shape[3]), kind):
-        part.fill(weight, key)
+        part.fill(plan, weight, key)
         part.run(source, out, scale, bias, rest, relu)
     return out if kind == x.dtype else out.to(x.dtype)
 
@@ -72,7 +72,7 @@ def input_gradient(
     out = empty_lanes((len(grad), plan.shape[1], *size), kind)
     rest = None if further is None else to_lanes(further.to(kind))
     for part in plan.passes(INPUT_GRADIENT, len(grad), size, kind):
-        part.fill(weight)
+        part.fill(plan, weight)
         part.run(source, out, residual=rest)
     return out if kind == grad.dtype else out.to(grad.dtype)
 
@@ -81,10 +81,27 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, plan: Plan) -> Tens
     """The gradient of kept weights, zero elsewhere; shape and memory format of `weight`."""
     kind = native_type(x.dtype)
     source, grad = to_lanes(x.to(kind)), to_lanes(grad.to(kind))
-    out = torch.zeros_like(weight)
+    values = torch.zeros(plan.count)
     for part in plan.passes(WEIGHT_GRADIENT, len(x), (x.shape[2], x.shape[3]), kind):
-        part.add_gradient(source, grad, out)
-    return out
+        part.add_gradient(source, grad, values)
+    return plan.spread(values, weight)
+
+
+def both_gradients(
+    x: Tensor, grad: Tensor, weight: Tensor, plan: Plan, further: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`input_gradient` and `weight_gradient`, in one pass where there is one."""
+    kind, size = native_type(grad.dtype), (x.shape[2], x.shape[3])
+    if not plan.joins(len(x), size, kind):
+        to_x = input_gradient(grad, weight, plan, size, further)
+        return to_x, weight_gradient(x, grad, weight, plan)
+    source, grad = to_lanes(x.to(kind)), to_lanes(grad.to(kind))
+    out, values = empty_lanes(tuple(x.shape), kind), torch.zeros(plan.count)
+    rest = None if further is None else to_lanes(further.to(kind))
+    for part in plan.passes(BOTH_GRADIENTS, len(x), size, kind):
+        part.fill(plan, weight)
+        part.run_both(grad, out, rest, source, values)
+    return out if kind == x.dtype else out.to(x.dtype), plan.spread(values, weight)
 
 
 def dense_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, plan: Plan) -> Tensor:
@@ -166,11 +183,14 @@ class _ElementConv(torch.autograd.Function):
             return further, None, None, None, None, None
         grad = to_lanes(grads[0])
         to_x = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
+        wanted, kept_only = ctx.needs_input_grad, not ctx.dense_gradient
+        if wanted[0] and wanted[1] and kept_only:
+            to_x, to_weight = both_gradients(x, grad, weight, plan, further)
+        elif wanted[0]:
             to_x = input_gradient(grad, weight, plan, ctx.size, further)
-        if ctx.needs_input_grad[1]:
-            kept_only = weight_gradient if not ctx.dense_gradient else dense_weight_gradient
-            to_weight = kept_only(x, grad, weight, plan)
+        if wanted[1] and to_weight is None:
+            compute = weight_gradient if kept_only else dense_weight_gradient
+            to_weight = compute(x, grad, weight, plan)
         if ctx.needs_input_grad[2]:
             to_bias = grad.sum((0, 2, 3), dtype=torch.float32)
         return to_x, to_weight, to_bias, None, None, None

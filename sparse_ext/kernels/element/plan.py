@@ -8,31 +8,23 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparse_ext.kernels.element.native import library
-from sparse_ext.kernels.element.tiles import Cut, Extent, Machine, cut
-from sparse_ext.kernels.plan import Window
-
-FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = "forward", "input gradient", "weight gradient"
-# fmt: off
-_GEOMETRY = (
-    "images", "first", "lanes", "groups",
-    "sc", "sh", "sw", "ssy", "ssx", "tc", "th", "tw", "tsy", "tsx",
-    "min_y", "max_y", "min_x", "max_x", "phases",
-    "rows", "cols", "flat", "cb", "ncb", "ob", "nob", "strips", "coltiles", "threads",
+from sparse_ext.kernels.element.geometry import (
+    BOTH_GRADIENTS,
+    TO_INPUT,
+    WEIGHT_GRADIENT,
+    Weight,
+    geometry_of,
 )
-# fmt: on
-
-
-class Geometry(ctypes.Structure):
-    """The struct `Geometry` of geometry.h."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in _GEOMETRY]
+from sparse_ext.kernels.element.native import library
+from sparse_ext.kernels.element.tiles import Machine
+from sparse_ext.kernels.plan import Window
 
 
 class _Kernel(ctypes.Structure):
@@ -53,13 +45,15 @@ class _Lists(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("segments", "ranges", "phases")]
 
 
-def machine(dtype: torch.dtype, dots: bool) -> Machine:
+def machine(dtype: torch.dtype, kind: str) -> Machine:
     """What the compiled kernel holds in registers for activations of `dtype`."""
     lanes = int(library().element_lanes())
-    wide = lanes == 16
     if dtype == torch.bfloat16:
-        return Machine(2 * lanes, 2, 8 * lanes, 25 if dots else 13, pairs=True)
-    return Machine(lanes, 4, 4 * lanes, (25 if dots else 28) if wide else (10 if dots else 12))
+        capacity = {WEIGHT_GRADIENT: 25, BOTH_GRADIENTS: 12}.get(kind, 13)
+        return Machine(2 * lanes, 2, 8 * lanes, capacity, pairs=True)
+    wide = {WEIGHT_GRADIENT: 25, BOTH_GRADIENTS: 13}.get(kind, 28)
+    narrow = {WEIGHT_GRADIENT: 10, BOTH_GRADIENTS: 0}.get(kind, 12)
+    return Machine(lanes, 4, 4 * lanes, wide if lanes == 16 else narrow)
 
 
 def fingerprint(mask: Tensor) -> int:
@@ -92,6 +86,23 @@ class Plan:
         self.count = int(mask.count_nonzero())
         self.density = self.count / max(1, mask.numel())
         self._passes: dict[tuple, list[Pass]] = {}
+        ranks = torch.cumsum(_as_stored(self.mask, self.steps), 0, dtype=torch.int32)
+        self._kept = _as_stored(self.mask, self.steps).nonzero()[:, 0].int()
+        self.ranks = ranks.sub_(1)
+
+    def values(self, weight: Tensor, half: bool = False) -> Tensor:
+        """The kept weights in the order of memory; half: rounded to bfloat16, as bits."""
+        values = torch.empty(self.count, dtype=torch.float32)
+        kept = self._kept.data_ptr()
+        library().element_gather(weight.data_ptr(), kept, self.count, int(half), values.data_ptr())
+        return values
+
+    def spread(self, values: Tensor, like: Tensor) -> Tensor:
+        """`values` of the kept weights as a tensor laid out `like` the weight, zero elsewhere."""
+        out = torch.empty_like(like)
+        rest = self._kept.data_ptr(), self.count, out.numel(), out.data_ptr()
+        library().element_spread(values.data_ptr(), *rest)
+        return out
 
     def fits(self, mask: Tensor, steps: Sequence[int]) -> bool:
         """Whether this plan is still that of `mask`, whose bytes are read, and of the weight."""
@@ -111,17 +122,29 @@ class Plan:
     def _make(
         self, kind: str, images: int, size: tuple[int, int], dtype: torch.dtype
     ) -> list[Pass]:
-        box = machine(dtype, kind == WEIGHT_GRADIENT)
-        images, size = self._reshaped(images, size, box.width)
+        box = machine(dtype, kind)
+        images, size, groups = self._groups(kind, images, size, box)
         found, first = [], 0
-        for lanes, groups in _groups(images, box.width, math.prod(self._sides(size, kind))):
-            found.append(Pass(self, kind, (images, first, lanes, groups), size, box))
-            first += lanes * groups
+        for lanes, count in groups:
+            found.append(Pass(self, kind, (images, first, lanes, count), size, box))
+            first += lanes * count
         return found
+
+    def joins(self, images: int, size: tuple[int, int], dtype: torch.dtype) -> bool:
+        """Whether passes of `BOTH_GRADIENTS` exist: for images that fill the vectors."""
+        box = machine(dtype, BOTH_GRADIENTS)
+        groups = self._groups(BOTH_GRADIENTS, images, size, box)[2]
+        return box.capacity > 0 and all(lanes % box.width == 0 for lanes, _ in groups)
+
+    def _groups(
+        self, kind: str, images: int, size: tuple[int, int], box: Machine
+    ) -> tuple[int, tuple[int, int], list[tuple[int, int]]]:
+        images, size = self._reshaped(images, size, box.width)
+        return images, size, _groups(images, box.width, math.prod(self._sides(size, kind)))
 
     def _sides(self, size: tuple[int, int], kind: str) -> tuple[int, int]:
         """Rows and columns of the target."""
-        return size if kind == INPUT_GRADIENT else self.window.output_size(size, self.shape[2:])  # type: ignore[arg-type]
+        return size if kind in TO_INPUT else self.window.output_size(size, self.shape[2:])  # type: ignore[arg-type]
 
     def _reshaped(self, images: int, size: tuple[int, int], width: int) -> tuple[int, Any]:
         """Without neighbours, pixels are images: as many of them as a vector holds."""
@@ -155,22 +178,26 @@ class Pass:
     ) -> None:
         self.kind, self.box = kind, box
         self._filled: object = None
-        self.geometry, phases, slots = _geometry(plan, kind, batch, size, box)
+        self.geometry, phases, slots = geometry_of(
+            Weight(plan.shape, plan.window, plan.density), kind, batch, size, box
+        )
         g = self.geometry
         segments = torch.empty(g.nob * g.ncb * g.ob + g.nob * g.ob, 4, dtype=torch.int32)
         ranges = torch.empty(g.nob * g.ncb + 1, dtype=torch.int32)
         self._offsets, self.at = (torch.empty(plan.count + 64, dtype=torch.int32) for _ in "ab")
-        kernel = _kernel(plan, kind == INPUT_GRADIENT)
+        kernel = _kernel(plan, kind in TO_INPUT)
         made = library().element_list(
             ctypes.addressof(g), ctypes.addressof(kernel), plan.mask.data_ptr(), slots.data_ptr(),
             box.size, int(kind != WEIGHT_GRADIENT), self._offsets.data_ptr(), self.at.data_ptr(),
             segments.data_ptr(), ranges.data_ptr(),
         )  # fmt: skip
         self.count, segments = plan.count, segments[:made].clone()
+        self.at = self.at[: self.count]
         if box.pairs and kind != WEIGHT_GRADIENT:
             segments = self._pair(segments)
         else:
             self.entries = torch.empty(self.count + 1, 2, dtype=torch.int32)
+        self.at = torch.where(self.at < 0, -1, plan.ranks[self.at.clamp(min=0)]).int()
         self._kept = (segments, ranges, phases)  # memory that `lists` points to
         self.lists = _Lists(*(t.data_ptr() for t in self._kept))
         if kind == WEIGHT_GRADIENT:
@@ -182,26 +209,26 @@ class Pass:
         first, second = (torch.zeros(most, dtype=torch.int32) for _ in "ab")
         both = torch.zeros(2 * most, dtype=torch.int32)
         pointers = (t.data_ptr() for t in (self._offsets, self.at, paired, first, second, both))
-        made = library().element_pairs(segments.data_ptr(), len(segments), *pointers)
-        self._offsets, self._second, self.at, self.count = first, second, both, int(made)
+        made: int = library().element_pairs(segments.data_ptr(), len(segments), *pointers)
+        self._offsets, self._second, self.at, self.count = first, second, both[: 2 * made], made
         self.entries = torch.empty(self.count + 1, 3, dtype=torch.int32)
         return paired
 
-    def fill(self, weight: Tensor, key: object = None) -> None:
-        """Read the kept weights (float32, in the memory format of the plan).
+    def fill(self, plan: Plan, weight: Tensor, key: object = None) -> None:
+        """Read the kept weights of its plan (float32, in the memory format of that).
 
         With a `key`, nothing is read while it stays the same.
         """
         if key is not None and self._filled == key:
             return
         self._filled = key
-        threads = torch.get_num_threads()
-        rest = self.at.data_ptr(), self.count, self.entries.data_ptr(), threads
+        values = plan.values(weight, self.box.pairs)
+        rest = self.at.data_ptr(), self.count, self.entries.data_ptr()
         if self.box.pairs:
             first, second = self._offsets.data_ptr(), self._second.data_ptr()
-            library().element_fill_pairs(weight.data_ptr(), first, second, *rest)
+            library().element_fill_pairs(values.data_ptr(), first, second, *rest)
         else:
-            library().element_fill(weight.data_ptr(), self._offsets.data_ptr(), *rest)
+            library().element_fill(values.data_ptr(), self._offsets.data_ptr(), *rest)
 
     def run(
         self,
@@ -221,19 +248,42 @@ class Pass:
         )  # fmt: skip
 
     def add_gradient(self, source: Tensor, grad: Tensor, to: Tensor) -> None:
-        """Add the gradient of the kept weights to `to` (float32, laid out as the weight)."""
-        lib, geometry = library(), self._at_work()
-        slots = lib.element_slots(geometry)
-        sums = torch.empty(slots, self.count + 1, dtype=torch.float32)
-        function = lib.element_sums_half if self.box.pairs else lib.element_sums
-        pointers = source.data_ptr(), grad.data_ptr(), self.entries.data_ptr()
-        function(geometry, ctypes.addressof(self.lists), *pointers, self.count, sums.data_ptr())
-        rest = self.at.data_ptr(), self.count, to.data_ptr()
-        lib.element_scatter(sums.data_ptr(), slots, *rest)
+        """Add the gradient of the kept weights to `to` (float32, in the order of memory)."""
+        function = library().element_sums_half if self.box.pairs else library().element_sums
+        with self._sums(to) as sums:
+            function(
+                self._at_work(), ctypes.addressof(self.lists), source.data_ptr(), grad.data_ptr(),
+                self.entries.data_ptr(), *sums,
+            )  # fmt: skip
+
+    def run_both(
+        self, grad: Tensor, target: Tensor, further: Tensor | None, inputs: Tensor, to: Tensor
+    ) -> None:
+        """target = the input gradient + further; the weight gradient is added to `to`."""
+        function = library().element_both_half if self.box.pairs else library().element_both
+        with self._sums(to) as sums:
+            function(
+                self._at_work(), ctypes.addressof(self.lists), grad.data_ptr(),
+                self.entries.data_ptr(), target.data_ptr(), _ptr(further), inputs.data_ptr(), *sums,
+            )  # fmt: skip
+
+    @contextmanager
+    def _sums(self, to: Tensor) -> Iterator[tuple[int, int]]:
+        """How many sums a thread takes, and where to; then they are added to `to`."""
+        slots, count = library().element_slots(self._at_work()), len(self.at)
+        sums = torch.empty(slots, count, dtype=torch.float32)
+        yield count, sums.data_ptr()
+        library().element_collect(sums.data_ptr(), slots, self.at.data_ptr(), count, to.data_ptr())
 
     def _at_work(self) -> int:
         self.geometry.threads = torch.get_num_threads()
         return ctypes.addressof(self.geometry)
+
+
+def _as_stored(mask: Tensor, steps: Sequence[int]) -> Tensor:
+    """The elements of a mask in the order of memory of a weight with these steps."""
+    order = sorted(range(mask.dim()), key=lambda d: -steps[d])
+    return mask.permute(order).reshape(-1)
 
 
 def _ptr(x: Tensor | None) -> int | None:
@@ -245,53 +295,3 @@ def _kernel(plan: Plan, transposed: bool) -> _Kernel:
     w, steps = plan.window, (*plan.steps, 0, 0)[:4]
     sides = pair(*w.stride), pair(*w.padding), pair(*w.dilation)
     return _Kernel(*plan.shape, four(*steps), *sides, int(transposed))
-
-
-def _geometry(
-    plan: Plan, kind: str, batch: tuple[int, int, int, int], size: tuple[int, int], box: Machine
-) -> tuple[Geometry, Tensor, Tensor]:
-    """It, the phases of the source in use, and which of them each phase is (-1: none)."""
-    outputs, inputs, *kernel = plan.shape
-    w, dots = plan.window, kind == WEIGHT_GRADIENT
-    out = w.output_size(size, (kernel[0], kernel[1]))
-    shifts, phase = zip(*(_taps(kernel[d], w, d) for d in (0, 1)), strict=True)
-    ends = [(min(s), max(s)) for s in shifts]
-    here, there = (inputs, *size, *w.stride), (outputs, *out, 1, 1)
-    used = sorted({(y, x) for y in phase[0] for x in phase[1]})
-    if kind == INPUT_GRADIENT:
-        here, there = (outputs, *out, 1, 1), (inputs, *size, *w.stride)
-        ends, used = [(-high, -low) for low, high in ends], [(0, 0)]
-    slots = torch.full((math.prod(w.stride),), -1, dtype=torch.int64)
-    for i, (y, x) in enumerate(used):
-        slots[y * w.stride[1] + x] = i
-    planes = there[0] * there[3] * there[4]
-    rows, cols = -(-there[1] // there[3]), -(-there[2] // there[4])
-    density = math.ceil(plan.density * 64) / 64 if plan.density > 1 / 8 else plan.density
-    taps = kernel[0] * kernel[1] / (there[3] * there[4])
-    halo = (ends[0][1] - ends[0][0], ends[1][1] - ends[1][0])
-    extent = Extent(here[0], len(used), halo, planes, rows, cols, _coarse(density), taps, dots)  # type: ignore[arg-type]
-    c = _overruled(cut(extent, batch[2], box), kind)
-    values = (
-        *batch, *here, *there, *ends[0], *ends[1], len(used), -(-rows // c.strips),
-        -(-cols // c.coltiles), int(c.flat), c.cb, -(-here[0] // c.cb), c.ob, -(-planes // c.ob),
-        c.strips, c.coltiles, 1,
-    )  # fmt: skip
-    return Geometry(*values), torch.tensor(used, dtype=torch.int32), slots
-
-
-def _coarse(density: float) -> float:
-    """In steps of an eighth of itself, so that slow changes of a mask cut nothing anew."""
-    return 2 ** (round(8 * math.log2(max(density, 1e-4))) / 8)
-
-
-_CUTS: dict[str, Cut] = {}  # of a kind of pass, for experiments
-
-
-def _overruled(found: Cut, kind: str) -> Cut:
-    return _CUTS.get(kind, found)
-
-
-def _taps(size: int, w: Window, d: int) -> tuple[list[int], list[int]]:
-    """Shift and phase of each kernel position along dimension d."""
-    t = [k * w.dilation[d] - w.padding[d] for k in range(size)]
-    return [x // w.stride[d] for x in t], [x % w.stride[d] for x in t]

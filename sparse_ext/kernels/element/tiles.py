@@ -71,6 +71,8 @@ class Costs:
 _FLOAT = Costs(0.5, 0.0, 0.28, 11.0, 1.4, 64.0, 0.36, 0.78, 5.7, 14.7, 3.4, 0.92, 0.13)
 _HALF = Costs(0.95, 11.0, 0.59, 4.5, 4.2, 36.0, 0.33, 0.08, 2.7, 8.0, 1.54, 0.49, 0.2)
 _FLOAT_DOTS = replace(_FLOAT, product=0.36, weight=1.8, segment=14.0, sums=0.64)
+_FLOAT_BOTH = Costs(1.0, 5.6, 0.31, 10.6, 1.6, 373.0, 0.18, 0.78, 9.3, 49.6, 0.61, 6.5, 0.09)
+_HALF_BOTH = Costs(0.67, 2.1, 0.19, 4.8, 6.8, 394.0, 0.35, 0.0, 7.3, 4.1, 4.4, 6.9, 0.39)
 _HALF_DOTS = replace(_HALF, product=0.43, weight=3.9, segment=8.4, sums=1.1, end=21.0)
 
 
@@ -85,7 +87,8 @@ class Extent:
         planes: target channels, times phases of the target.
         rows, cols: of a target's phase.
         density: share of weights that are kept, in steps of 1/64.
-        dots: whether the pass sums up weight gradients.
+        dots: whether the pass sums up weight gradients only.
+        both: whether it does so beside the input gradient.
     """
 
     channels: int
@@ -97,6 +100,7 @@ class Extent:
     density: float
     taps: int
     dots: bool = False
+    both: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ def _best_block(
     useful = e.rows * e.cols * lanes / m.width / (strips * coltiles)
     fits = max(1, l1_bytes() // packed)
     exact = lanes % m.width == 0
-    c = _costs(m, e.dots)
+    c = _costs(m, e)
     by_row = e.phases * (rows + e.halo[0]) * c.packed_row
     packing = by_row + packed / 64 * c.packed * (1 if e.phases == 1 else c.strided)
     best: Cut | None = None
@@ -193,7 +197,9 @@ def _best_block(
     return best
 
 
-def _costs(m: Machine, dots: bool) -> Costs:
-    if m.pairs:
-        return _HALF_DOTS if dots else _HALF
-    return _FLOAT_DOTS if dots else _FLOAT
+def _costs(m: Machine, e: Extent) -> Costs:
+    if e.both:
+        return _HALF_BOTH if m.pairs else _FLOAT_BOTH
+    if e.dots:
+        return _HALF_DOTS if m.pairs else _FLOAT_DOTS
+    return _HALF if m.pairs else _FLOAT

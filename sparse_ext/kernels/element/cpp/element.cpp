@@ -11,8 +11,6 @@
 
 namespace {
 
-constexpr int64_t AHEAD = 32; // weights whose memory is asked for before their turn
-
 template <class T>
 void weight_sums(const Geometry* g, const Lists* lists, const typename T::S* source,
     const typename T::S* grads, const Entry* entries, int64_t count, float* sums) {
@@ -57,21 +55,35 @@ int64_t element_list(const Geometry* g, const Kernel* k, const uint8_t* mask, co
   return list_weights(*g, *k, mask, slot, size, keep_empty != 0, offsets, at, segments, ranges);
 }
 
-// entries[i] = (offsets[i], weight[at[i]])
-void element_fill(const float* weight, const int32_t* offsets, const int32_t* at, int64_t count,
-    Entry* entries, int64_t threads) {
-  in_parts(count / 4096 + 1, threads, [&](int64_t begin, int64_t end, int64_t) {
-    for (int64_t i = begin * 4096; i < std::min(count, end * 4096); ++i) {
-      if (i + AHEAD < count) _mm_prefetch((const char*)(weight + at[i + AHEAD]), _MM_HINT_T0);
-      entries[i] = {offsets[i], weight[at[i]]};
-    }
-  });
+// values[i] = weight[kept[i]], of which `kept` are ascending; half: rounded to bfloat16, as bits.
+void element_gather(const float* weight, const int32_t* kept, int64_t count, int64_t half,
+    uint32_t* values) {
+  for (int64_t i = 0; i < count; ++i)
+    if (half) values[i] = rounded(weight[kept[i]]);
+    else std::memcpy(values + i, weight + kept[i], sizeof(float));
+}
+
+// entries[i] = (offsets[i], values[at[i]])
+void element_fill(const float* values, const int32_t* offsets, const int32_t* at, int64_t count,
+    Entry* entries) {
+  for (int64_t i = 0; i < count; ++i) entries[i] = {offsets[i], values[at[i]]};
 }
 
 void element_pass(const Geometry* g, const Lists* lists, const float* source, const Entry* entries,
     float* target, const float* scale, const float* bias, const float* residual, int64_t relu) {
   Pass<Float>(*g, *lists).run(source, entries, target, {scale, bias, residual, relu != 0});
 }
+
+#ifdef __AVX512F__
+
+// The input gradient to `target`, and with the layer's inputs sums as `element_sums` has them.
+void element_both(const Geometry* g, const Lists* lists, const float* source, const Entry* entries,
+    float* target, const float* further, const float* inputs, int64_t count, float* sums) {
+  Pass<Float>(*g, *lists).both(source, entries, target, {nullptr, nullptr, further}, inputs, count,
+      sums);
+}
+
+#endif
 
 int64_t element_slots(const Geometry* g) {
   return std::max<int64_t>(1, std::min(g->threads, g->groups * g->tiles()));
@@ -82,14 +94,24 @@ void element_sums(const Geometry* g, const Lists* lists, const float* source, co
   weight_sums<Float>(g, lists, source, grads, entries, count, sums);
 }
 
-// gradient[at[i]] += the sum of sums[slot][i], where the rest of `gradient` stays as it is.
-void element_scatter(const float* sums, int64_t slots, const int32_t* at, int64_t count,
-    float* gradient) {
+// values[at[i]] += the sum of sums[slot][i], where there is one: at[i] >= 0.
+void element_collect(const float* sums, int64_t slots, const int32_t* at, int64_t count,
+    float* values) {
   for (int64_t i = 0; i < count; ++i) {
-    if (i + AHEAD < count) _mm_prefetch((const char*)(gradient + at[i + AHEAD]), _MM_HINT_T0);
     float sum = sums[i];
     for (int64_t slot = 1; slot < slots; ++slot) sum += sums[slot * count + i];
-    gradient[at[i]] += sum;
+    if (at[i] >= 0) values[at[i]] += sum;
+  }
+}
+
+// gradient[kept[i]] = values[i], and zero elsewhere.
+void element_spread(const float* values, const int32_t* kept, int64_t count, int64_t n,
+    float* gradient) {
+  constexpr int64_t PART = 4096;
+  for (int64_t begin = 0, i = 0; begin < n; begin += PART) {
+    const int64_t end = std::min(n, begin + PART);
+    std::fill(gradient + begin, gradient + end, 0.f);
+    for (; i < count && kept[i] < end; ++i) gradient[kept[i]] = values[i];
   }
 }
 
@@ -113,22 +135,25 @@ int64_t element_pairs(const Segment* segments, int64_t n, const int32_t* offsets
   return total;
 }
 
-void element_fill_pairs(const float* weight, const int32_t* first, const int32_t* second,
-    const int32_t* both, int64_t count, PairEntry* entries, int64_t threads) {
-  in_parts(count / 4096 + 1, threads, [&](int64_t begin, int64_t end, int64_t) {
-    for (int64_t i = begin * 4096; i < std::min(count, end * 4096); ++i) {
-      if (i + AHEAD < count) _mm_prefetch((const char*)(weight + both[2 * (i + AHEAD)]), _MM_HINT_T0);
-      const uint32_t low = rounded(weight[both[2 * i]]);
-      const uint32_t high = both[2 * i + 1] < 0 ? 0 : rounded(weight[both[2 * i + 1]]);
-      entries[i] = {first[i], second[i], low | high << 16};
-    }
-  });
+void element_fill_pairs(const uint32_t* values, const int32_t* first, const int32_t* second,
+    const int32_t* both, int64_t count, PairEntry* entries) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t high = both[2 * i + 1] < 0 ? 0 : values[both[2 * i + 1]];
+    entries[i] = {first[i], second[i], values[both[2 * i]] | high << 16};
+  }
 }
 
 void element_pass_half(const Geometry* g, const Lists* lists, const uint16_t* source,
     const PairEntry* entries, uint16_t* target, const float* scale, const float* bias,
     const uint16_t* residual, int64_t relu) {
   Pass<Half>(*g, *lists).run(source, entries, target, {scale, bias, residual, relu != 0});
+}
+
+void element_both_half(const Geometry* g, const Lists* lists, const uint16_t* source,
+    const PairEntry* entries, uint16_t* target, const uint16_t* further, const uint16_t* inputs,
+    int64_t count, float* sums) {
+  Pass<Half>(*g, *lists).both(source, entries, target, {nullptr, nullptr, further}, inputs, count,
+      sums);
 }
 
 void element_sums_half(const Geometry* g, const Lists* lists, const uint16_t* source,
@@ -167,10 +192,10 @@ void element_affine(int64_t half, const void* x, const void* residual, const flo
     for (int64_t c = begin; c < end; ++c) {
       if (half)
         affine((const uint16_t*)x + c * n, residual ? (const uint16_t*)residual + c * n : nullptr, n,
-            scale[c], shift[c], relu != 0, (uint16_t*)y + c * n);
+            scale[c], shift[c], relu != 0, false, (uint16_t*)y + c * n);
       else
         affine((const float*)x + c * n, residual ? (const float*)residual + c * n : nullptr, n,
-            scale[c], shift[c], relu != 0, (float*)y + c * n);
+            scale[c], shift[c], relu != 0, streamed((float*)y, channels, n), (float*)y + c * n);
     }
   });
 }

@@ -85,7 +85,7 @@ struct Source {
     }
   }
 
-  void pack(const Tile& t, int64_t c0, int64_t c1, S* to) const {
+  __attribute__((noinline)) void pack(const Tile& t, int64_t c0, int64_t c1, S* to) const {
     const int64_t rows = t.rows + g.max_y - g.min_y, cols = t.cols + g.max_x - g.min_x;
     const int64_t pitch = g.pitch(), step = g.ssx * g.images;
     const bool exact = g.lanes * (int64_t)sizeof(S) % VECTOR == 0;
@@ -143,7 +143,6 @@ struct Ahead {
   template <class S>
   void source(const Source<S>& s, const Tile& t, int64_t c0, int64_t c1) {
     const Geometry& g = s.g;
-    clear();
     for (int64_t p = 0; p < g.phases; ++p)
       for (int64_t c = c0; c < c1; ++c)
         for (int64_t r = 0; r < t.rows + g.max_y - g.min_y; ++r) {
@@ -154,10 +153,14 @@ struct Ahead {
         }
   }
   template <class S>
-  void gradient(const Geometry& g, const S* grads, const Tile& t) {
-    for (int64_t c = 0; c < g.tc; ++c)
-      for (int64_t r = 0; r < t.rows; ++r)
-        row(g, grads + ((c * g.th + t.y0 + r) * g.tw + t.x0) * g.images + t.image, t.cols, 1);
+  void planes(const Geometry& g, const S* all, const Tile& t, int64_t first, int64_t count) {
+    for (int64_t p = first; p < first + count; ++p)
+      for (int64_t r = 0; r < t.rows; ++r) {
+        const int64_t y = (t.y0 + r) * g.tsy + p / g.tc / g.tsx;
+        const int64_t x = t.x0 * g.tsx + p / g.tc % g.tsx;
+        if (y < g.th)
+          row(g, all + ((p % g.tc * g.th + y) * g.tw + x) * g.images + t.image, t.cols, g.tsx);
+      }
   }
 };
 

@@ -23,6 +23,17 @@ inline void some(S* p, V v, int64_t n) {
   if (n == L) put(p, v);
   else put(p, v, n);
 }
+// With `streams` past the caches.
+template <class S>
+inline void some(S* p, V v, int64_t n, bool streams) {
+  if (streams && n == L) stream(p, v);
+  else some(p, v, n);
+}
+// Whether a result of channels of n elements had better go past the caches.
+template <class S>
+inline bool streamed(const S* p, int64_t channels, int64_t n) {
+  return channels * n * (int64_t)sizeof(S) > KEPT && (uintptr_t)p % VECTOR == 0 && n % (2 * L) == 0;
+}
 inline V kept(V v, int64_t n) { // zero beyond the first n lanes
   if (n == L) return v;
   float own[L];
@@ -61,12 +72,13 @@ inline float first_of(const uint16_t* x) { return total(get(x, 1)); }
 
 // y = relu(x * scale + shift + residual)
 template <class S>
-void affine(const S* x, const S* residual, int64_t n, float scale, float shift, bool relu, S* y) {
+void affine(const S* x, const S* residual, int64_t n, float scale, float shift, bool relu,
+    bool streams, S* y) {
   const V a = all(scale), b = all(shift);
   each_vector<S>(n, [&](int64_t i, int64_t m) {
     V v = fma(some(x + i, m), a, b);
     if (residual) v = add(v, some(residual + i, m));
-    some(y + i, relu ? rectified(v) : v, m);
+    some(y + i, relu ? rectified(v) : v, m, streams);
   });
 }
 
@@ -94,7 +106,7 @@ void norm_forward(const S* x, const S* residual, const float* gamma, const float
       stats[2 * channels + c] = scale;
       stats[3 * channels + c] = (beta ? beta[c] : 0) - scale * mean;
       affine(x + c * n, residual ? residual + c * n : nullptr, n, stats[2 * channels + c],
-          stats[3 * channels + c], relu, y + c * n);
+          stats[3 * channels + c], relu, streamed(y, channels, n), y + c * n);
     }
   });
 }
@@ -102,7 +114,7 @@ void norm_forward(const S* x, const S* residual, const float* gamma, const float
 // Gradients of one channel; `grad(i, m)` is that of the sum before the ReLU.
 template <class S, class G>
 void channel_backward(const G& grad, const S* x, float scale, float mean, float inverse, int64_t n,
-    S* to_x, S* to_residual, float* to_gamma, float* to_beta) {
+    bool streams, S* to_x, S* to_residual, float* to_gamma, float* to_beta) {
   const V m = all(mean);
   V s[4] = {zero(), zero(), zero(), zero()}, q[4] = {zero(), zero(), zero(), zero()};
   int64_t i = 0;
@@ -127,8 +139,8 @@ void channel_backward(const G& grad, const S* x, float scale, float mean, float 
   const V a = all(scale), b = all(-full * inverse * inverse * dots / n), e = all(-full * sum / n);
   each_vector<S>(n, [&](int64_t j, int64_t rest) {
     const V d = grad(j, rest);
-    if (to_residual) some(to_residual + j, d, rest);
-    some(to_x + j, fma(d, a, fma(sub(some(x + j, rest), m), b, e)), rest);
+    if (to_residual) some(to_residual + j, d, rest, streams);
+    some(to_x + j, fma(d, a, fma(sub(some(x + j, rest), m), b, e)), rest, streams);
   });
 }
 
@@ -138,13 +150,14 @@ template <class S>
 void norm_backward(const S* dy, const S* y, const S* x, const float* stats, int64_t channels,
     int64_t n, bool relu, S* to_x, S* to_residual, float* to_gamma, float* to_beta,
     int64_t threads) {
+  const bool streams = streamed(to_x, channels, n) && (uintptr_t)to_residual % VECTOR == 0;
   in_turns(channels, threads, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       const S *d = dy + c * n, *in = x + c * n, *out = y ? y + c * n : nullptr;
       const float mean = stats[c], inverse = stats[channels + c], scale = stats[2 * channels + c];
       const V a = all(scale), shift = all(stats[3 * channels + c]);
       const auto one = [&](const auto& grad) {
-        channel_backward(grad, in, scale, mean, inverse, n, to_x + c * n,
+        channel_backward(grad, in, scale, mean, inverse, n, streams, to_x + c * n,
             to_residual ? to_residual + c * n : nullptr, to_gamma + c, to_beta + c);
       };
       if (!relu) one([&](int64_t i, int64_t m) { return some(d + i, m); });

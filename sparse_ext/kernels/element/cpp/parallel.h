@@ -14,12 +14,14 @@
 
 namespace {
 
+constexpr int64_t KEPT = 1 << 20; // bytes of a result that may still be cached when it is read
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Memory of one thread while a call lasts; kept for the next one.
 class Scratch {
  public:
-  static constexpr int SLOTS = 4;
+  static constexpr int SLOTS = 5;
 
   char* take(int slot, int64_t bytes) {
     Block& block = blocks_[slot];

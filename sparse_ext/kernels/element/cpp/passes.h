@@ -2,7 +2,7 @@
 // A whole pass: from source to target (forward, input gradient), or to a sum per kept weight.
 #pragma once
 
-#include "products.h"
+#include "kinds.h"
 
 namespace {
 
@@ -27,12 +27,18 @@ class Pass {
 
   void run(const S* source, const typename T::Entry* entries, S* target,
       const Epilogue& after) const {
-    const int64_t per_group = g_.tiles() * g_.nob, tasks = g_.groups * per_group;
-    in_turns(tasks, g_.threads, [&](int64_t begin, int64_t end) {
-      Borrowed scratch;
-      for (int64_t task = begin; task < end; ++task)
-        one(*scratch, {g_, lists_.phases, source}, entries, target, after, task,
-            task + 1 < end ? task + 1 : task);
+    in_turns(g_.groups * g_.tiles() * g_.nob, g_.threads, [&](int64_t begin, int64_t end) {
+      several({g_, lists_.phases, source}, entries, target, after, nullptr, nullptr, begin, end);
+    });
+  }
+
+  // Input gradient, and weight gradients in `sums` as `dots` has them, from the layer's inputs.
+  void both(const S* source, const typename T::Entry* entries, S* target, const Epilogue& after,
+      const S* inputs, int64_t count, float* sums) const {
+    std::fill(sums, sums + slots() * count, 0.f);
+    in_parts(g_.groups * g_.tiles() * g_.nob, slots(), [&](int64_t begin, int64_t end, int64_t slot) {
+      several({g_, lists_.phases, source}, entries, target, after, inputs, sums + slot * count,
+          begin, end);
     });
   }
 
@@ -53,7 +59,7 @@ class Pass {
   }
 
  private:
-  enum { PACKED, SUMS, ROWS, GRADS };
+  enum { PACKED, SUMS, ROWS, PLANES, WHERE };
 
   int64_t packed_bytes() const { // with what the last run reads beyond its end
     return (g_.cb * g_.phases * g_.packed_rows() * g_.pitch()) * sizeof(S) + VECTOR;
@@ -66,8 +72,7 @@ class Pass {
   int64_t column_step() const { // bytes between two vectors of a target's row
     return g_.lanes * (int64_t)sizeof(S) == VECTOR ? g_.tsx * g_.images * (int64_t)sizeof(S) : VECTOR;
   }
-  Tile tile(int64_t task, int64_t per_group) const {
-    (void)per_group; // groups share lines
+  Tile tile(int64_t task) const { // groups share lines
     return Tile(g_, task / g_.nob % g_.groups, task / g_.nob / g_.groups);
   }
   Tile dot_tile(int64_t task) const { // groups share lines, sums do not grow with them
@@ -78,39 +83,66 @@ class Pass {
     return {(Ahead::Row*)scratch.take(ROWS, rows * sizeof(Ahead::Row))};
   }
 
+  void several(const Source<S>& source, const typename T::Entry* entries, S* target,
+      const Epilogue& after, const S* inputs, float* weights, int64_t begin, int64_t end) const {
+    Borrowed scratch;
+    for (int64_t task = begin; task < end; ++task)
+      one(*scratch, source, entries, target, after, inputs, weights, task,
+          task + 1 < end ? task + 1 : task);
+  }
+
   void one(Scratch& scratch, const Source<S>& source, const typename T::Entry* entries, S* target,
-      const Epilogue& after, int64_t task, int64_t next) const {
-    const int64_t per_group = g_.tiles() * g_.nob, ob = task % g_.nob, t0 = ob * g_.ob;
-    const Tile t = tile(task, per_group);
-    const int64_t runs = t.runs(g_), vectors = t.vectors(g_, T::WIDTH);
+      const Epilogue& after, const S* inputs, float* weights, int64_t task, int64_t next) const {
+    const int64_t ob = task % g_.nob, t0 = ob * g_.ob;
+    const Tile t = tile(task);
+    const int64_t runs = t.runs(g_), vectors = t.vectors(g_, T::WIDTH), size = sizeof(S);
     S* packed = (S*)scratch.take(PACKED, packed_bytes());
     char* sums = scratch.take(SUMS, g_.ob * runs * vectors * T::SUMS);
-    Ahead rows = ahead(scratch, 0);
+    Ahead rows = ahead(scratch, 2 * g_.ob * g_.rows);
     const bool straight = direct(t, g_.tsx);
     const int64_t first = ((t.y0 * g_.tsy) * g_.tw + t.x0 * g_.tsx) * g_.images + t.image;
+    const int64_t target_row = g_.tsy * g_.tw * g_.images * size;
+    Inputs own{(const char*)(inputs + first), where_.data() + t0, target_row, column_step(), weights};
+    if (inputs && !(straight && g_.ncb < 3)) {
+      own.at = pack_planes(scratch, t, inputs, t0, planes_from(t0), vectors);
+      own.row = vectors * VECTOR;
+      own.col = VECTOR;
+      own.where = packed_where(scratch, planes_from(t0), runs * own.row);
+    }
     for (int64_t cb = 0; cb < g_.ncb; ++cb) {
       const int64_t c0 = cb * g_.cb, c1 = std::min(g_.sc, c0 + g_.cb);
       source.pack(t, c0, c1, packed);
-      if (cb + 1 < g_.ncb) rows.source(source, t, c1, std::min(g_.sc, c1 + g_.cb));
-      else if (next != task) rows.source(source, tile(next, per_group), 0, std::min(g_.sc, g_.cb));
-      else rows.clear();
+      rows.clear();
+      if (cb + 1 < g_.ncb) {
+        rows.source(source, t, c1, std::min(g_.sc, c1 + g_.cb));
+      } else if (next != task) {
+        rows.source(source, tile(next), 0, std::min(g_.sc, g_.cb));
+        const int64_t p0 = next % g_.nob * g_.ob;
+        for (const S* other : {inputs, (const S*)after.residual})
+          if (other) rows.planes(g_, other, tile(next), p0, planes_from(p0));
+      }
       const int32_t* range = lists_.ranges + ob * g_.ncb + cb;
       const Products products{lists_.segments + range[0], range[1] - range[0], (const char*)packed,
-          g_.pitch() * (int64_t)sizeof(S), sums, straight ? (char*)(target + first) : nullptr,
-          where_.data() + t0, g_.tsy * g_.tw * g_.images * (int64_t)sizeof(S), column_step(),
-          straight && aligned(target),
+          g_.pitch() * size, sums, straight ? (char*)(target + first) : nullptr, where_.data() + t0,
+          target_row, column_step(), straight && streamed(target),
           {from(after.scale, t0), from(after.bias, t0), from((const S*)after.residual, first),
               after.relu},
           &rows};
-      Tiled<T>::sum(runs, vectors)(products, entries);
+      if (inputs) Tiled<T>::both(runs, vectors)(products, own, entries);
+      else Tiled<T>::sum(runs, vectors)(products, entries);
     }
     if (!straight)
       finish(t, t0, (const float*)sums, runs * vectors * (T::SUMS / 4), vectors * (T::SUMS / 4),
           target, after);
   }
 
-  bool aligned(const S* target) const {
-    return (uintptr_t)target % VECTOR == 0 && g_.images * sizeof(S) % VECTOR == 0;
+  int64_t planes_from(int64_t t0) const { return std::min(g_.planes() - t0, g_.ob); }
+
+  // Whether results go past the caches.
+  bool streamed(const S* target) const {
+    const int64_t image = g_.images * sizeof(S);
+    return (uintptr_t)target % VECTOR == 0 && image % VECTOR == 0 &&
+        g_.tc * g_.th * g_.tw * image > KEPT;
   }
 
   // Finished sums of a tile to where they belong.
@@ -169,20 +201,21 @@ class Pass {
     const int64_t* where = where_.data();
     int64_t row = g_.tw * g_.images * size, column = column_step();
     if (!straight) {
-      from = pack_grads(scratch, t, grads, runs, vectors);
+      from = pack_planes(scratch, t, grads, 0, g_.tc, vectors);
       row = vectors * VECTOR;
       column = VECTOR;
-      where = packed_where(scratch, runs * row);
+      where = packed_where(scratch, g_.tc, runs * row);
     }
     for (int64_t cb = 0; cb < g_.ncb; ++cb) {
       const int64_t c0 = cb * g_.cb, c1 = std::min(g_.sc, c0 + g_.cb);
       source.pack(t, c0, c1, packed);
-      if (cb + 1 < g_.ncb) rows.source(source, t, c1, std::min(g_.sc, c1 + g_.cb));
-      else if (next != task) {
+      rows.clear();
+      if (cb + 1 < g_.ncb) {
+        rows.source(source, t, c1, std::min(g_.sc, c1 + g_.cb));
+      } else if (next != task) {
         rows.source(source, dot_tile(next), 0, std::min(g_.sc, g_.cb));
-        rows.gradient(g_, grads, dot_tile(next));
+        rows.planes(g_, grads, dot_tile(next), 0, g_.tc);
       }
-      else rows.clear();
       for (int64_t ob = 0; ob < g_.nob; ++ob) {
         const int32_t* range = lists_.ranges + ob * g_.ncb + cb;
         const Dots dots{lists_.segments + range[0], range[1] - range[0], (const char*)packed,
@@ -192,24 +225,28 @@ class Pass {
     }
   }
 
-  // [target][row of the tile][vector], zero beyond the tile's columns.
-  const char* pack_grads(Scratch& scratch, const Tile& t, const S* grads, int64_t runs,
-      int64_t vectors) const {
+  // [plane of the target][row of the tile][vector], zero where there is no pixel.
+  const char* pack_planes(Scratch& scratch, const Tile& t, const S* planes, int64_t first,
+      int64_t count, int64_t vectors) const {
     const int64_t run = vectors * T::WIDTH;
-    S* to = (S*)scratch.take(SUMS, g_.tc * runs * run * sizeof(S));
+    S* to = (S*)scratch.take(PLANES, count * t.rows * run * sizeof(S));
     const char* all = (const char*)to;
-    for (int64_t c = 0; c < g_.tc; ++c)
+    for (int64_t p = first; p < first + count; ++p) {
+      const int64_t py = p / g_.tc / g_.tsx, x = t.x0 * g_.tsx + p / g_.tc % g_.tsx;
+      const int64_t cols = std::max<int64_t>(0, std::min(t.cols, ceil_div(g_.tw - x, g_.tsx)));
       for (int64_t r = 0; r < t.rows; ++r, to += run) {
-        const S* from = grads + ((c * g_.th + t.y0 + r) * g_.tw + t.x0) * g_.images + t.image;
-        Source<S>::copy(to, from, t.cols, g_.lanes, g_.images);
-        std::memset(to + t.cols * g_.lanes, 0, (run - t.cols * g_.lanes) * sizeof(S));
+        const int64_t y = (t.y0 + r) * g_.tsy + py, full = y < g_.th ? cols : 0;
+        const S* from = planes + ((p % g_.tc * g_.th + y) * g_.tw + x) * g_.images + t.image;
+        Source<S>::copy(to, from, full, g_.lanes, g_.tsx * g_.images);
+        std::memset(to + full * g_.lanes, 0, (run - full * g_.lanes) * sizeof(S));
       }
+    }
     return all;
   }
 
-  const int64_t* packed_where(Scratch& scratch, int64_t step) const {
-    int64_t* where = (int64_t*)scratch.take(GRADS, g_.tc * sizeof(int64_t));
-    for (int64_t c = 0; c < g_.tc; ++c) where[c] = c * step;
+  const int64_t* packed_where(Scratch& scratch, int64_t planes, int64_t step) const {
+    int64_t* where = (int64_t*)scratch.take(WHERE, planes * sizeof(int64_t));
+    for (int64_t p = 0; p < planes; ++p) where[p] = p * step;
     return where;
   }
 

@@ -83,6 +83,7 @@ inline void put(uint16_t* p, V v) {
 #endif
 
 constexpr int64_t VECTOR = L * sizeof(float); // bytes
+inline void stream(uint16_t* p, V v) { put(p, v); } // half a line at a time gains nothing
 
 // The first n < L elements, zero beyond them.
 template <class S>
