@@ -84,4 +84,4 @@ def test_torchrun_trains_one_run_with_two_processes(tmp_path):
     optimizer = json.loads((folder / "args.json").read_text())["optimizer"]
     scale = optimizer["batch_size"] * 2 / 256
     assert optimizer["lr"] == pytest.approx(optimizer["lr_as_written"] * scale)
-    assert len(list(folder.glob("*.ckpt"))) == 1
+    assert len(list(folder.glob("*.ckpt"))) == 2  # checkpoint.keep_last
