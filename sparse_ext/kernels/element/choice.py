@@ -26,7 +26,7 @@ from solo.errors import SoloError
 from sparse_ext.kernels.build import cache_folder
 from sparse_ext.kernels.element import function, native
 from sparse_ext.kernels.element.lanes import from_lanes, to_lanes
-from sparse_ext.kernels.element.plan import Plan
+from sparse_ext.kernels.element.plan import Kept, Plan
 from sparse_ext.kernels.plan import Window
 
 log = logging.getLogger("sparse_ext")
@@ -180,9 +180,9 @@ def _sparse_parts(case: Case, x: Tensor, weight: Tensor, mask: Tensor, grad: Ten
     parts: _Parts = [(lambda: function.products(x, weight, plan), 1.0)]
     if case.training:
         share = case.dense_share
-        to_input = lambda: function.input_gradient(grad, weight, plan, size)  # noqa: E731
+        to_input = lambda: function.input_gradient(grad, Kept(plan, weight), plan, size)  # noqa: E731
         kept = lambda: function.weight_gradient(x, grad, weight, plan)  # noqa: E731
-        both = lambda: function.both_gradients(x, grad, weight, plan)  # noqa: E731
+        both = lambda: function.both_gradients(x, grad, weight, Kept(plan, weight), plan)  # noqa: E731
         full = lambda: function.dense_weight_gradient(x, grad, weight, plan)  # noqa: E731
         parts += [(both if case.to_input else kept, 1 - share)] if share < 1 else []
         if share > 0:
