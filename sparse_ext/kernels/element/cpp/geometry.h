@@ -156,8 +156,10 @@ struct Ahead {
     }
   }
   template <class S>
-  void planes(const Geometry& g, const S* all, const Tile& t, int64_t first, int64_t planes) {
+  void planes(const Geometry& g, const S* all, const Tile& t, int64_t first, int64_t planes,
+      const char* which) { // null: all of them
     for (int64_t p = first; p < first + planes; ++p) {
+      if (which && !which[p]) continue;
       const int64_t y = t.y0 * g.tsy + p / g.tc / g.tsx, x = t.x0 * g.tsx + p / g.tc % g.tsx;
       const S* at = all + ((p % g.tc * g.th + y) * g.tw + x) * g.images + t.image;
       const int64_t n = std::min(t.rows, ceil_div(g.th - y, g.tsy));
