@@ -38,6 +38,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return getattr(module, "_orig_mod", module)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of a module go through `torch.compile`, as far as they have been told to."""
+    return unwrapped(module) is not module or module._compiled_call_impl is not None
+
+
 def put_first(trainer: Trainer, callback: Callback) -> None:
     """Let `callback` act before all others, in every hook that is still to come."""
     others = [c for c in trainer.callbacks if c is not callback]  # type: ignore[attr-defined]

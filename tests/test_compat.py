@@ -53,6 +53,14 @@ def test_modes_are_left_for_a_while():
         assert type(torch.ones(2)) is type(fake) is not torch.Tensor
 
 
+def test_what_is_compiled_is_told_before_it_is_called():
+    in_place, call = nn.Linear(2, 2), nn.Linear(2, 2)
+    in_place.compile()
+    compat.call_instead(call, lambda x: x)
+    found = [in_place, call, torch.compile(nn.Linear(2, 2)), nn.Linear(2, 2)]
+    assert [sparse_compat.is_compiled(m) for m in found] == [True, True, True, False]
+
+
 def test_weight_norm():
     v, g = torch.randn(3, 4), torch.rand(3, 1)
     expected = g.numpy() * v.numpy() / np.linalg.norm(v.numpy(), axis=1, keepdims=True)

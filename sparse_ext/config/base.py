@@ -76,11 +76,11 @@ class SparseConfig:
         slim_at: when masks become final and training goes on with physically smaller encoders:
             an optimizer step, or a fraction of the run (below 1); after the ramp.
         multiple: with `slim_at`: as many empty channels stay as make each width a multiple of this.
-        kernel: how masked layers are computed on the CPU (see `sparse_ext.kernels`): `element`
-            multiplies by kept weights only, one by one, `block` skips pruned 8x8 blocks wherever a
-            layer has lost 75% of them, `dense` multiplies by zeros, and `auto` takes for every
-            layer whichever of `element` and `dense` is faster here, by measurement. On other
-            devices `auto` means `dense`.
+        kernel: how masked layers are computed on the CPU (see docs/kernels.md): `auto` takes for
+            every layer whichever of `element` and `dense` is faster here, by measurement, and means
+            `dense` where that cannot be, as on other devices; `element` multiplies by kept weights
+            only, one by one, `block` skips pruned 8x8 blocks wherever a layer has lost 75% of them,
+            `dense` multiplies by zeros, to the same last bits on any machine.
         seed: of random masks; None = the run's seed.
         debug: check the storage invariants after every step (slow).
     """
@@ -105,7 +105,7 @@ class SparseConfig:
     budget: str | None = None
     slim_at: float | None = None
     multiple: int = 1
-    kernel: str = "dense"
+    kernel: str = "auto"
     seed: int | None = None
     debug: bool = False
 

@@ -46,6 +46,7 @@ _MACS = {
     "sparse/macs_effective_momentum": "momentum encoder",
     "sparse/macs_dense": "dense",
 }
+MEASURED = "measured"
 _PER_LAYER = {
     "density": "Online encoder, measured from the masks at the end of each epoch; the number is "
     "the last.",
@@ -208,6 +209,30 @@ def macs(page: Page, log: RunLog) -> None:
         page.figure("Effective MACs", figure, text)
 
 
+def seconds(page: Page, log: RunLog) -> None:
+    """Measured time of a training step, beside what effective MACs would have it be."""
+    found = _found(log, {"sparse/seconds_per_step": MEASURED})
+    if not found:
+        return
+    macs, (epochs, times) = log.get("sparse/macs_effective"), found[MEASURED]
+    if macs is not None and macs.epochs == epochs and macs.values[0]:
+        found["in proportion to effective MACs"] = Series(
+            epochs, [times[0] * value / macs.values[0] for value in macs.values]
+        )
+    used = log.get("sparse/kernel_layers")
+    text = "By the clock, mean over each epoch's steps, without waiting for data."
+    if used is not None:
+        text += f" In the last epoch {used.last:.0f} layers of the online encoder left out pruned"
+        text += " weights (sparse.kernel)."
+    styles: dict[str, dict[str, object]] = {
+        label: {"color": plots.GREY, "linestyle": "--", "linewidth": 1.3, "marker": ""}
+        for label in found
+        if label != MEASURED
+    }
+    figure = plots.lines(found, "seconds", styles, _trigger(log))
+    page.figure("Seconds per training step", figure, text)
+
+
 def training_cost(page: Page, log: RunLog) -> None:
     """What training has cost so far, by the conventions of papers."""
     found = _found(log, {f"sparse/training_cost_{name}": f"convention {name}" for name in "ABC"})
@@ -237,7 +262,7 @@ def _heatmap(page: Page, log: RunLog, quantity: str, title: str, label: str) -> 
 
 #: what a run learns, then what happens to its masks, then the details
 LEARNING = (losses, accuracy)
-MASKS = (sparsity, quality, movement, macs, density)
+MASKS = (sparsity, quality, movement, macs, seconds, density)
 DETAILS = (inconsistency, oscillation, dead_filters, training_cost, spread, class_losses, momentum)
 
 

@@ -28,6 +28,7 @@ from solo.utils import ranks
 from solo.utils.encoders import encoders_of
 from sparse_ext.compat import put_first, unwrapped
 from sparse_ext.config.sections import SparseConfig
+from sparse_ext.kernels.element import choice
 from sparse_ext.masks import packing
 from sparse_ext.masks.encoder import Encoder, InvariantError, check_stored
 from sparse_ext.masks.masked_layers import Masked
@@ -79,6 +80,7 @@ class PruningCallback(Callback):
         self._unseen = False  # the initial masks wait for the first batch
         self._logged: tuple[int, list[float]] = (-1, [])  # step and sparsity of the last epoch end
         self._updated = False  # figures of a mask update wait for the end of the batch
+        self._equipped = False  # encoders have layers with a sparse kernel
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not hooked into this optimizer."""
@@ -116,7 +118,7 @@ class PruningCallback(Callback):
             self._encoders[0].add_buffer("score")
         if not shared and needs.stored_zeros:
             self._follower = install(pl_module, self.config.ema_mode)
-        kernels.equip(trainer, pl_module, self.config, needs.stored_zeros)
+        self._equipped = kernels.equip(trainer, pl_module, self.config, needs.stored_zeros)
         run_checks.ignore_in_ddp(pl_module)
         self._loading = pl_module.register_load_state_dict_pre_hook(run_checks.check_storage)
         # epoch ends are counted before anyone else's hook may write a checkpoint of that epoch
@@ -225,7 +227,7 @@ class PruningCallback(Callback):
             self._settle(trainer.optimizers[0])
         if self.running.begin_batch(trainer.current_epoch, trainer.optimizers[0]):
             self._agree(f"Masks before step {self.running.t}")
-        if self.config.kernel != "dense":
+        if self._equipped:
             share = self.running.gradient_share
             kernels.announce(pl_module, self.running.wants_gradients(), share)
         self._watch.start()
@@ -288,6 +290,8 @@ class PruningCallback(Callback):
         if pruner is not None:
             cost = {"cost": self.meter.state_dict()}
             checkpoint[STATE_KEY] = resume.take(pruner) | cost
+            if self._equipped:
+                checkpoint[STATE_KEY]["kernels"] = choice.decisions()
             if checkpoint.get("optimizer_states"):
                 parts = trainer.optimizers[0], pruner.online
                 resume.pack_optimizer(checkpoint, *parts, planes=self.pack)
@@ -302,11 +306,12 @@ class PruningCallback(Callback):
                 "with `sparse` set. Leave out the sparse section, or start anew."
             )
         self._restored = checkpoint[STATE_KEY]
+        choice.repeat(self._restored.get("kernels", {}))
         if "packed" in checkpoint[STATE_KEY]:
             resume.unpack_optimizer(checkpoint, self._encoders[0])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so if the run never got where it should; leave the optimizer as it was.
+        """Say so if the run never got where it should; leave optimizer and layers as they were.
 
         A run that was finished before it was started again has nothing to say, nor has a dry one.
 
@@ -314,6 +319,7 @@ class PruningCallback(Callback):
             InvariantError: something has written to weights under the masks.
         """
         self._detach()
+        kernels.unequip(pl_module)
         if self.pruner is None:
             return
         self._follow()
@@ -332,8 +338,9 @@ class PruningCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Take the hooks off the optimizer when a run ends with an error."""
+        """Leave optimizer and encoders as they were when a run ends with an error."""
         self._detach()
+        kernels.unequip(pl_module)
 
     def _detach(self) -> None:
         if self._hook is not None:

@@ -3,21 +3,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections.abc import Sequence
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 
 from solo.errors import ConfigError
 from solo.utils.encoders import encoders_of
+from sparse_ext.compat import is_compiled
 from sparse_ext.config.sections import SparseConfig
-from sparse_ext.kernels.element.swap import element_layers, use_element_kernel
-from sparse_ext.kernels.layer import needs_dense_gradients, use_block_kernel
+from sparse_ext.kernels.element import native
+from sparse_ext.kernels.element.swap import (
+    element_layers,
+    use_element_kernel,
+    use_plain_layers,
+)
+from sparse_ext.kernels.layer import needs_dense_gradients, use_block_kernel, use_dense_kernel
+
+log = logging.getLogger("sparse_ext")
 
 _PRECISIONS = {"block": ("32",), "element": ("32", "bf16-mixed"), "auto": ("32", "bf16-mixed")}
 
 
-def equip(trainer: Trainer, module: LightningModule, config: SparseConfig, zeros: bool) -> None:
+def equip(trainer: Trainer, module: LightningModule, config: SparseConfig, zeros: bool) -> bool:
     """Let the encoders of `module` skip what is pruned, as `config.kernel` says.
 
     Args:
@@ -26,18 +38,65 @@ def equip(trainer: Trainer, module: LightningModule, config: SparseConfig, zeros
         config: of the sparse section.
         zeros: whether the method stores pruned weights as zero.
 
+    Returns:
+        whether an encoder has layers with a kernel now.
+
     Raises:
         ConfigError: a kernel was asked for by name, and this run cannot use it.
         KernelBuildError: the block kernel cannot be compiled here.
     """
+    if config.kernel == "dense":
+        return False
+    encoders = list(encoders_of(module).values())
+    if config.kernel != "auto":
+        _check(trainer, config, zeros)
+        use = use_block_kernel if config.kernel == "block" else _use_element
+        for encoder in encoders:
+            use(encoder)
+        return True
+    if trainer.strategy.root_device.type != "cpu" or not native.variant():
+        return False
+    if why := _dense_because(trainer, encoders, config, zeros):
+        log.info("sparse.kernel=auto: all layers compute densely, since %s.", why)
+        return False
+    found = [_use_auto(encoder) for encoder in encoders]
+    return any(found)
+
+
+def _use_element(encoder: nn.Module) -> None:
+    use_element_kernel(encoder, "element", later=True)
+
+
+def _use_auto(encoder: nn.Module) -> bool:
+    try:
+        return bool(use_element_kernel(encoder, "auto", later=True))
+    except ConfigError:  # no layer of it can use it
+        return False
+
+
+def _dense_because(
+    trainer: Trainer, encoders: Sequence[nn.Module], config: SparseConfig, zeros: bool
+) -> str:
+    """Why `auto` means dense in this run on a CPU; an empty string if it does not."""
+    precision = str(trainer.precision)
+    if not precision.startswith(_PRECISIONS["auto"]):
+        return f"the kernel has no precision={precision}"
+    if not zeros:
+        return f"{config.name} stores no weights as zero"
+    if config.slim_at is not None:
+        return "sparse.slim_at removes channels instead"
+    if torch.are_deterministic_algorithms_enabled():
+        return "deterministic=True excludes choices by measured time"
+    if any(is_compiled(encoder) for encoder in encoders):
+        return "encoders are compiled (performance.compile)"
+    return ""
+
+
+def _check(trainer: Trainer, config: SparseConfig, zeros: bool) -> None:
+    """A kernel that was asked for by name must be of use."""
     kernel = config.kernel
-    if kernel == "dense":
-        return
     device, precision = trainer.strategy.root_device.type, str(trainer.precision)
-    fits = device == "cpu" and precision.startswith(_PRECISIONS[kernel])
-    if kernel == "auto" and (not fits or not zeros or config.slim_at is not None):
-        return
-    if not fits:
+    if device != "cpu" or not precision.startswith(_PRECISIONS[kernel]):
         others = " or ".join("32" if p == "32" else p for p in _PRECISIONS[kernel])
         raise ConfigError(
             f"sparse.kernel={kernel} runs on the CPU in precision {others}, and this run uses "
@@ -49,15 +108,13 @@ def equip(trainer: Trainer, module: LightningModule, config: SparseConfig, zeros
             f"sparse.kernel={kernel} skips weights that are stored as zero, and {config.name} "
             f"stores none: set sparse.kernel=dense."
         )
+
+
+def unequip(module: LightningModule) -> None:
+    """Give encoders the layers back that they had before `equip`."""
     for encoder in encoders_of(module).values():
-        if kernel == "block":
-            use_block_kernel(encoder)
-            continue
-        try:
-            use_element_kernel(encoder, kernel, later=True)
-        except ConfigError:
-            if kernel == "element":
-                raise
+        use_plain_layers(encoder)
+        use_dense_kernel(encoder)
 
 
 def announce(module: LightningModule, wanted: bool, share: float) -> None:

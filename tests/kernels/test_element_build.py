@@ -2,6 +2,11 @@
 """Without a compiler, with one that fails, and on processors that cannot."""
 
 import logging
+import os
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -13,7 +18,7 @@ from sparse_ext.kernels import KernelBuildError
 from sparse_ext.kernels.element import choice, native
 from sparse_ext.kernels.element.swap import use_element_kernel
 from sparse_ext.masks.masked_layers import MaskedConv2d, MaskedLinear, mask_module
-from tests.kernels.helpers import able, masked_conv
+from tests.kernels.helpers import able, masked_conv, prune
 
 pytestmark = pytest.mark.unit
 
@@ -29,6 +34,7 @@ def fresh(monkeypatch, tmp_path):
     """Nothing is built yet."""
     monkeypatch.setenv("SPARSE_EXT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(native, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(choice, "_builder", None)
     native.library.cache_clear()
     yield monkeypatch
     native.library.cache_clear()
@@ -72,6 +78,56 @@ def test_built_when_a_layer_wants_it(fresh, caplog):
     native.library.cache_clear()
     conv(x)
     assert len(made) == 1
+
+
+@able
+def test_built_beside_training_and_waited_for_where_it_is_of_use(fresh, caplog):
+    """A dense layer begins; the same layer waits once it is sparse, and the stem with it."""
+    begun, go = threading.Event(), threading.Event()
+    real = native.compile_to
+    fresh.setattr(native, "compile_to", lambda *args: (begun.set(), go.wait(30), real(*args)))
+    fresh.setattr(choice, "WORTHWHILE", 0)
+    fresh.setattr(choice, "measure", lambda case, density: True)
+    fresh.setattr(logging.getLogger("sparse_ext"), "propagate", True)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), prune(masked_conv(), 0.1))
+    use_element_kernel(net, later=True)
+    x = torch.randn(4, 3, 6, 6)
+    with caplog.at_level("INFO", logger="sparse_ext"):
+        net(x)
+        net(x)
+    assert begun.wait(10)
+    assert not net[0].used
+    assert not net[1].used
+    assert [r.getMessage() for r in caplog.records if "while training goes on" in r.getMessage()]
+    prune(net[1], 0.9)
+    threading.Timer(0.5, go.set).start()
+    net(x)
+    assert go.is_set()
+    assert net[0].used
+    assert net[1].used
+
+
+@able
+def test_a_program_that_ends_first_leaves_no_compiler_behind(tmp_path):
+    """Nor half a library."""
+    slow = tmp_path / "slow"
+    slow.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nsleep 60 & wait\n", encoding="utf-8")
+    slow.chmod(0o755)
+    code = (
+        "import pathlib, time\n"
+        "from sparse_ext.kernels.element import choice, native\n"
+        f"native.SHIPPED = pathlib.Path({str(tmp_path)!r})\n"
+        "choice.begin()\n"
+        f"while not pathlib.Path({str(tmp_path / 'pid')!r}).exists(): time.sleep(0.05)\n"
+    )
+    env = os.environ | {"SPARSE_EXT_CACHE": str(tmp_path / "cache"), "CXX": str(slow)}
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=50)
+    assert time.monotonic() - began < 50
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    left = sorted(p.suffix for p in (tmp_path / "cache").iterdir())
+    assert left == [".lock"]
 
 
 def test_processors_that_cannot(fresh):

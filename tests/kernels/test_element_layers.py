@@ -370,19 +370,6 @@ def test_auto_takes_what_measures_faster(monkeypatch):
     assert [round(d, 1) for d in asked] == [0.5, 0.4, 0.2]
 
 
-def test_bounds_are_kept_in_a_file(tmp_path):
-    path = tmp_path / "deep" / "bounds.json"
-    first = choice.Bounds(path)
-    first.learn("a", 0.2, True)
-    first.learn("a", 0.6, False)
-    second = choice.Bounds(path)
-    assert second.decided("a", 0.1) is True
-    assert second.decided("a", 0.7) is False
-    assert second.decided("a", 0.4) is None
-    path.write_text("{", encoding="utf-8")
-    assert choice.Bounds(path).decided("a", 0.1) is None
-
-
 @able
 def test_measuring_leaves_random_numbers_alone():
     state = torch.get_rng_state()
@@ -393,8 +380,20 @@ def test_measuring_leaves_random_numbers_alone():
 
 
 @able
+@pytest.mark.parametrize(("seconds", "wins"), [(1.4, True), (1.6, False)])
+def test_the_kernel_wins_if_it_is_a_tenth_faster(seconds, wins, monkeypatch):
+    """By the sum of what a step calls: the dense weight gradient in its share of steps."""
+    case = choice.Case((8, 8, 3, 3), choice.Window((1, 1), (1, 1)), (16, 8, 5, 5), torch.float32,
+                       1, True, 0.5)  # fmt: skip
+    monkeypatch.setattr(choice, "_dense_parts", lambda *_: [(None, 1.0), (None, 1.0)])
+    monkeypatch.setattr(choice, "_sparse_parts", lambda *_: [(None, 1.0), (None, 0.5)])
+    monkeypatch.setattr(choice, "_fastest", lambda calls: [1.0, 1.0, 1.05, seconds])
+    assert choice.measure(case, 0.1) is wins  # 1.75 or 1.85 against 2
+
+
+@able
 def test_small_layers_stay_dense_and_build_nothing(monkeypatch):
-    monkeypatch.setattr(choice, "ready", lambda: pytest.fail("nothing is asked for"))
+    monkeypatch.setattr(choice, "ready", lambda _: pytest.fail("nothing is asked for"))
     conv = masked_conv()
     conv.__class__ = ElementConv2d
     conv.kernel = "auto"

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from solo.errors import DataError
-from sparse_ext.report import Page, RunLog, write_report
+from sparse_ext.report import Page, RunLog, plots, write_report
 from sparse_ext.report.__main__ import main
 
 pytestmark = pytest.mark.unit
@@ -43,7 +43,9 @@ def sparse_run(folder, epochs=4):
             **{"sparse/mask_flips": 0.1, "sparse/drop_fraction": 0.5},
             **{"sparse/training_cost_A": 0.8 - 0.1 * epoch + 0.11 * (epoch == 3)},
             **{"sparse/training_cost_B": 0.72, "sparse/dead_filters": 0.01 * epoch},
-            **{"sparse/oscillation": 0.2, "sparse/macs_effective": 2e6, "sparse/macs_dense": 4e6},
+            **{"sparse/oscillation": 0.2, "sparse/macs_dense": 4e6, "sparse/kernel_layers": 5.0},
+            **{"sparse/macs_effective": (3e6, 3e6, 2e6, 1e6)[epoch]},
+            **{"sparse/seconds_per_step": (0.6, 0.6, 0.5, 0.3)[epoch]},
             **{f"sparse/layer_oscillation/{name}": 0.3 for name in LAYERS},
             **{f"sparse/layer_density/{name}": d[epoch] for name, d in LAYERS.items()},
         }
@@ -114,6 +116,7 @@ def test_a_sparse_run_shows_every_aspect_in_one_file(tmp_path):
         *("Inconsistency and the start of the ramp", "Mask changes", "Momentum coefficient"),
         *("Density per layer", "Inconsistency per layer", "Architecture oscillation per layer"),
         *("Architecture oscillation", "Dead filters", "Effective MACs", "Training cost so far"),
+        "Seconds per training step",
     }
     for svg in drawn.values():
         assert ElementTree.fromstring(svg).tag.endswith("svg")
@@ -148,6 +151,23 @@ def test_figures_carry_the_logged_values(tmp_path, monkeypatch):
     assert list(lines["dense"].get_ydata()) == pytest.approx([4] * 4)
     assert lines["lowest possible (the gap)"].get_ydata()[0] == pytest.approx(0.3)
     assert lines["unrelated encoders"].get_ydata()[0] == pytest.approx(0.8 * 0.5 + 0.5 * 0.2)
+
+
+def test_seconds_are_measured_and_stand_beside_what_macs_would_have_them(tmp_path, monkeypatch):
+    drawn = {}
+    real = plots.lines
+
+    def lines(series, ylabel, *rest, **options):
+        drawn[ylabel] = {label: list(s.values) for label, s in series.items()}
+        return real(series, ylabel, *rest, **options)
+
+    monkeypatch.setattr(plots, "lines", lines)
+    html = write_report(sparse_run(tmp_path / "run")).read_text()
+    found = drawn["seconds"]
+    assert found["measured"] == [0.6, 0.6, 0.5, 0.3]
+    assert found["in proportion to effective MACs"] == pytest.approx([0.6, 0.6, 0.4, 0.2])
+    assert "5 layers of the online encoder left out pruned" in html
+    assert html.index("Effective MACs<") < html.index("Seconds per training step<")
 
 
 def test_a_linear_run_and_a_run_without_arguments(tmp_path):

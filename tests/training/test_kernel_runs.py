@@ -35,6 +35,15 @@ class Saving(pl.Callback):
             run.save_checkpoint(self.path)
 
 
+class Seen(pl.Callback):
+    """Which layers of the encoder used the kernel last, and their masks."""
+
+    def on_train_end(self, run, module):
+        layers = element_layers(module.backbone)
+        self.used = [layer.used for layer in layers]
+        self.masks = [layer.mask.tolist() for layer in layers if hasattr(layer, "mask")]
+
+
 def run(kernel, callbacks=(), ckpt_path=None, seed=0, **options):
     """A toy trained for two epochs; its state."""
     choice.WORTHWHILE = 0
@@ -42,8 +51,10 @@ def run(kernel, callbacks=(), ckpt_path=None, seed=0, **options):
     section = {"name": "synccp", "kernel": kernel, **SYNCCP}
     attach(module, build(section))
     torch.manual_seed(seed)
-    fit = trainer(epochs=2, callbacks=list(callbacks), **options)
+    seen = Seen()
+    fit = trainer(epochs=2, callbacks=[*callbacks, seen], **options)
     fit.fit(module, data(seed=1 + seed, width=16), ckpt_path=ckpt_path)
+    module.used, module.masks = seen.used, seen.masks
     return module
 
 
@@ -78,7 +89,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(kernel, tmp_path, monkeypa
     path = tmp_path / "middle.ckpt"
     whole = run(kernel, callbacks=[Saving(path)])
     if kernel == "element":
-        assert all(layer.used for layer in element_layers(whole.backbone))
+        assert all(whole.used)
     monkeypatch.setattr(choice, "_bounds", choice.Bounds(tmp_path / "bounds.json"))
     equal(whole, run(kernel, ckpt_path=path))
 
@@ -89,10 +100,8 @@ def worker(rank, kernel):
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    masks = [layer.mask for layer in element_layers(module.backbone) if hasattr(layer, "mask")]
     weights = [p.detach() for p in module.backbone.parameters()]
-    used = [layer.used for layer in element_layers(module.backbone)]
-    return [m.tolist() for m in masks], [w.tolist() for w in weights], used
+    return module.masks, [w.tolist() for w in weights], module.used
 
 
 def test_two_processes_end_with_equal_masks_and_weights():

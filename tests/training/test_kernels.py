@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Runs with `sparse.kernel`: the same training, switched on where it pays, timed."""
 
+import logging
 import shutil
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from solo.errors import ConfigError
+from solo.utils.encoders import encoders_of
 from sparse_ext.config.sections import build as build_config
 from sparse_ext.kernels.element import choice, native
 from sparse_ext.kernels.element.swap import element_layers
+from sparse_ext.masks.masking import patch
 from sparse_ext.training import kernels
 from sparse_ext.training.attach import attach
 from tests.pruning.toys import data, toy, trainer
@@ -29,13 +33,22 @@ def built(monkeypatch):
     monkeypatch.setattr(choice, "_bounds", choice.Bounds(None))
 
 
+class Seen(Callback):
+    """Which layers of either encoder used the kernel last, before they become plain again."""
+
+    def on_train_end(self, run, module):
+        encoders = encoders_of(module).values()
+        self.used = [[layer.used for layer in element_layers(net)] for net in encoders]
+
+
 def train(kernel, method="synccp", **options):
     torch.manual_seed(0)
-    module = toy(width=16)
-    callback = attach(module, build_config({"name": method, "kernel": kernel, **options}))
-    run = trainer(max_steps=12)
+    module, seen = toy(width=16), Seen()
+    attach(module, build_config({"name": method, "kernel": kernel, **options}))
+    run = trainer(max_steps=12, callbacks=[seen])
     run.fit(module, data(width=16))
-    return module, callback, run
+    assert not [layer for net in encoders_of(module).values() for layer in element_layers(net)]
+    return module, seen.used, run
 
 
 @able
@@ -43,9 +56,11 @@ def train(kernel, method="synccp", **options):
 def test_the_run_is_that_of_the_dense_kernel(built, every):
     """Weights, masks and scores of both encoders, with the gradients of pruned weights."""
     options = SYNCCP | {"score_every": every}
-    wanted, found = (train(kernel, **options)[0] for kernel in ("dense", "element"))
-    assert all(layer.used for layer in element_layers(found.backbone))
-    assert all(layer.used for layer in element_layers(found.momentum_backbone))
+    (wanted, none, _), (found, used, _) = (
+        train(kernel, **options) for kernel in ("dense", "element")
+    )
+    assert none == [[], []]
+    assert [set(layers) for layers in used] == [{True}, {True}]
     for (name, a), b in zip(found.state_dict().items(), wanted.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -77,12 +92,11 @@ def test_the_score_is_a_mean_with_the_same_memory():
 def test_auto_measures_and_switches_on_as_masks_grow_sparse(built, monkeypatch):
     seen = []
     monkeypatch.setattr(choice, "measure", lambda case, d: seen.append(d) or d < 0.4)
-    module, _, run = train("auto", **SYNCCP)
+    _, used, run = train("auto", **SYNCCP)
     assert max(seen) >= 0.4 > min(seen)
-    used = [layer.used for layer in element_layers(module.backbone)]
-    assert any(used)
+    assert any(used[0])
     assert run.callback_metrics["sparse/seconds_per_step"] > 0
-    assert run.callback_metrics["sparse/kernel_layers"] == sum(used)
+    assert run.callback_metrics["sparse/kernel_layers"] == sum(used[0])
 
 
 def test_auto_is_dense_where_it_cannot_be_otherwise(monkeypatch):
@@ -90,8 +104,42 @@ def test_auto_is_dense_where_it_cannot_be_otherwise(monkeypatch):
     monkeypatch.setattr(choice, "WORTHWHILE", 0)
     monkeypatch.setattr(choice, "_state", {"failed": False})
     native.library.cache_clear()
-    module, _, _ = train("auto", **SYNCCP)
-    assert not any(layer.used for layer in element_layers(module.backbone))
+    assert train("auto", **SYNCCP)[1] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "why"),
+    [
+        ({"granularity": "filter", "slim_at": 0.9, "multiple": 2}, {}, "slim_at removes channels"),
+        ({"name": "sr_ste", "granularity": "2:4"}, {}, "sr_ste stores no weights as zero"),
+        ({}, {"precision": "64-true"}, "no precision=64-true"),
+        ({}, {"deterministic": True}, "deterministic=True"),
+        ({}, {"compiled": True}, "performance.compile"),
+        ({"kernel": "dense"}, {}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_the_default_is_dense_where_the_kernel_does_not_go(
+    section, options, why, caplog, request, monkeypatch
+):
+    """One line says so; by name the same is an error (see below)."""
+    options = dict(options)
+    module = toy(momentum=False, width=16)
+    if options.pop("compiled", False):
+        module.backbone.compile()
+    config = build_config({"name": "gmp", **section})
+    patch(module.backbone, config)
+    run = trainer(**options)
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    monkeypatch.setattr(logging.getLogger("sparse_ext"), "propagate", True)
+    with caplog.at_level("INFO", logger="sparse_ext"):
+        equipped = kernels.equip(run, module, config, config.name != "sr_ste")
+    able = bool(native.variant()) and not why and config.kernel != "dense"
+    assert equipped is able
+    assert bool(element_layers(module.backbone)) is able
+    told = [r.getMessage() for r in caplog.records if r.name == "sparse_ext"]
+    assert len(told) == bool(why and native.variant())
+    assert all(why in line and "compute densely" in line for line in told)
 
 
 @pytest.mark.parametrize(

@@ -128,13 +128,17 @@ def protocol(name: str) -> Protocol:
 
 
 def section(cell: Cell) -> list[str]:
-    """`+sparse=...` or `+gating=...` of a cell, with its level."""
+    """`+sparse=...` or `+gating=...` of a cell, with its level.
+
+    Layers compute densely: which of them a sparse kernel is faster for depends on the machine, and
+    with it the last bits of their results.
+    """
     if cell.method == "dense":
         return []
     if cell.gated:
         budget = [] if cell.budget is None else [f"gating.budget={cell.budget}"]
         return [f"+gating={cell.method}", *budget]
-    values = [f"+sparse={cell.method}"]
+    values = [f"+sparse={cell.method}", "sparse.kernel=dense"]
     if cell.granularity != "element":
         values.append(f"sparse.granularity='{cell.granularity}'")
     if ":" not in cell.granularity:  # N:M has its sparsity in its name, in every group

@@ -9,28 +9,34 @@ the cache folder, so that the next run decides alike.
 
 from __future__ import annotations
 
-import json
+import atexit
 import logging
 import math
-import os
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from solo.errors import SoloError
+from solo.monitoring.console import waiting
 from sparse_ext.kernels.build import cache_folder
 from sparse_ext.kernels.element import function, native
+from sparse_ext.kernels.element.bounds import Bounds
 from sparse_ext.kernels.element.lanes import from_lanes, to_lanes
 from sparse_ext.kernels.element.plan import Kept, Plan
 from sparse_ext.kernels.plan import Window
 
 log = logging.getLogger("sparse_ext")
 ROUNDS = 3
+MARGIN = 0.9  # of the dense time: changes of layout between layers and noise are to be paid, too
+DENSEST = 0.75  # density from which the kernel has never been seen to win
 WORTHWHILE = 20_000_000  # multiplications of a call; below, dense is as fast and nobody waits
 
 
@@ -70,49 +76,37 @@ class Case:
         return ",".join(str(v) for v in (*sides, *rest, self.to_input, self.in_lanes))
 
 
-class Bounds:
-    """Densities at which the kernel has won and lost, by case; kept in a file."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.known: dict[str, list[float]] = {}
-        try:
-            if path is not None:
-                self.known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            pass  # nothing measured yet, or by half: measured again
-
-    def decided(self, key: str, density: float) -> bool | None:
-        """Whether the kernel wins; None if that is not known."""
-        won, lost = self.known.get(key, [-1.0, 2.0])
-        return True if density <= won else False if density >= lost else None
-
-    def learn(self, key: str, density: float, wins: bool) -> None:
-        """Move a bound to `density`."""
-        bounds = self.known.setdefault(key, [-1.0, 2.0])
-        bounds[0 if wins else 1] = density
-        if self.path is None:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-            part.write_text(json.dumps(self.known), encoding="utf-8")
-            os.replace(part, self.path)
-        except OSError:
-            self.path = None  # nowhere to keep them: this process remembers
-
-
 _bounds: Bounds | None = None
+
+
+@cache
+def _build_name() -> str:
+    """What bounds are about: this build of the kernel and torch's convolutions."""
+    name = native.variant()
+    return f"choice-{name}-{native._key(name)}-{torch.__version__}"
 
 
 def bounds() -> Bounds:
     """Those of this machine and this build of the kernel."""
     global _bounds
     if _bounds is None:
-        name = native.variant()
-        file = f"element-{name}-{native._key(name)}-{torch.__version__}.json"
-        _bounds = Bounds(cache_folder() / file)
+        _bounds = Bounds(cache_folder() / f"{_build_name()}.json")
     return _bounds
+
+
+def decisions() -> dict[str, dict[str, list[float]]]:
+    """What this process has decided, for a checkpoint; by build of the kernel."""
+    if not native.variant():
+        return {}
+    known = bounds().known
+    asked = {key: list(known[key]) for key in sorted(bounds().asked) if key in known}
+    return {_build_name(): asked} if asked else {}
+
+
+def repeat(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Decide as a run did whose `decisions` these are, if this is the same build of the kernel."""
+    if native.variant() and found.get(_build_name()):
+        bounds().adopt(found[_build_name()])
 
 
 def is_large(weight: Sequence[int], x: Sequence[int], window: Window) -> bool:
@@ -123,13 +117,9 @@ def is_large(weight: Sequence[int], x: Sequence[int], window: Window) -> bool:
 
 def pays(case: Case, density: float) -> bool:
     """Whether the kernel is faster than torch's dense convolution."""
-    if density >= 0.75 and not case.in_lanes:
-        return False  # never seen to be
-    known = bounds().decided(case.key, density)
-    if known is None:
-        known = measure(case, density)
-        bounds().learn(case.key, density, known)
-    return known
+    if density >= DENSEST and not case.in_lanes:
+        return False
+    return bounds().decide(case.key, density, lambda: measure(case, density))
 
 
 def measure(case: Case, density: float) -> bool:
@@ -146,7 +136,7 @@ def measure(case: Case, density: float) -> bool:
         times = _fastest([call for call, _ in (*dense, *sparse)])
     shares = [share for _, share in (*dense, *sparse)]
     costs = [t * s for t, s in zip(times, shares, strict=True)]
-    return sum(costs[len(dense) :]) < sum(costs[: len(dense)])
+    return sum(costs[len(dense) :]) < MARGIN * sum(costs[: len(dense)])
 
 
 _Parts = list[tuple[Callable[[], object], float]]
@@ -202,34 +192,73 @@ def _fastest(calls: list[Callable[[], object]]) -> list[float]:
     return best
 
 
-# -- the library, built when the first layer wants it -------------------------------------------
+# -- the library, built beside training ----------------------------------------------------------
+
 
 _state = {"failed": False}
+_builder: threading.Thread | None = None
 
 
-def ready() -> bool:
-    """Whether the compiled kernel can be used; the first layer that asks has it built.
+def ready(wanted: Callable[[], bool]) -> bool:
+    """Whether the compiled kernel can be used; one line says why not, and layers are dense then.
 
-    One line says so, and one why it cannot be, after which layers compute densely. A layer waits
-    for it instead of beginning densely: a run that is interrupted and resumed is then computed as
-    one that never was.
+    Where it is not built yet, the first layer that is large enough begins to build it, beside
+    training, and the first one that is sparse enough waits for the end of that: at which step the
+    kernel is switched on never depends on how fast a compiler is, so that a run that is
+    interrupted and resumed is computed as one that never was.
+
+    Args:
+        wanted: whether the layer that asks would use it; asked while it is not loaded.
     """
     if _state["failed"]:
         return False
     if native.library.cache_info().currsize:
         return True
+    if not wanted():
+        begin()
+        return False
     try:
-        if native.variant() and not native.is_built():
-            log.info(
-                "The element-wise kernel is being compiled for this processor, once (half a "
-                "minute on an idle machine)."
-            )
-        native.library()
+        _load()
     except (SoloError, OSError) as error:
         _state["failed"] = True
         log.warning("%s Layers compute densely.", error)
         return False
     return True
+
+
+def begin() -> None:
+    """Build the kernel in a thread, with a line that says so, unless that has been done."""
+    global _builder
+    if _builder is not None or not native.variant() or native.is_built():
+        return
+    log.info(
+        "The element-wise kernel is being compiled for this processor, once, while training goes "
+        "on (half a minute on an idle machine)."
+    )
+    _builder = threading.Thread(target=_build, daemon=True)
+    _builder.start()
+    atexit.register(_stop, _builder)
+
+
+def _build() -> None:
+    with suppress(SoloError, OSError):  # the first layer that wants the kernel says what is wrong
+        native.located(native.variant())
+
+
+def _stop(builder: threading.Thread) -> None:
+    """The program ends before the compiler: nothing of it is left behind."""
+    native.stop_compilers()
+    builder.join(5.0)
+
+
+def _load() -> None:
+    global _builder
+    begin()
+    builder, _builder = _builder, None
+    with waiting("compiling the element-wise kernel"):
+        if builder is not None:
+            builder.join()
+        native.library()
 
 
 def wait() -> None:
@@ -238,5 +267,6 @@ def wait() -> None:
     Raises:
         KernelBuildError: it cannot be.
     """
-    native.library()
+    if not native.library.cache_info().currsize:
+        _load()
     _state["failed"] = False

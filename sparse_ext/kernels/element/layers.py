@@ -119,7 +119,11 @@ class ElementLayer(nn.Module):
             and not self.frozen
             and not choice.is_large(weight.shape, x.shape, self._window())
         )
-        return not small and choice.ready()
+        return not small and choice.ready(self._wants)
+
+    def _wants(self) -> bool:
+        """Whether the kernel would be of use, told without it."""
+        return self.kernel == "element" or self.frozen or kept(self) < choice.DENSEST
 
     def _window(self) -> Window:
         raise NotImplementedError
@@ -217,6 +221,10 @@ class LaneConv2d(_Convolution, nn.Conv2d):
                 return None
         return super()._choose(x)
 
+    def _wants(self) -> bool:
+        sparse = sum(kept(layer) <= SPARSE for layer in self.around)
+        return self.kernel == "element" or 2 * sparse > len(self.around)
+
 
 class ElementLinear(ElementLayer, MaskedLinear):
     """A masked linear layer that computes its kept weights; made by `use_element_kernel`.
@@ -239,6 +247,12 @@ class ElementLinear(ElementLayer, MaskedLinear):
             return super().forward(input)
         out = self.compute(rows, plan)[:, :, 0, 0]
         return out.unflatten(0, input.shape[:-1]) if input.dim() > 2 else out
+
+
+def kept(layer: nn.Module) -> float:
+    """Share of its weights that a layer's mask keeps."""
+    mask: Tensor = layer.mask  # type: ignore[assignment]
+    return int(mask.count_nonzero()) / max(1, mask.numel())
 
 
 def _computed_in(x: Tensor) -> torch.dtype:

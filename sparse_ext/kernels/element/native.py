@@ -13,8 +13,10 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -122,10 +124,44 @@ def compile_to(built: Path, name: str, extra: tuple[str, ...] = ()) -> None:
         made = Path(work) / "element.so"
         flags = [*_COMMON, *VARIANTS[name], *extra]
         command = [*compiler, *flags, str(SOURCES / "element.cpp"), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise KernelBuildError(_failed(done.stderr[-2000:]))
+        status, told = _compiler(command)
+        if status:
+            raise KernelBuildError(_failed(told[-2000:]))
         os.replace(made, built)
+
+
+_compilers: list[subprocess.Popen] = []
+
+
+def _compiler(command: list[str]) -> tuple[int, str]:
+    """Its exit status and what it says, unless somebody stops it."""
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        _compilers.append(process)
+        try:
+            told = process.communicate()[1]
+        finally:
+            _stop(process)
+            _compilers.remove(process)
+    return process.returncode, told
+
+
+def stop_compilers() -> None:
+    """End the compilers that are at work for this process."""
+    for process in tuple(_compilers):
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """With its children, which do the work."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def _failed(why: str) -> str:

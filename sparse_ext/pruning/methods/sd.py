@@ -29,7 +29,7 @@ class SD(EpochMasks):
     @classmethod
     def needs(cls, config: Any, shared: bool) -> Needs:
         """Pruned weights of a pair rest in shadows; one encoder stores them alive."""
-        return Needs(latents=not shared)
+        return Needs(latents=not shared, stored_zeros=not shared)
 
     def set_up(self) -> None:
         """One encoder of a pair is dense (`SDConfig.momentum` says which)."""

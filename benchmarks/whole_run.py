@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""What the element-wise kernel saves in a whole run: SyncCP from 30 % to 90 %, once with it.
+
+    python benchmarks/whole_run.py [--precision bf16-mixed 32] [--width 64] [--epochs 6]
+        [--steps 20] [--seeds 0 1] [--score-every 5] [KEY=VALUE ...]
+
+The same command of main_pretrain.py (LeJEPA on the embedded digits, ResNet-18), with
+sparse.kernel=dense and sparse.kernel=auto in turns, one thread. Layers switch to the kernel one by
+one as they become sparse enough. What counts is the whole program, with start, validation and the
+measuring of layers: by the wall clock, and by seconds of the CPU, which leave out those in which
+other programs had it. The kernel itself is built before. Accuracies are those of the run: of the
+online classifier and of the nearest neighbours on the validation images. The last line is JSON:
+of each precision the seconds of the dense run over those of the other one (`ratio`, by the CPU),
+of each epoch its sparsity, layers with the kernel and seconds per step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ("--config-path", str(ROOT / "scripts/pretrain/digits"), "--config-name", "lejepa.yaml")
+KERNELS = ("dense", "auto")
+LOGGED = {
+    "sparsity": "sparse/online_sparsity",
+    "layers": "sparse/kernel_layers",
+    "seconds_per_step": "sparse/seconds_per_step",
+}
+ACCURACIES = {"linear": "val_acc1", "knn": "val_knn_acc1"}
+
+
+def command(args: argparse.Namespace, precision: str, kernel: str, seed: int) -> list[str]:
+    """The run, but for its folder."""
+    return [
+        *(sys.executable, str(ROOT / "main_pretrain.py"), *RECIPE),
+        *(f"backbone.kwargs.width={args.width}", f"max_epochs={args.epochs}"),
+        *(f"limit_train_batches={args.steps}", "check_val_every_n_epoch=1"),
+        *(f"precision={precision}", f"++seed={seed}", "++quality.enabled=False"),
+        *("++knn_eval.enabled=True", "accelerator=cpu"),
+        *("+sparse=synccp", "sparse.final=0.9", f"sparse.update_period={max(1, args.steps // 4)}"),
+        *("sparse.drop_start=0.1", "sparse.regrow_after_ramp=False", "sparse.csi.mode=off"),
+        *(f"sparse.ramp_end={args.ramp_end}", f"sparse.score_every={args.score_every}"),
+        *(f"sparse.kernel={kernel}", *args.more),
+    ]
+
+
+def timed(line: list[str], folder: Path) -> dict[str, Any]:
+    """Run a command in `folder`; its seconds and what it logged."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    began = time.perf_counter()
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            [*line, f"checkpoint.dir={folder}"], cwd=ROOT, stdout=log, stderr=log, env=environment
+        )
+        _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit((folder / "log").read_text()[-4000:])
+    found = {"cpu": used.ru_utime + used.ru_stime, "wall": time.perf_counter() - began}
+    return found | logged(next(folder.glob("*/*/metrics.csv")))
+
+
+def logged(path: Path) -> dict[str, Any]:
+    """What a run's metrics.csv says of every epoch, and its last accuracies."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    epochs = {name: [float(r[k]) for r in rows if r.get(k)] for name, k in LOGGED.items()}
+    last = {name: [float(r[k]) for r in rows if r.get(k)] for name, k in ACCURACIES.items()}
+    return epochs | {name: values[-1] for name, values in last.items() if values}
+
+
+def compared(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Ratios and accuracies of one precision, from the runs of each kernel in order of seeds."""
+    totals = {
+        k: {c: sum(run[c] for run in found) for c in ("cpu", "wall")} for k, found in runs.items()
+    }
+    dense, auto = (totals[kernel] for kernel in KERNELS)
+    accuracies = {
+        name: {kernel: [run[name] for run in found] for kernel, found in runs.items()}
+        for name in ACCURACIES
+        if name in runs["dense"][0]
+    }
+    return {
+        "ratio": round(dense["cpu"] / auto["cpu"], 2),
+        "ratio_wall": round(dense["wall"] / auto["wall"], 2),
+        "seconds": {k: {c: round(s, 1) for c, s in t.items()} for k, t in totals.items()},
+        **accuracies,
+        "epochs": {kernel: {n: found[0][n] for n in LOGGED} for kernel, found in runs.items()},
+    }
+
+
+def main() -> None:
+    """Run everything and print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--precision", nargs="+", default=["bf16-mixed", "32"])
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=20, help="per epoch")
+    parser.add_argument("--ramp-end", type=float, default=0.5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--score-every", type=int, default=5)
+    parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
+    args = parser.parse_args()
+    subprocess.run([sys.executable, "-m", "sparse_ext.kernels.build"], cwd=ROOT, check=True)
+    result: dict[str, Any] = {"machine": platform.processor() or platform.machine()}
+    for precision in args.precision:
+        runs: dict[str, list[dict[str, Any]]] = {kernel: [] for kernel in KERNELS}
+        for seed in args.seeds:
+            for kernel in KERNELS:
+                with tempfile.TemporaryDirectory() as folder:
+                    line = command(args, precision, kernel, seed)
+                    runs[kernel].append(timed(line, Path(folder)))
+                print(f"{precision} {kernel} seed {seed}: {runs[kernel][-1]}", flush=True)
+        result[precision] = compared(runs)
+        for name in ACCURACIES:
+            for kernel, values in result[precision].get(name, {}).items():
+                print(f"{precision} {kernel}: {name} {statistics.mean(values):.1f}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
