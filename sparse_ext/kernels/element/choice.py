@@ -170,7 +170,7 @@ def _sparse_parts(case: Case, x: Tensor, weight: Tensor, mask: Tensor, grad: Ten
     parts: _Parts = [(lambda: function.products(x, weight, plan), 1.0)]
     if case.training:
         share = case.dense_share
-        to_input = lambda: function.input_gradient(grad, Kept(plan, weight), plan, size)  # noqa: E731
+        to_input = lambda: function.input_gradient(grad, weight, plan, size)  # noqa: E731
         kept = lambda: function.weight_gradient(x, grad, weight, plan)  # noqa: E731
         both = lambda: function.both_gradients(x, grad, weight, Kept(plan, weight), plan)  # noqa: E731
         full = lambda: function.dense_weight_gradient(x, grad, weight, plan)  # noqa: E731

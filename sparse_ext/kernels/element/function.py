@@ -62,7 +62,7 @@ def products(
 
 def input_gradient(
     grad: Tensor,
-    kept: Kept,
+    weight: Tensor | Kept,
     plan: Plan,
     size: tuple[int, int],
     further: Tensor | None = None,
@@ -72,6 +72,7 @@ def input_gradient(
     source = to_lanes(grad.to(kind))
     out = empty_lanes((len(grad), plan.shape[1], *size), kind)
     rest = None if further is None else to_lanes(further.to(kind))
+    kept = weight if isinstance(weight, Kept) else Kept(plan, weight)
     for part in plan.passes(INPUT_GRADIENT, len(grad), size, kind):
         part.fill(kept)
         part.run(source, out, residual=rest)

@@ -95,7 +95,7 @@ class Plan:
     def spread(self, values: Tensor, like: Tensor) -> Tensor:
         """`values` of the kept weights as a tensor laid out `like` the weight, zero elsewhere."""
         out = torch.empty_like(like)
-        rest = self.kept.data_ptr(), self.count, out.numel(), out.data_ptr()
+        rest = self.kept.data_ptr(), self.count, out.numel(), out.data_ptr(), _threads()
         library().element_spread(values.data_ptr(), *rest)
         return out
 
@@ -168,7 +168,7 @@ class Kept:
             values = torch.empty(len(self._kept), dtype=torch.float32)
             library().element_gather(
                 self._weight.data_ptr(), self._kept.data_ptr(), len(self._kept), int(half),
-                values.data_ptr(),
+                values.data_ptr(), _threads(),
             )  # fmt: skip
             self._values[half] = values
         return self._values[half]
@@ -242,7 +242,7 @@ class Pass:
             return
         self._filled = key
         values = weights.values(self.box.pairs)
-        rest = self.at.data_ptr(), self.count, self.entries.data_ptr()
+        rest = self.at.data_ptr(), self.count, self.entries.data_ptr(), _threads()
         if self.box.pairs:
             first, second = self._offsets.data_ptr(), self._second.data_ptr()
             library().element_fill_pairs(values.data_ptr(), first, second, *rest)
@@ -292,10 +292,11 @@ class Pass:
         slots, count = library().element_slots(self._at_work()), len(self.at)
         sums = torch.empty(slots, count, dtype=torch.float32)
         yield count, sums.data_ptr()
-        library().element_collect(sums.data_ptr(), slots, self.at.data_ptr(), count, to.data_ptr())
+        rest = self.at.data_ptr(), count, to.data_ptr(), _threads()
+        library().element_collect(sums.data_ptr(), slots, *rest)
 
     def _at_work(self) -> int:
-        self.geometry.threads = torch.get_num_threads()
+        self.geometry.threads = _threads()
         return ctypes.addressof(self.geometry)
 
 
@@ -303,6 +304,10 @@ def _as_stored(mask: Tensor, steps: Sequence[int]) -> Tensor:
     """The elements of a mask in the order of memory of a weight with these steps."""
     order = sorted(range(mask.dim()), key=lambda d: -steps[d])
     return mask.permute(order).reshape(-1)
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
 
 
 def _ptr(x: Tensor | None) -> int | None:
