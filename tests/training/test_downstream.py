@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A checkpoint of every method goes through the evaluations without further flags."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -23,6 +26,12 @@ HEADS = {"proj_hidden_dim": 8, "proj_output_dim": 8, "temperature": 0.2}
 SHARED = {"sdclr": {"method": "simclr", "method_kwargs": HEADS}}
 
 
+def unpacked(bits, shape):
+    """A mask from its bits, eight to a byte, the first one lowest."""
+    one = np.unpackbits(bits.numpy(), count=math.prod(shape), bitorder="little")
+    return torch.from_numpy(one).reshape(shape)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_linear_finetuning_and_neighbours(name, tmp_path, monkeypatch):
     register()
@@ -42,7 +51,8 @@ def test_linear_finetuning_and_neighbours(name, tmp_path, monkeypatch):
         if key.endswith("weight"):
             trained = state[f"backbone.{key}"]
             if name == "sr_ste":  # its pruned weights live on, and are evaluated as zero
-                trained = trained * state.get(f"backbone.{key[:-6]}mask", torch.ones(()))
+                bits = state.get(f"backbone.{key[:-6]}mask_packed")
+                trained = trained if bits is None else trained * unpacked(bits, trained.shape)
             assert torch.equal(value, trained), key
 
     tuned = linear(config(LINEAR, finetune=True, checkpoint__dir="tuned", **options))
