@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The element-wise sparse convolution against torch's dense one."""
 
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -301,3 +303,21 @@ def test_both_gradients_in_one_pass_are_those_of_two(kind, name, variant):
     close(to_x.float(), input_gradient(grad, weight, plan, sides, further).float(), tolerance)
     close(to_weight, weight_gradient(x, grad, weight, plan), 1e-5)
     assert not to_weight[~mask].any()
+
+
+def test_threads_work_in_a_forked_process_too():
+    x, weight, _, (mask, window) = problem(CASES["3x3"])  # torch itself takes one thread
+    plan = Plan(mask, window, weight.stride())
+    torch.set_num_threads(3)  # conftest sets it back
+    wanted = products(x, weight, plan)
+    read, write = os.pipe()
+    child = os.fork()  # as data loaders do
+    if not child:
+        signal.alarm(20)  # instead of waiting for threads that do not exist here
+        same = torch.equal(products(x, weight, plan), wanted)
+        os.write(write, b"same" if same else b"different")
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    assert os.read(read, 9) == b"same"
+    os.close(read)
