@@ -92,7 +92,10 @@ class Interruptions(Callback):
 
     def _restore(self) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+            # after a whole run Lightning has done so already; what was found here is a handler of
+            # its own, which would keep the trainer, and with it the network, in memory
+            if signal.getsignal(signum) == self._receive:
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
 

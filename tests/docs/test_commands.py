@@ -7,6 +7,7 @@ pages, which need data or runs of the reader's own, compose, or name what exists
 """
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -53,19 +54,29 @@ def every_command():
             yield page.name, [word for word in words if word != "..."]
 
 
-def run(*words: str) -> str:
+def run(*words: str, modules: Path | None = None) -> str:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, (ROOT, modules))))}
     done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-2000:]}"
     return done.stdout
 
 
-def test_every_training_command_composes():
-    composed = {}
+def write_modules(folder: Path) -> Path:
+    """The files that pages ask their readers to write: `<!-- NAME.py -->` above the code."""
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        pattern = r"<!-- (\w+\.py) -->\n```python\n(.*?)^```"
+        for name, code in re.findall(pattern, page.read_text("utf-8"), re.M | re.S):
+            (folder / name).write_text(code)
+    return folder
+
+
+def test_every_training_command_composes(tmp_path):
+    composed, modules = {}, write_modules(tmp_path)
     for page, words in every_command():
         if "--config-path" in words and words[1].startswith("main_"):
-            composed[page, shlex.join(words)] = run(*words[1:], "--cfg", "job")
+            composed[page, shlex.join(words)] = run(*words[1:], "--cfg", "job", modules=modules)
     assert len(composed) > 12
     sparse = [text for (page, line), text in composed.items() if "sparse.final=0.9" in line]
     assert sparse

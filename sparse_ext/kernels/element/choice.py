@@ -30,7 +30,7 @@ from sparse_ext.kernels.build import cache_folder
 from sparse_ext.kernels.element import function, native
 from sparse_ext.kernels.element.bounds import Bounds
 from sparse_ext.kernels.element.lanes import from_lanes, to_lanes
-from sparse_ext.kernels.element.plan import Plan
+from sparse_ext.kernels.element.plan import Kept, Plan
 from sparse_ext.kernels.plan import Window
 
 log = logging.getLogger("sparse_ext")
@@ -55,6 +55,7 @@ class Case:
         to_input: whether the backward pass reaches the input.
         in_lanes: whether what comes next wants its input in lanes, so that the dense convolution's
             output and its gradient have to be laid out anew.
+        frozen: whether the kernel has read the weights once and for all.
     """
 
     weight: tuple[int, ...]
@@ -66,6 +67,7 @@ class Case:
     dense_share: float
     to_input: bool = True
     in_lanes: bool = False
+    frozen: bool = False
 
     @property
     def key(self) -> str:
@@ -73,7 +75,7 @@ class Case:
         w = self.window
         sides = [*self.weight, *w.stride, *w.padding, *w.dilation, *self.x]
         rest = (str(self.dtype), self.threads, self.training, round(self.dense_share, 4))
-        return ",".join(str(v) for v in (*sides, *rest, self.to_input, self.in_lanes))
+        return ",".join(str(v) for v in (*sides, *rest, self.to_input, self.in_lanes, self.frozen))
 
 
 _bounds: Bounds | None = None
@@ -145,7 +147,8 @@ _Parts = list[tuple[Callable[[], object], float]]
 def _dense_parts(case: Case, x: Tensor, weight: Tensor, grad: Tensor) -> _Parts:
     last = torch.channels_last
     x, grad = (t.contiguous(memory_format=last) for t in (x, grad))
-    weight = weight.to(case.dtype).contiguous(memory_format=last)
+    parameter = weight.contiguous(memory_format=last)
+    weight = parameter.to(case.dtype)
     w = case.window
     sides = list(w.stride), list(w.padding), list(w.dilation)
 
@@ -153,7 +156,8 @@ def _dense_parts(case: Case, x: Tensor, weight: Tensor, grad: Tensor) -> _Parts:
         rest = (*sides, False, [0, 0], 1, wanted)
         return lambda: torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)
 
-    parts: _Parts = [(lambda: F.conv2d(x, weight, None, *sides), 1.0)]
+    # autocast rounds the weight in every forward pass
+    parts: _Parts = [(lambda: F.conv2d(x, parameter.to(case.dtype), None, *sides), 1.0)]
     if case.training:
         parts += [(back(False, True, False), 1.0)]
         parts += [(back(True, False, False), 1.0)] if case.to_input else []
@@ -167,12 +171,13 @@ def _dense_parts(case: Case, x: Tensor, weight: Tensor, grad: Tensor) -> _Parts:
 def _sparse_parts(case: Case, x: Tensor, weight: Tensor, mask: Tensor, grad: Tensor) -> _Parts:
     plan = Plan(mask, case.window, weight.stride())
     x, grad, size = to_lanes(x), to_lanes(grad), (case.x[2], case.x[3])
-    parts: _Parts = [(lambda: function.products(x, weight, plan), 1.0)]
+    key = True if case.frozen else None
+    parts: _Parts = [(lambda: function.products(x, weight, plan, key=key), 1.0)]
     if case.training:
         share = case.dense_share
         to_input = lambda: function.input_gradient(grad, weight, plan, size)  # noqa: E731
         kept = lambda: function.weight_gradient(x, grad, weight, plan)  # noqa: E731
-        both = lambda: function.both_gradients(x, grad, weight, plan)  # noqa: E731
+        both = lambda: function.both_gradients(x, grad, weight, Kept(plan, weight), plan)  # noqa: E731
         full = lambda: function.dense_weight_gradient(x, grad, weight, plan)  # noqa: E731
         parts += [(both if case.to_input else kept, 1 - share)] if share < 1 else []
         if share > 0:

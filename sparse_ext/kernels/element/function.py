@@ -17,7 +17,7 @@ from sparse_ext.kernels.element.geometry import (
 )
 from sparse_ext.kernels.element.lanes import empty_lanes, from_lanes, to_lanes
 from sparse_ext.kernels.element.native import library
-from sparse_ext.kernels.element.plan import Plan, machine
+from sparse_ext.kernels.element.plan import Kept, Plan, machine
 
 
 def native_type(dtype: torch.dtype) -> torch.dtype:
@@ -28,7 +28,7 @@ def native_type(dtype: torch.dtype) -> torch.dtype:
 
 def products(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Kept,
     plan: Plan,
     scale: Tensor | None = None,
     bias: Tensor | None = None,
@@ -40,7 +40,7 @@ def products(
 
     Args:
         x: (N, C_in, H, W), float32 or bfloat16, in any layout.
-        weight: float32, in the memory format that `plan` was made for.
+        weight: float32, in the memory format that `plan` was made for, or its kept ones.
         plan: of its mask.
         scale: (C_out,), float32.
         bias: likewise.
@@ -53,15 +53,16 @@ def products(
     size = plan.window.output_size(x.shape[2:], plan.shape[2:])  # type: ignore[arg-type]
     out = empty_lanes((len(x), plan.shape[0], *size), kind)
     rest = None if residual is None else to_lanes(residual.to(kind))
+    kept = weight if isinstance(weight, Kept) else Kept(plan, weight)
     for part in plan.passes(FORWARD, len(x), (x.shape[2], x.shape[3]), kind):
-        part.fill(plan, weight, key)
+        part.fill(kept, key)
         part.run(source, out, scale, bias, rest, relu)
     return out if kind == x.dtype else out.to(x.dtype)
 
 
 def input_gradient(
     grad: Tensor,
-    weight: Tensor,
+    weight: Tensor | Kept,
     plan: Plan,
     size: tuple[int, int],
     further: Tensor | None = None,
@@ -71,8 +72,9 @@ def input_gradient(
     source = to_lanes(grad.to(kind))
     out = empty_lanes((len(grad), plan.shape[1], *size), kind)
     rest = None if further is None else to_lanes(further.to(kind))
+    kept = weight if isinstance(weight, Kept) else Kept(plan, weight)
     for part in plan.passes(INPUT_GRADIENT, len(grad), size, kind):
-        part.fill(plan, weight)
+        part.fill(kept)
         part.run(source, out, residual=rest)
     return out if kind == grad.dtype else out.to(grad.dtype)
 
@@ -88,18 +90,18 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, plan: Plan) -> Tens
 
 
 def both_gradients(
-    x: Tensor, grad: Tensor, weight: Tensor, plan: Plan, further: Tensor | None = None
+    x: Tensor, grad: Tensor, weight: Tensor, kept: Kept, plan: Plan, further: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`input_gradient` and `weight_gradient`, in one pass where there is one."""
     kind, size = native_type(grad.dtype), (x.shape[2], x.shape[3])
     if not plan.joins(len(x), size, kind):
-        to_x = input_gradient(grad, weight, plan, size, further)
+        to_x = input_gradient(grad, kept, plan, size, further)
         return to_x, weight_gradient(x, grad, weight, plan)
     source, grad = to_lanes(x.to(kind)), to_lanes(grad.to(kind))
     out, values = empty_lanes(tuple(x.shape), kind), torch.zeros(plan.count)
     rest = None if further is None else to_lanes(further.to(kind))
     for part in plan.passes(BOTH_GRADIENTS, len(x), size, kind):
-        part.fill(plan, weight)
+        part.fill(kept)
         part.run_both(grad, out, rest, source, values)
     return out if kind == x.dtype else out.to(x.dtype), plan.spread(values, weight)
 
@@ -171,7 +173,8 @@ class _ElementConv(torch.autograd.Function):
         x = to_lanes(x)  # once: the backward pass reads it too
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.set_materialize_grads(False)
-        out = products(x, weight, plan, bias=None if bias is None else bias.float())
+        ctx.kept = Kept(plan, weight)
+        out = products(x, ctx.kept, plan, bias=None if bias is None else bias.float())
         return (out, x.view_as(x)) if beside else out
 
     @staticmethod
@@ -185,9 +188,9 @@ class _ElementConv(torch.autograd.Function):
         to_x = to_weight = to_bias = None
         wanted, kept_only = ctx.needs_input_grad, not ctx.dense_gradient
         if wanted[0] and wanted[1] and kept_only:
-            to_x, to_weight = both_gradients(x, grad, weight, plan, further)
+            to_x, to_weight = both_gradients(x, grad, weight, ctx.kept, plan, further)
         elif wanted[0]:
-            to_x = input_gradient(grad, weight, plan, ctx.size, further)
+            to_x = input_gradient(grad, ctx.kept, plan, ctx.size, further)
         if wanted[1] and to_weight is None:
             compute = weight_gradient if kept_only else dense_weight_gradient
             to_weight = compute(x, grad, weight, plan)

@@ -95,6 +95,7 @@ class ElementLayer(nn.Module):
             plan.shape, plan.window, tuple(x.shape), _computed_in(x),
             torch.get_num_threads(), training, self.dense_share if training else 0.0,  # type: ignore[arg-type]
             training and x.requires_grad, isinstance(self, LaneConv2d),  # type: ignore[arg-type]
+            self.frozen and not training,
         )  # fmt: skip
         return plan if choice.pays(case, plan.density) else None
 

@@ -75,6 +75,8 @@ class Plan:
     Attributes:
         count: kept weights.
         density: their share.
+        kept: where they are stored, ascending, in elements.
+        ranks: for each element of the weight how many kept ones are stored before it.
     """
 
     def __init__(self, mask: Tensor, window: Window, steps: Sequence[int]) -> None:
@@ -87,20 +89,13 @@ class Plan:
         self.density = self.count / max(1, mask.numel())
         self._passes: dict[tuple, list[Pass]] = {}
         ranks = torch.cumsum(_as_stored(self.mask, self.steps), 0, dtype=torch.int32)
-        self._kept = _as_stored(self.mask, self.steps).nonzero()[:, 0].int()
+        self.kept = _as_stored(self.mask, self.steps).nonzero()[:, 0].int()
         self.ranks = ranks.sub_(1)
-
-    def values(self, weight: Tensor, half: bool = False) -> Tensor:
-        """The kept weights in the order of memory; half: rounded to bfloat16, as bits."""
-        values = torch.empty(self.count, dtype=torch.float32)
-        kept = self._kept.data_ptr()
-        library().element_gather(weight.data_ptr(), kept, self.count, int(half), values.data_ptr())
-        return values
 
     def spread(self, values: Tensor, like: Tensor) -> Tensor:
         """`values` of the kept weights as a tensor laid out `like` the weight, zero elsewhere."""
         out = torch.empty_like(like)
-        rest = self._kept.data_ptr(), self.count, out.numel(), out.data_ptr()
+        rest = self.kept.data_ptr(), self.count, out.numel(), out.data_ptr(), _threads()
         library().element_spread(values.data_ptr(), *rest)
         return out
 
@@ -153,6 +148,30 @@ class Plan:
         if not plain:
             return images, size
         return (width, (1, total // width)) if total % width == 0 else (1, (1, total))
+
+
+class Kept:
+    """The kept weights as they are when they are first read, for all passes of one call.
+
+    Args:
+        plan: of their mask.
+        weight: float32, in the memory format of the plan.
+    """
+
+    def __init__(self, plan: Plan, weight: Tensor) -> None:
+        self._kept, self._weight = plan.kept, weight
+        self._values: dict[bool, Tensor] = {}
+
+    def values(self, half: bool) -> Tensor:
+        """(count,) in the order of memory; half: rounded to bfloat16, as bits."""
+        if half not in self._values:
+            values = torch.empty(len(self._kept), dtype=torch.float32)
+            library().element_gather(
+                self._weight.data_ptr(), self._kept.data_ptr(), len(self._kept), int(half),
+                values.data_ptr(), _threads(),
+            )  # fmt: skip
+            self._values[half] = values
+        return self._values[half]
 
 
 def _groups(images: int, width: int, pixels: int) -> list[tuple[int, int]]:
@@ -214,16 +233,16 @@ class Pass:
         self.entries = torch.empty(self.count + 1, 3, dtype=torch.int32)
         return paired
 
-    def fill(self, plan: Plan, weight: Tensor, key: object = None) -> None:
-        """Read the kept weights of its plan (float32, in the memory format of that).
+    def fill(self, weights: Kept, key: object = None) -> None:
+        """Take the kept weights.
 
         With a `key`, nothing is read while it stays the same.
         """
         if key is not None and self._filled == key:
             return
         self._filled = key
-        values = plan.values(weight, self.box.pairs)
-        rest = self.at.data_ptr(), self.count, self.entries.data_ptr()
+        values = weights.values(self.box.pairs)
+        rest = self.at.data_ptr(), self.count, self.entries.data_ptr(), _threads()
         if self.box.pairs:
             first, second = self._offsets.data_ptr(), self._second.data_ptr()
             library().element_fill_pairs(values.data_ptr(), first, second, *rest)
@@ -273,10 +292,11 @@ class Pass:
         slots, count = library().element_slots(self._at_work()), len(self.at)
         sums = torch.empty(slots, count, dtype=torch.float32)
         yield count, sums.data_ptr()
-        library().element_collect(sums.data_ptr(), slots, self.at.data_ptr(), count, to.data_ptr())
+        rest = self.at.data_ptr(), count, to.data_ptr(), _threads()
+        library().element_collect(sums.data_ptr(), slots, *rest)
 
     def _at_work(self) -> int:
-        self.geometry.threads = torch.get_num_threads()
+        self.geometry.threads = _threads()
         return ctypes.addressof(self.geometry)
 
 
@@ -284,6 +304,10 @@ def _as_stored(mask: Tensor, steps: Sequence[int]) -> Tensor:
     """The elements of a mask in the order of memory of a weight with these steps."""
     order = sorted(range(mask.dim()), key=lambda d: -steps[d])
     return mask.permute(order).reshape(-1)
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
 
 
 def _ptr(x: Tensor | None) -> int | None:

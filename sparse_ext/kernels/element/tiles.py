@@ -8,7 +8,7 @@ constants were fitted to timings on one processor (Zen 5); a wrong guess costs t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -68,12 +68,14 @@ class Costs:
     fits: float
 
 
-_FLOAT = Costs(0.5, 0.0, 0.28, 11.0, 1.4, 64.0, 0.36, 0.78, 5.7, 14.7, 3.4, 0.92, 0.13)
-_HALF = Costs(0.95, 11.0, 0.59, 4.5, 4.2, 36.0, 0.33, 0.08, 2.7, 8.0, 1.54, 0.49, 0.2)
-_FLOAT_DOTS = replace(_FLOAT, product=0.36, weight=1.8, segment=14.0, sums=0.64)
-_FLOAT_BOTH = Costs(1.0, 5.6, 0.31, 10.6, 1.6, 373.0, 0.18, 0.78, 9.3, 49.6, 0.61, 6.5, 0.09)
-_HALF_BOTH = Costs(0.67, 2.1, 0.19, 4.8, 6.8, 394.0, 0.35, 0.0, 7.3, 4.1, 4.4, 6.9, 0.39)
-_HALF_DOTS = replace(_HALF, product=0.43, weight=3.9, segment=8.4, sums=1.1, end=21.0)
+_FLOAT = Costs(0.42, 0.0, 0.0, 29.0, 1.6, 51.0, 0.58, 0.46, 7.7, 3.6, 2.2, 2.0, 0.04)
+_HALF = Costs(1.2, 6.0, 0.42, 0.46, 4.1, 37.0, 0.21, 0.0, 3.8, 25.0, 2.6, 2.3, 0.0)
+_FLOAT_FEW = Costs(0.5, 0.0, 0.28, 11.0, 1.4, 64.0, 0.36, 0.78, 5.7, 14.7, 3.4, 0.92, 0.13)
+_HALF_FEW = Costs(0.95, 11.0, 0.59, 4.5, 4.2, 36.0, 0.33, 0.08, 2.7, 8.0, 1.54, 0.49, 0.2)
+_FLOAT_DOTS = Costs(0.36, 1.8, 0.28, 14.0, 0.64, 64.0, 0.36, 0.78, 5.7, 14.7, 3.4, 0.92, 0.13)
+_FLOAT_BOTH = Costs(0.78, 6.8, 0.31, 7.0, 2.1, 236.0, 0.18, 0.81, 5.2, 8.8, 0.18, 8.7, 0.05)
+_HALF_BOTH = Costs(1.16, 1.6, 0.42, 3.9, 12.4, 187.0, 0.37, 0.0, 5.3, 21.1, 4.6, 0.06, 1.0)
+_HALF_DOTS = Costs(0.43, 3.9, 0.59, 8.4, 1.1, 21.0, 0.33, 0.08, 2.7, 8.0, 1.54, 0.49, 0.2)
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def _best_block(
     useful = e.rows * e.cols * lanes / m.width / (strips * coltiles)
     fits = max(1, l1_bytes() // packed)
     exact = lanes % m.width == 0
-    c = _costs(m, e)
+    c = _costs(m, e, exact)
     by_row = e.phases * (rows + e.halo[0]) * c.packed_row
     packing = by_row + packed / 64 * c.packed * (1 if e.phases == 1 else c.strided)
     best: Cut | None = None
@@ -197,9 +199,12 @@ def _best_block(
     return best
 
 
-def _costs(m: Machine, e: Extent) -> Costs:
+def _costs(m: Machine, e: Extent, exact: bool) -> Costs:
+    """For `exact` groups, whose images fill vectors, or for fewer images."""
     if e.both:
         return _HALF_BOTH if m.pairs else _FLOAT_BOTH
     if e.dots:
         return _HALF_DOTS if m.pairs else _FLOAT_DOTS
+    if not exact:
+        return _HALF_FEW if m.pairs else _FLOAT_FEW
     return _HALF if m.pairs else _FLOAT

@@ -54,6 +54,10 @@ void sum_both(const Products& p, const Inputs& inputs, const Entry* entries) {
     float* own = (float*)p.sums + s.target * (R * W * L);
     V v[R][W];
     begin_sums(s, own, v);
+    if (!s.count) { // the inputs of such a plane may be missing
+      end_sums(p, s, own, v);
+      continue;
+    }
     const Own<R, W, true> x(inputs, s.target);
     const Entry *e = entries + s.begin, *end = e + s.count;
     for (; e < end; ++e) {
@@ -100,6 +104,10 @@ void sum_both_pairs(const Products& p, const Inputs& inputs, const PairEntry* en
     float* own = (float*)p.sums + s.target * (R * W * 2 * L);
     V v[R][W][2];
     begin_sums(s, own, v);
+    if (!s.count) { // the inputs of such a plane may be missing
+      end_sums(p, s, own, v);
+      continue;
+    }
     const Own<R, W, 3 * R * W <= 24> x(inputs, s.target);
     const PairEntry *e = entries + s.begin, *end = e + s.count;
     for (; e < end; ++e) {

@@ -57,16 +57,17 @@ int64_t element_list(const Geometry* g, const Kernel* k, const uint8_t* mask, co
 
 // values[i] = weight[kept[i]], of which `kept` are ascending; half: rounded to bfloat16, as bits.
 void element_gather(const float* weight, const int32_t* kept, int64_t count, int64_t half,
-    uint32_t* values) {
-  for (int64_t i = 0; i < count; ++i)
+    uint32_t* values, int64_t threads) {
+  each_part(count, threads, [&](int64_t i) {
     if (half) values[i] = rounded(weight[kept[i]]);
     else std::memcpy(values + i, weight + kept[i], sizeof(float));
+  });
 }
 
 // entries[i] = (offsets[i], values[at[i]])
 void element_fill(const float* values, const int32_t* offsets, const int32_t* at, int64_t count,
-    Entry* entries) {
-  for (int64_t i = 0; i < count; ++i) entries[i] = {offsets[i], values[at[i]]};
+    Entry* entries, int64_t threads) {
+  each_part(count, threads, [&](int64_t i) { entries[i] = {offsets[i], values[at[i]]}; });
 }
 
 void element_pass(const Geometry* g, const Lists* lists, const float* source, const Entry* entries,
@@ -96,23 +97,26 @@ void element_sums(const Geometry* g, const Lists* lists, const float* source, co
 
 // values[at[i]] += the sum of sums[slot][i], where there is one: at[i] >= 0.
 void element_collect(const float* sums, int64_t slots, const int32_t* at, int64_t count,
-    float* values) {
-  for (int64_t i = 0; i < count; ++i) {
+    float* values, int64_t threads) {
+  each_part(count, threads, [&](int64_t i) {
     float sum = sums[i];
     for (int64_t slot = 1; slot < slots; ++slot) sum += sums[slot * count + i];
     if (at[i] >= 0) values[at[i]] += sum;
-  }
+  });
 }
 
 // gradient[kept[i]] = values[i], and zero elsewhere.
 void element_spread(const float* values, const int32_t* kept, int64_t count, int64_t n,
-    float* gradient) {
-  constexpr int64_t PART = 4096;
-  for (int64_t begin = 0, i = 0; begin < n; begin += PART) {
-    const int64_t end = std::min(n, begin + PART);
-    std::fill(gradient + begin, gradient + end, 0.f);
-    for (; i < count && kept[i] < end; ++i) gradient[kept[i]] = values[i];
-  }
+    float* gradient, int64_t threads) {
+  constexpr int64_t PART = 4096; // stays in L1 between the zeros and the values
+  in_parts(ceil_div(n, PART), threads, [&](int64_t first, int64_t last, int64_t) {
+    int64_t i = std::lower_bound(kept, kept + count, first * PART) - kept;
+    for (int64_t begin = first * PART; begin < std::min(n, last * PART); begin += PART) {
+      const int64_t end = std::min(n, begin + PART);
+      std::fill(gradient + begin, gradient + end, 0.f);
+      for (; i < count && kept[i] < end; ++i) gradient[kept[i]] = values[i];
+    }
+  });
 }
 
 #ifdef __AVX512BF16__
@@ -136,11 +140,11 @@ int64_t element_pairs(const Segment* segments, int64_t n, const int32_t* offsets
 }
 
 void element_fill_pairs(const uint32_t* values, const int32_t* first, const int32_t* second,
-    const int32_t* both, int64_t count, PairEntry* entries) {
-  for (int64_t i = 0; i < count; ++i) {
+    const int32_t* both, int64_t count, PairEntry* entries, int64_t threads) {
+  each_part(count, threads, [&](int64_t i) {
     const uint32_t high = both[2 * i + 1] < 0 ? 0 : values[both[2 * i + 1]];
     entries[i] = {first[i], second[i], values[both[2 * i]] | high << 16};
-  }
+  });
 }
 
 void element_pass_half(const Geometry* g, const Lists* lists, const uint16_t* source,

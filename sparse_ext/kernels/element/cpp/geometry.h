@@ -131,36 +131,40 @@ struct Ahead {
   }
   void clear() { count = done = 0; }
 
-  // Pixels of a row, `step` of them apart.
+  // `n` rows of `pixels`: rows lie `row` elements apart, pixels `step` times the images.
   template <class S>
-  void row(const Geometry& g, const S* at, int64_t pixels, int64_t step) {
+  void add(const Geometry& g, const S* at, int64_t n, int64_t row, int64_t pixels, int64_t step) {
     const int64_t bytes = step * g.images * sizeof(S);
     const bool dense = g.lanes == g.images && step == 1;
-    const int64_t items = dense ? ceil_div(pixels * bytes, 64) : pixels;
-    rows[count++] = {(const char*)at, (int32_t)items, (int32_t)(dense ? 64 : bytes)};
+    const int32_t items = dense ? ceil_div(pixels * bytes, 64) : pixels, apart = dense ? 64 : bytes;
+    for (; n > 0; --n, at += row) rows[count++] = {(const char*)at, items, apart};
   }
 
   template <class S>
   void source(const Source<S>& s, const Tile& t, int64_t c0, int64_t c1) {
     const Geometry& g = s.g;
-    for (int64_t p = 0; p < g.phases; ++p)
-      for (int64_t c = c0; c < c1; ++c)
-        for (int64_t r = 0; r < t.rows + g.max_y - g.min_y; ++r) {
-          const int64_t y = (t.y0 + r + g.min_y) * g.ssy + s.phases[2 * p];
-          const int64_t x = (t.x0 + g.min_x) * g.ssx + s.phases[2 * p + 1];
-          if (y >= 0 && y < g.sh)
-            row(g, s.pixel(c, y, std::max<int64_t>(0, x), t.image), t.cols + g.max_x - g.min_x, g.ssx);
-        }
+    for (int64_t p = 0; p < g.phases; ++p) {
+      int64_t y0 = (t.y0 + g.min_y) * g.ssy + s.phases[2 * p];
+      int64_t y1 = y0 + (t.rows + g.max_y - g.min_y) * g.ssy;
+      while (y0 < 0) y0 += g.ssy;
+      y1 = std::min(y1, g.sh);
+      const int64_t n = ceil_div(y1 - y0, g.ssy), row = g.ssy * g.sw * g.images;
+      const int64_t x = std::max<int64_t>(0, (t.x0 + g.min_x) * g.ssx + s.phases[2 * p + 1]);
+      const S* at = s.pixel(c0, y0, x, t.image);
+      for (int64_t c = c0; c < c1; ++c, at += g.sh * g.sw * g.images)
+        add(g, at, n, row, t.cols + g.max_x - g.min_x, g.ssx);
+    }
   }
   template <class S>
-  void planes(const Geometry& g, const S* all, const Tile& t, int64_t first, int64_t count) {
-    for (int64_t p = first; p < first + count; ++p)
-      for (int64_t r = 0; r < t.rows; ++r) {
-        const int64_t y = (t.y0 + r) * g.tsy + p / g.tc / g.tsx;
-        const int64_t x = t.x0 * g.tsx + p / g.tc % g.tsx;
-        if (y < g.th)
-          row(g, all + ((p % g.tc * g.th + y) * g.tw + x) * g.images + t.image, t.cols, g.tsx);
-      }
+  void planes(const Geometry& g, const S* all, const Tile& t, int64_t first, int64_t planes,
+      const char* which) { // null: all of them
+    for (int64_t p = first; p < first + planes; ++p) {
+      if (which && !which[p]) continue;
+      const int64_t y = t.y0 * g.tsy + p / g.tc / g.tsx, x = t.x0 * g.tsx + p / g.tc % g.tsx;
+      const S* at = all + ((p % g.tc * g.th + y) * g.tw + x) * g.images + t.image;
+      const int64_t n = std::min(t.rows, ceil_div(g.th - y, g.tsy));
+      add(g, at, n, g.tsy * g.tw * g.images, t.cols, g.tsx);
+    }
   }
 };
 

@@ -91,6 +91,14 @@ void in_parts(int64_t count, int64_t parts, const F& work) {
   for (std::thread& other : others) other.join();
 }
 
+// work(i) for i in [0, count), by several threads if there is enough of it.
+template <class F>
+void each_part(int64_t count, int64_t threads, const F& work) {
+  in_parts(count, std::min(threads, count / (1 << 15) + 1), [&](int64_t begin, int64_t end, int64_t) {
+    for (int64_t i = begin; i < end; ++i) work(i);
+  });
+}
+
 // work(begin, end) for short ranges of [0, count), taken by whichever thread is free.
 template <class F>
 void in_turns(int64_t count, int64_t threads, const F& work) {

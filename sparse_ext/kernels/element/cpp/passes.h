@@ -18,11 +18,15 @@ class Pass {
  public:
   typedef typename T::S S;
 
-  Pass(const Geometry& g, const Lists& lists) : g_(g), lists_(lists), where_(g.planes()) {
+  Pass(const Geometry& g, const Lists& lists)
+      : g_(g), lists_(lists), where_(g.planes()), used_(g.planes()) {
     for (int64_t t = 0; t < g.planes(); ++t) {
       const int64_t phase = t / g.tc, channel = t % g.tc;
       where_[t] = ((channel * g.th + phase / g.tsx) * g.tw + phase % g.tsx) * g.images * sizeof(S);
     }
+    for (int64_t block = 0; block < g.nob * g.ncb; ++block)
+      for (int32_t i = lists.ranges[block]; i < lists.ranges[block + 1]; ++i)
+        if (lists.segments[i].count) used_[block / g.ncb * g.ob + lists.segments[i].target] = 1;
   }
 
   void run(const S* source, const typename T::Entry* entries, S* target,
@@ -118,8 +122,11 @@ class Pass {
       } else if (next != task) {
         rows.source(source, tile(next), 0, std::min(g_.sc, g_.cb));
         const int64_t p0 = next % g_.nob * g_.ob;
-        for (const S* other : {inputs, (const S*)after.residual})
-          if (other) rows.planes(g_, other, tile(next), p0, planes_from(p0));
+        const auto ask = [&](const S* all, const char* which) {
+          if (all) rows.planes(g_, all, tile(next), p0, planes_from(p0), which);
+        };
+        ask(inputs, used_.data());
+        ask((const S*)after.residual, nullptr);
       }
       const int32_t* range = lists_.ranges + ob * g_.ncb + cb;
       const Products products{lists_.segments + range[0], range[1] - range[0], (const char*)packed,
@@ -214,7 +221,7 @@ class Pass {
         rows.source(source, t, c1, std::min(g_.sc, c1 + g_.cb));
       } else if (next != task) {
         rows.source(source, dot_tile(next), 0, std::min(g_.sc, g_.cb));
-        rows.planes(g_, grads, dot_tile(next), 0, g_.tc);
+        rows.planes(g_, grads, dot_tile(next), 0, g_.tc, used_.data());
       }
       for (int64_t ob = 0; ob < g_.nob; ++ob) {
         const int32_t* range = lists_.ranges + ob * g_.ncb + cb;
@@ -225,13 +232,18 @@ class Pass {
     }
   }
 
-  // [plane of the target][row of the tile][vector], zero where there is no pixel.
+  // [plane of the target][row of the tile][vector], zero where there is no pixel; planes that no
+  // weight uses are left out.
   const char* pack_planes(Scratch& scratch, const Tile& t, const S* planes, int64_t first,
       int64_t count, int64_t vectors) const {
     const int64_t run = vectors * T::WIDTH;
     S* to = (S*)scratch.take(PLANES, count * t.rows * run * sizeof(S));
     const char* all = (const char*)to;
     for (int64_t p = first; p < first + count; ++p) {
+      if (!used_[p]) {
+        to += t.rows * run;
+        continue;
+      }
       const int64_t py = p / g_.tc / g_.tsx, x = t.x0 * g_.tsx + p / g_.tc % g_.tsx;
       const int64_t cols = std::max<int64_t>(0, std::min(t.cols, ceil_div(g_.tw - x, g_.tsx)));
       for (int64_t r = 0; r < t.rows; ++r, to += run) {
@@ -253,6 +265,7 @@ class Pass {
   const Geometry& g_;
   const Lists& lists_;
   std::vector<int64_t> where_;
+  std::vector<char> used_; // whether any weight is kept for a plane of the target
 };
 
 } // namespace
