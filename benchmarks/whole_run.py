@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: MIT
 """What the element-wise kernel saves in a whole run: SyncCP from 30 % to 90 %, once with it.
 
-    python benchmarks/whole_run.py [--precision bf16-mixed 32] [--width 64] [--epochs 6]
-        [--steps 20] [--seeds 0 1] [--score-every 5] [KEY=VALUE ...]
+    python benchmarks/whole_run.py [--precision bf16-mixed 32] [--recipe lejepa] [--width 64]
+        [--batch 32] [--epochs 6] [--steps 30] [--seeds 0 1] [--score-every 5] [KEY=VALUE ...]
 
-The same command of main_pretrain.py (LeJEPA on the embedded digits, ResNet-18), with
+The same command of main_pretrain.py (by default LeJEPA on the embedded digits, ResNet-18), with
 sparse.kernel=dense and sparse.kernel=auto in turns, one thread. Layers switch to the kernel one by
-one as they become sparse enough. What counts is the whole program, with start, validation and the
-measuring of layers: by the wall clock, and by seconds of the CPU, which leave out those in which
-other programs had it. The kernel itself is built before. Accuracies are those of the run: of the
-online classifier and of the nearest neighbours on the validation images. The last line is JSON:
-of each precision the seconds of the dense run over those of the other one (`ratio`, by the CPU),
-of each epoch its sparsity, layers with the kernel and seconds per step.
+one as they become sparse enough: SyncCP's own schedule, unless KEY=VALUE changes it. What counts is
+the whole program, with start, validation and the measuring of layers: by the wall clock, and by
+seconds of the CPU, which leave out those in which other programs had it. The kernel itself is built
+before. Accuracies are those of the run: of the online classifier and of the nearest neighbours on
+the validation images. The last line is JSON: of each precision the seconds of the dense run over
+those of the other one (`ratio`, by the CPU), of each epoch its sparsity, layers with the kernel and
+seconds per step.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,8 +29,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sparse_ext.report.timed import processor
+
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ("--config-path", str(ROOT / "scripts/pretrain/digits"), "--config-name", "lejepa.yaml")
+RECIPES = str(ROOT / "scripts/pretrain/digits")
 KERNELS = ("dense", "auto")
 LOGGED = {
     "sparsity": "sparse/online_sparsity",
@@ -43,15 +45,16 @@ ACCURACIES = {"linear": "val_acc1", "knn": "val_knn_acc1"}
 def command(args: argparse.Namespace, precision: str, kernel: str, seed: int) -> list[str]:
     """The run, but for its folder."""
     return [
-        *(sys.executable, str(ROOT / "main_pretrain.py"), *RECIPE),
+        *(sys.executable, str(ROOT / "main_pretrain.py")),
+        *("--config-path", RECIPES, "--config-name", f"{args.recipe}.yaml"),
+        f"optimizer.batch_size={args.batch}",
         *(f"backbone.kwargs.width={args.width}", f"max_epochs={args.epochs}"),
-        *(f"limit_train_batches={args.steps}", "check_val_every_n_epoch=1"),
+        *(f"++limit_train_batches={args.steps}", "++check_val_every_n_epoch=1"),
         *(f"precision={precision}", f"++seed={seed}", "++quality.enabled=False"),
         *("++knn_eval.enabled=True", "accelerator=cpu"),
         *("+sparse=synccp", "sparse.final=0.9", f"sparse.update_period={max(1, args.steps // 4)}"),
-        *("sparse.drop_start=0.1", "sparse.regrow_after_ramp=False", "sparse.csi.mode=off"),
-        *(f"sparse.ramp_end={args.ramp_end}", f"sparse.score_every={args.score_every}"),
-        *(f"sparse.kernel={kernel}", *args.more),
+        *("sparse.drop_start=0.1", "sparse.regrow_after_ramp=False"),
+        *(f"sparse.score_every={args.score_every}", f"sparse.kernel={kernel}", *args.more),
     ]
 
 
@@ -105,14 +108,16 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["bf16-mixed", "32"])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=20, help="per epoch")
-    parser.add_argument("--ramp-end", type=float, default=0.5)
+    parser.add_argument("--steps", type=int, default=30, help="per epoch")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--recipe", default="lejepa", help="of scripts/pretrain/digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--score-every", type=int, default=5)
     parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args()
-    subprocess.run([sys.executable, "-m", "sparse_ext.kernels.build"], cwd=ROOT, check=True)
-    result: dict[str, Any] = {"machine": platform.processor() or platform.machine()}
+    build = "from sparse_ext.kernels.element.choice import wait; wait()"
+    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True)
+    result: dict[str, Any] = {"machine": processor()}
     for precision in args.precision:
         runs: dict[str, list[dict[str, Any]]] = {kernel: [] for kernel in KERNELS}
         for seed in args.seeds:

@@ -100,7 +100,8 @@ class SyncCPConfig(SparseConfig):
             literally is 0.1, the authors' scripts have 0.99).
         score_every: with `ema`, the gradient of pruned weights is looked at in every k-th step
             only, with history `score_momentum` ** k; 1 is the paper. That gradient is dense work,
-            which a sparse kernel would else do in every step (see docs/kernels.md).
+            which a sparse kernel would else do in every step; three seeds on the digits do not tell
+            k = 5 or 20 from 1 (see docs/kernels.md).
         drop_start: fraction of a layer's weights that is dropped and regrown, at the first step.
         drop_end: the same at the last step (cosine in between).
         regrow_init: value of a regrown weight: `latent` = what it was when it was pruned, `zero`.

@@ -370,6 +370,19 @@ def test_auto_takes_what_measures_faster(monkeypatch):
     assert [round(d, 1) for d in asked] == [0.5, 0.4, 0.2]
 
 
+def test_a_ramp_asks_for_few_measurements(monkeypatch):
+    """And what has won holds for every density that it is asked for."""
+    asked = []
+    monkeypatch.setattr(choice, "measure", lambda case, d: asked.append(d) or d < 0.3)
+    case = choice.Case((8, 8, 3, 3), choice.Window(), (16, 8, 5, 5), torch.float32, 1, True, 0.5)
+    densities = [1 - 0.999 * step / 500 for step in range(501)]
+    found = [choice.pays(case, density) for density in densities]
+    assert [round(d, 2) for d in asked] == [0.75, 0.63, 0.53, 0.45, 0.38, 0.32, 0.27]
+    assert found == sorted(found)
+    assert not any(wins and d >= 0.3 for wins, d in zip(found, densities, strict=True))
+    assert all(wins or d > 0.25 for wins, d in zip(found, densities, strict=True))
+
+
 @able
 def test_measuring_leaves_random_numbers_alone():
     state = torch.get_rng_state()

@@ -95,6 +95,9 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(kernel, tmp_path, monkeypa
 
 
 def worker(rank, kernel):
+    if kernel == "auto":  # the ranks choose as differently as they can
+        choice._bounds = choice.Bounds(None)
+        choice.measure = lambda case, density: rank == 0
     try:
         module = run(kernel, seed=rank, devices=2, strategy="ddp", use_distributed_sampler=False)
     finally:
@@ -114,3 +117,12 @@ def test_two_processes_end_with_equal_masks_and_weights():
     assert not dense[0]  # without the kernel there are no layers of it
     for found, wanted in zip(first[1], dense[1], strict=True):
         torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=1e-3, atol=1e-4)
+
+
+def test_ranks_that_choose_differently_have_the_same_masks_and_weights():
+    """What they step by has been averaged."""
+    first, second = launch(worker, "auto")
+    assert any(first[2])
+    assert not any(second[2])
+    assert first[:2] == second[:2]
+    assert first[0]

@@ -36,6 +36,7 @@ from sparse_ext.kernels.plan import Window
 log = logging.getLogger("sparse_ext")
 ROUNDS = 3
 MARGIN = 0.9  # of the dense time: changes of layout between layers and noise are to be paid, too
+SPARSEST = 1 / 64  # density that stands for all below
 DENSEST = 0.75  # density from which the kernel has never been seen to win
 WORTHWHILE = 20_000_000  # multiplications of a call; below, dense is as fast and nobody waits
 
@@ -121,7 +122,18 @@ def pays(case: Case, density: float) -> bool:
     """Whether the kernel is faster than torch's dense convolution."""
     if density >= DENSEST and not case.in_lanes:
         return False
+    density = coarse(density)
     return bounds().decide(case.key, density, lambda: measure(case, density))
+
+
+def coarse(density: float) -> float:
+    """The density from above, four to a factor of two, so that a ramp asks for few measurements.
+
+    >>> [round(coarse(density), 3) for density in (0.7, 0.5, 0.45, 0.1)]
+    [0.75, 0.53, 0.53, 0.111]
+    """
+    quarters = math.ceil(4 * math.log2(max(density, SPARSEST) / DENSEST))
+    return min(1.0, DENSEST * 2 ** (quarters / 4))
 
 
 def measure(case: Case, density: float) -> bool:
