@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparse_ext.kernels.element.tiles import Cut, Extent, Machine, cut
+from sparse_ext.kernels.element.tiles import Extent, Machine, cut
 from sparse_ext.kernels.plan import Window
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = "forward", "input gradient", "weight gradient"
@@ -67,7 +67,7 @@ def geometry_of(
         here[0], len(used), halo, planes, rows, cols, _coarse(density), taps,  # type: ignore[arg-type]
         kind == WEIGHT_GRADIENT, kind == BOTH_GRADIENTS,
     )  # fmt: skip
-    c = _overruled(cut(extent, batch[2], box), kind)
+    c = cut(extent, batch[2], box)
     values = (
         *batch, *here, *there, *ends[0], *ends[1], len(used), -(-rows // c.strips),
         -(-cols // c.coltiles), int(c.flat), c.cb, -(-here[0] // c.cb), c.ob, -(-planes // c.ob),
@@ -79,13 +79,6 @@ def geometry_of(
 def _coarse(density: float) -> float:
     """In steps of an eighth of itself, so that slow changes of a mask cut nothing anew."""
     return 2 ** (round(8 * math.log2(max(density, 1e-4))) / 8)
-
-
-_CUTS: dict[str, Cut] = {}  # of a kind of pass, for experiments
-
-
-def _overruled(found: Cut, kind: str) -> Cut:
-    return _CUTS.get(kind, found)
 
 
 def _taps(size: int, w: Window, d: int) -> tuple[list[int], list[int]]:
