@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The element-wise sparse convolution against torch's dense one."""
 
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -9,9 +11,16 @@ from torch.nn import functional as F
 
 from sparse_ext.kernels.element import geometry, native
 from sparse_ext.kernels.element import plan as plans
-from sparse_ext.kernels.element.function import element_conv2d, native_type, products
+from sparse_ext.kernels.element.function import (
+    both_gradients,
+    element_conv2d,
+    input_gradient,
+    native_type,
+    products,
+    weight_gradient,
+)
 from sparse_ext.kernels.element.lanes import empty_lanes, from_lanes, in_lanes, to_lanes
-from sparse_ext.kernels.element.plan import Plan
+from sparse_ext.kernels.element.plan import Kept, Plan
 from sparse_ext.kernels.element.tiles import Extent, Machine, cut
 from sparse_ext.kernels.plan import Window
 
@@ -276,3 +285,39 @@ def test_tiles_fit_registers():
 
 def test_empty_lanes_has_the_shape_asked_for():
     assert empty_lanes((3, 4, 5, 6), torch.float32).shape == (3, 4, 5, 6)
+
+
+@pytest.mark.parametrize("name", ["stride 2, odd sides", "1x1 stride 2", "many channels", "3x3"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_both_gradients_in_one_pass_are_those_of_two(kind, name, variant):
+    x, weight, _, (mask, window) = problem((64, *CASES[name][1:]))
+    grad = torch.randn_like(dense(x, weight, None, window)).to(kind)
+    x, further = x.to(kind), torch.randn_like(x).to(kind)
+    plan = Plan(mask, window, weight.stride())
+    kept, sides = Kept(plan, weight), (x.shape[2], x.shape[3])
+    computed = native_type(kind)
+    assert plan.joins(64, sides, computed) == (variant != "avx2")
+    assert not plan.joins(50, sides, computed)  # some images fill no vector
+    to_x, to_weight = both_gradients(x, grad, weight, kept, plan, further)
+    tolerance = 1e-5 if kind == torch.float32 else 1e-2
+    close(to_x.float(), input_gradient(grad, weight, plan, sides, further).float(), tolerance)
+    close(to_weight, weight_gradient(x, grad, weight, plan), 1e-5)
+    assert not to_weight[~mask].any()
+
+
+def test_threads_work_in_a_forked_process_too():
+    x, weight, _, (mask, window) = problem(CASES["3x3"])  # torch itself takes one thread
+    plan = Plan(mask, window, weight.stride())
+    torch.set_num_threads(3)  # conftest sets it back
+    wanted = products(x, weight, plan)
+    read, write = os.pipe()
+    child = os.fork()  # as data loaders do
+    if not child:
+        signal.alarm(20)  # instead of waiting for threads that do not exist here
+        same = torch.equal(products(x, weight, plan), wanted)
+        os.write(write, b"same" if same else b"different")
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    assert os.read(read, 9) == b"same"
+    os.close(read)

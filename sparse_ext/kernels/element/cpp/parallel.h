@@ -3,10 +3,13 @@
 // once runs beside any version of them.
 #pragma once
 
+#include <unistd.h>
+
 #include <algorithm>
-#include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -80,15 +83,67 @@ class Borrowed { // a scratch of the pool
   Scratch* own_;
 };
 
-// work(begin, end, slot) for `parts` ranges of [0, count), each by a thread of its own.
+// Threads that wait for work and are never torn down. Whoever brings a job does what nobody else has
+// begun: a thread that other programs keep from running delays nothing.
+class Workers {
+ public:
+  // work(part) for every part of [0, parts), by up to `threads` threads.
+  template <class F>
+  static void run(int64_t parts, int64_t threads, const F& work) {
+    Workers& all = here();
+    Job job{[&](int64_t part) { work(part); }, parts};
+    std::unique_lock<std::mutex> held(all.lock_);
+    for (; all.count_ < threads - 1; ++all.count_) std::thread([&all] { all.serve(); }).detach();
+    all.jobs_.push_back(&job);
+    all.wake_.notify_all();
+    while (job.next < parts) all.one(job, held);
+    all.done_.wait(held, [&] { return !job.running; });
+  }
+
+ private:
+  struct Job {
+    std::function<void(int64_t)> work;
+    int64_t parts, next = 0, running = 0;
+  };
+
+  static Workers& here() { // of this process: threads do not survive a fork
+    static Workers* all = nullptr;
+    static std::mutex* lock = new std::mutex;
+    std::lock_guard<std::mutex> held(*lock);
+    if (!all || all->process_ != getpid()) all = new Workers;
+    return *all;
+  }
+  void serve() {
+    std::unique_lock<std::mutex> held(lock_);
+    for (;;) {
+      wake_.wait(held, [&] { return !jobs_.empty(); });
+      one(*jobs_.front(), held);
+    }
+  }
+  // The next part of a job that has one.
+  void one(Job& job, std::unique_lock<std::mutex>& held) {
+    const int64_t part = job.next++;
+    if (job.next == job.parts) jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
+    ++job.running;
+    held.unlock();
+    job.work(part);
+    held.lock();
+    if (!--job.running) done_.notify_all();
+  }
+
+  const pid_t process_ = getpid();
+  std::mutex lock_;
+  std::condition_variable wake_, done_;
+  std::vector<Job*> jobs_; // with parts that nobody has begun
+  int64_t count_ = 0;
+};
+
+// work(begin, end, part) for `parts` ranges of [0, count), each by one thread.
 template <class F>
 void in_parts(int64_t count, int64_t parts, const F& work) {
   parts = std::max<int64_t>(1, std::min(parts, count));
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < parts; ++i)
-    others.emplace_back([&, i] { work(count * i / parts, count * (i + 1) / parts, i); });
-  work(0, count / parts, 0);
-  for (std::thread& other : others) other.join();
+  if (parts == 1) return work(0, count, 0);
+  Workers::run(parts, parts, [&](int64_t i) { work(count * i / parts, count * (i + 1) / parts, i); });
 }
 
 // work(i) for i in [0, count), by several threads if there is enough of it.
@@ -102,12 +157,9 @@ void each_part(int64_t count, int64_t threads, const F& work) {
 // work(begin, end) for short ranges of [0, count), taken by whichever thread is free.
 template <class F>
 void in_turns(int64_t count, int64_t threads, const F& work) {
-  const int64_t size = threads > 1 ? std::max<int64_t>(1, count / (threads * 8)) : count;
-  std::atomic<int64_t> next{0};
-  in_parts(std::min(threads, count), threads, [&](int64_t, int64_t, int64_t) {
-    for (int64_t begin; (begin = next.fetch_add(size)) < count;)
-      work(begin, std::min(count, begin + size));
-  });
+  if (threads == 1 || count < 2) return work(0, count);
+  const int64_t parts = std::min(count, threads * 8);
+  Workers::run(parts, threads, [&](int64_t i) { work(count * i / parts, count * (i + 1) / parts); });
 }
 
 } // namespace
