@@ -4,6 +4,7 @@
 import os
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
@@ -303,6 +304,31 @@ def test_both_gradients_in_one_pass_are_those_of_two(kind, name, variant):
     close(to_x.float(), input_gradient(grad, weight, plan, sides, further).float(), tolerance)
     close(to_weight, weight_gradient(x, grad, weight, plan), 1e-5)
     assert not to_weight[~mask].any()
+
+
+@pytest.fixture
+def three_threads():
+    """conftest sets torch's number of threads back."""
+    torch.set_num_threads(3)
+    yield
+    native.library().element_team(native._threads_of_torch())
+
+
+def test_threads_of_torch_and_threads_of_its_own_compute_the_same(three_threads):
+    x, weight, _, (mask, window) = problem(CASES["many channels"])
+    plan, found = Plan(mask, window, weight.stride()), []
+    for team in (native._threads_of_torch(), None):
+        native.library().element_team(team)
+        out = products(x, weight, plan)
+        found.append((out, weight_gradient(x, out, weight, plan)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or "OpenMP" not in torch.__config__.show(), reason="no OpenMP"
+)
+def test_torchs_threads_are_found():
+    assert native._threads_of_torch()
 
 
 def test_threads_work_in_a_forked_process_too():

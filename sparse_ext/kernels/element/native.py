@@ -2,8 +2,9 @@
 """The C++ library of the element-wise kernel: for which processors, built how, called how.
 
 A variant is a set of vector instructions. The one for this processor is taken from the package, if
-a wheel brought it, and else compiled once into the cache folder. It uses neither torch's headers
-nor OpenMP, so that one file serves every version of torch and Python.
+a wheel brought it, and else compiled once into the cache folder. It is built without OpenMP and
+torch's headers, so that one file serves every version of torch and Python; its threads are torch's,
+where those are OpenMP's.
 """
 
 from __future__ import annotations
@@ -72,7 +73,18 @@ def library(name: str = "") -> ctypes.CDLL:
             f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}: dense "
             f"convolutions stay in use here."
         )
-    return _declared(ctypes.CDLL(str(located(name))))
+    lib = _declared(ctypes.CDLL(str(located(name))))
+    lib.element_team(_threads_of_torch())
+    return lib
+
+
+def _threads_of_torch() -> int | None:
+    """The address of the function that hands work to torch's OpenMP threads, if it has some."""
+    try:
+        torchs = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        return ctypes.cast(torchs.GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
 
 
 def located(name: str) -> Path:
@@ -194,6 +206,7 @@ _RETURNS = {
 _ARGUMENTS = {
     "bfloat16": "",
     "lanes": "",
+    "team": "p",
     "fingerprint": "pi",
     "list": "ppppiipppp",
     "gather": "ppiipi",

@@ -21,6 +21,11 @@ void weight_sums(const Geometry* g, const Lists* lists, const typename T::S* sou
 
 extern "C" {
 
+// The GOMP_parallel whose threads are used from now on in this process; null: threads of its own.
+void element_team(void* parallel) {
+  Team::torchs() = {reinterpret_cast<Team::Parallel>(parallel), getpid()};
+}
+
 // 0: float32 only; 1: bfloat16 too.
 int64_t element_bfloat16() {
 #ifdef __AVX512BF16__

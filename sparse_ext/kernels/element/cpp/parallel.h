@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Threads and their scratch memory. Neither OpenMP nor torch is needed, so that a library built
-// once runs beside any version of them.
+// Threads and their scratch memory. Neither OpenMP nor torch is needed to build it, so that a library
+// built once runs beside any version of them; torch's OpenMP threads are used where it has some.
 #pragma once
 
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
@@ -83,6 +84,33 @@ class Borrowed { // a scratch of the pool
   Scratch* own_;
 };
 
+// torch's threads: GOMP_parallel of the OpenMP library that torch uses. They go on spinning for a
+// while after each of its operations, so that other threads would have to share the cores with them.
+struct Team {
+  using Parallel = void (*)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+  Parallel parallel = nullptr;
+  pid_t process = 0; // they do not survive a fork
+
+  static Team& torchs() {
+    static Team one;
+    return one;
+  }
+  bool usable() const { return parallel && process == getpid(); }
+  // As Workers::run.
+  template <class F>
+  void run(int64_t parts, int64_t threads, const F& work) const {
+    struct Job {
+      const F& work;
+      const int64_t parts;
+      std::atomic<int64_t> next{0};
+    } job{work, parts};
+    parallel([](void* data) {
+      Job& all = *static_cast<Job*>(data);
+      for (int64_t part; (part = all.next++) < all.parts;) all.work(part);
+    }, &job, (unsigned)threads, 0);
+  }
+};
+
 // Threads that wait for work and are never torn down. Whoever brings a job does what nobody else has
 // begun: a thread that other programs keep from running delays nothing.
 class Workers {
@@ -90,6 +118,7 @@ class Workers {
   // work(part) for every part of [0, parts), by up to `threads` threads.
   template <class F>
   static void run(int64_t parts, int64_t threads, const F& work) {
+    if (Team::torchs().usable()) return Team::torchs().run(parts, threads, work);
     Workers& all = here();
     Job job{[&](int64_t part) { work(part); }, parts};
     std::unique_lock<std::mutex> held(all.lock_);
