@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from solo.backbones import get_builder
 from sparse_ext.kernels import needs_dense_gradients
 from sparse_ext.kernels.element import choice
 from sparse_ext.kernels.element.blocks import LaneBasicBlock, LaneBottleneck
@@ -17,6 +18,7 @@ from sparse_ext.kernels.element.lanes import in_lanes, to_lanes
 from sparse_ext.kernels.element.layers import ElementConv2d, ElementLinear, LaneConv2d
 from sparse_ext.kernels.element.norm import LaneBatchNorm2d, LaneReLU
 from sparse_ext.kernels.element.swap import element_layers, use_element_kernel, use_plain_layers
+from sparse_ext.masks.channels.tracing import Channels
 from sparse_ext.masks.masked_layers import Masked, MaskedConv2d, mask_module
 from tests.kernels.helpers import able, masked_conv, prune
 
@@ -432,3 +434,21 @@ def test_a_dense_stem_follows_the_sparse_layers(sparse, monkeypatch):
 
 
 # -- building ----------------------------------------------------------------------------------
+
+
+@able
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny"])
+def test_channels_that_go_together_are_those_of_the_plain_network(name):
+    def channels(net):
+        spaces = Channels(net).spaces
+        return {(frozenset(s.producers), frozenset(s.consumers), s.size, s.fixed) for s in spaces}
+
+    size = {"img_size": 32, "patch_size": 8} if name == "vit_tiny" else {}
+    net = get_builder(name)(None, **size)
+    for module in net.modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            mask_module(module)
+    wanted = channels(net)
+    use_element_kernel(net, later=True)
+    assert element_layers(net)
+    assert channels(net) == wanted

@@ -100,9 +100,7 @@ class ElementLayer(nn.Module):
         return plan if choice.pays(case, plan.density) else None
 
     def _takes(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.jit.is_scripting():
-            return False
-        if is_dispatched() or type(x) not in (Tensor, nn.Parameter):
+        if _watched(x):
             return False
         weight: Tensor = self.weight  # type: ignore[assignment]
         if x.device.type != "cpu" or weight.device.type != "cpu" or not x.numel():
@@ -240,14 +238,21 @@ class ElementLinear(ElementLayer, MaskedLinear):
         return x.shape[1] == self.in_features
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() < 2 or input.shape[-1] != self.in_features:
-            return super().forward(input)
+        if _watched(input) or input.dim() < 2 or input.shape[-1] != self.in_features:
+            return super().forward(input)  # a tracer is to see a linear layer, and no views
         rows = input.reshape(-1, self.in_features)[:, :, None, None]
         plan = self.chosen(rows)
         if plan is None:
             return super().forward(input)
         out = self.compute(rows, plan)[:, :, 0, 0]
         return out.unflatten(0, input.shape[:-1]) if input.dim() > 2 else out
+
+
+def _watched(x: Tensor) -> bool:
+    """Whether something looks at the operations on x: a compiler, a tracer, a mode of torch's."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.jit.is_scripting():
+        return True
+    return is_dispatched() or type(x) not in (Tensor, nn.Parameter)
 
 
 def kept(layer: nn.Module) -> float:
