@@ -6,8 +6,9 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from torchvision.models.resnet import ResNet
 
-from sparse_ext.kernels.element import native
+from sparse_ext.kernels.element import choice, native
 from sparse_ext.masks.masked_layers import mask_module
 
 able = pytest.mark.skipif(
@@ -25,3 +26,20 @@ def prune(layer, sparsity=0.8, seed=0):
 
 def masked_conv(**kwargs):
     return prune(mask_module(nn.Conv2d(16, 24, 3, padding=1, **kwargs)))
+
+
+def resnet(block, stem=True):
+    torch.manual_seed(0)
+    net = ResNet(block, [1, 1, 1, 1], num_classes=10)
+    net.maxpool = nn.Identity()
+    net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    for module in net.modules():
+        if type(module) in (nn.Conv2d, nn.Linear) and module is not net.conv1:
+            prune(mask_module(module), 0.9)
+    return net
+
+
+@pytest.fixture(autouse=True)
+def no_choice_remembered(monkeypatch):
+    monkeypatch.setattr(choice, "_bounds", choice.Bounds(None))
+    monkeypatch.setattr(choice, "_state", {"failed": False})
