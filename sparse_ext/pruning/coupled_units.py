@@ -30,7 +30,7 @@ from sparse_ext.masks.channels.spaces import Space
 from sparse_ext.masks.channels.tracing import Channels
 from sparse_ext.masks.encoder import Encoder
 from sparse_ext.masks.granularity import Block, Granularity
-from sparse_ext.pruning.units import Kept, Units
+from sparse_ext.pruning.units import Kept, Units, relative_to_mean
 
 
 def share_companions(config: SparseConfig, encoders: Sequence[Encoder], found: bool = True) -> None:
@@ -258,9 +258,7 @@ class CoupledUnits(Units):
 
         Weights of deep, wide layers are smaller, so that raw values would empty those altogether.
         """
-        tiny = torch.finfo(torch.float32).tiny
-        worth = {name: v - v.min().clamp(max=0) for name, v in values.items()}  # scores have signs
-        return {name: v / v.mean().clamp(min=tiny) for name, v in worth.items()}
+        return relative_to_mean(values)
 
     def least(self, name: str) -> int:
         """A space without units would cut the network."""

@@ -192,8 +192,12 @@ class Units:
         return self._top(self.comparable(values), self.budget(sparsity), eligible or {})
 
     def comparable(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Values that can be compared over layers."""
-        return values
+        """Values that can be compared over layers: those of filters relative to their layer's mean.
+
+        Weights of wide layers are smaller, and most filters are there: as they are, values would
+        leave next to nothing of the late layers.
+        """
+        return relative_to_mean(values) if isinstance(self.granularity, Filter) else values
 
     def largest_per_layer(
         self,
@@ -255,3 +259,14 @@ class Units:
             raised[name] = value.clone()
             raised[name][allowed.argmax()] = top
         return allocation.global_topk(raised, count, eligible)
+
+
+def relative_to_mean(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor over its own mean, after a shift that leaves nothing below 0 (scores have signs).
+
+    Args:
+        values: of any shape, by name.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    worth = {name: value - value.min().clamp(max=0) for name, value in values.items()}
+    return {name: value / value.mean().clamp(min=tiny) for name, value in worth.items()}

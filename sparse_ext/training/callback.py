@@ -41,7 +41,7 @@ from sparse_ext.pruning.registry import build_pruner, method_class
 from sparse_ext.pruning.scores.first_batch import Probe
 from sparse_ext.training import kernels, mask_agreement, resume, run_checks, slimming
 from sparse_ext.training.cost_meter import CostMeter, image_shape
-from sparse_ext.training.mask_figures import all_dead_filters, dead_filters, oscillation
+from sparse_ext.training.mask_figures import epoch_figures
 from sparse_ext.training.momentum_encoder import install
 from sparse_ext.training.teachers import Follower
 
@@ -245,35 +245,16 @@ class PruningCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the method look at the epoch (CSI), and log."""
         self._follow()
-        figures = self.running.close_epoch(trainer.current_epoch + 1) | self._figures()
-        prefix = "layer_oscillation/"
-        swaps = {k[len(prefix) :]: v for k, v in figures.items() if k.startswith(prefix)}
-        if swaps:
-            figures["oscillation"] = oscillation(self._encoders[0].masks, swaps)
-        figures |= self._watch.figures()
+        figures = self.running.close_epoch(trainer.current_epoch + 1)
+        sparsities = self.running.weight_sparsities()
+        self._logged = self.running.t, sparsities
+        figures = epoch_figures(self.running, sparsities, figures)
+        figures |= self.meter.figures() | self._watch.figures()
         used = kernels.layers_in_use(pl_module)
         if used:
             figures["kernel_layers"] = float(used.get("backbone", 0))
         named = {f"sparse/{name}": value for name, value in figures.items()}
         pl_module.log_dict(named, rank_zero_only=True)  # equal on all ranks
-
-    def _figures(self) -> dict[str, float]:
-        sparsities = self.running.weight_sparsities()
-        self._logged = self.running.t, sparsities
-        figures = {"online_sparsity": sparsities[0]}
-        if len(sparsities) > 1:
-            figures |= {"momentum_sparsity": sparsities[1], "gap": sparsities[0] - sparsities[1]}
-        total = sum(encoder.masks.n for encoder in self._encoders)
-        if not self.running.units.single:
-            groups = map(self.running.sparsity_of, self._encoders)
-            named = ("online_group_sparsity", "momentum_group_sparsity")
-            figures |= dict(zip(named, groups, strict=False))
-        figures["mask_flips"], self.running.flips = self.running.flips / total, 0
-        masks = self._encoders[0].masks
-        dead = dead_filters(masks)
-        figures |= {"dead_filters": all_dead_filters(masks, dead)} | self.meter.figures()
-        figures |= {f"layer_dead_filters/{name}": share for name, share in dead.items()}
-        return figures | {f"layer_density/{n}": d for n, d in masks.layer_density().items()}
 
     # -- state ------------------------------------------------------------------------------
 

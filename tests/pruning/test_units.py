@@ -38,6 +38,26 @@ def test_units_of_several_sizes_are_compared_by_their_means(granularity):
     assert all(0 < int(part.sum()) < part.numel() for part in kept.values())  # by sums only "wide"
 
 
+def test_filters_of_layers_with_small_weights_compete():
+    units = Units("filter", SHAPES)
+    values = units.pool(weights({"narrow": 1e-3, "wide": 1e3}))
+    kept = units.largest(values, 0.5)
+    relative = {name: value / value.mean() for name, value in values.items()}
+    bound = torch.cat(list(relative.values())).sort(descending=True).values[units.budget(0.5) - 1]
+    assert all(torch.equal(part, relative[name] >= bound) for name, part in kept.items())
+
+
+def test_filters_of_scores_with_signs_compete_too():
+    units = Units("filter", SHAPES)
+    values = {name: value - 1.0 for name, value in units.pool(weights()).items()}
+    kept = units.largest(values, 0.5)
+    worth = {name: value - value.min() for name, value in values.items()}
+    assert all(value.min() < 0 for value in values.values())
+    relative = {name: value / value.mean() for name, value in worth.items()}
+    bound = torch.cat(list(relative.values())).sort(descending=True).values[units.budget(0.5) - 1]
+    assert all(torch.equal(part, relative[name] >= bound) for name, part in kept.items())
+
+
 def test_units_of_one_size_are_summed():
     values = weights()
     pooled = Units("block2", SHAPES).pool(values)

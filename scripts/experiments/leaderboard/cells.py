@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 SEARCH_SEED = 100  # settings are chosen on this seed, which no reported figure comes from
 SEARCH_LEVEL = 0.9
 SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
-#: the rows that matter most, which get five seeds
-MAIN = ("dense", "synccp", "granet_ssl", "granet", "gmp", "sd")
 LEVELS = (0.9, 0.8, 0.95)
+#: the rows that matter most, dense and these at the first level, get five seeds
+MAIN = ("synccp", "granet_ssl", "granet", "gmp", "sd")
 ELEMENT = (
     *("synccp", "gmp", "granet_ssl", "granet", "rigl", "rigl_itop"),
     *("random", "oneshot", "snip", "sd", "sdclr"),
@@ -134,8 +134,7 @@ def _digits() -> Iterator[Cell]:
         yield from _others(seed)
     for seed in MORE_SEEDS:
         yield Cell("dense", "none", 0.0, seed)
-        for level in LEVELS:
-            yield from (Cell(m, "element", level, seed) for m in MAIN if m != "dense")
+        yield from (Cell(method, "element", LEVELS[0], seed) for method in MAIN)
 
 
 def _others(seed: int) -> Iterator[Cell]:

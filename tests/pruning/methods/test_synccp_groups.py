@@ -39,13 +39,15 @@ def cut(array, granularity):
 
 
 def worth(tensors, granularity):
-    """Mean of magnitudes per group and layer: by sums large groups would win."""
-    return {
+    """Mean of magnitudes per group and layer, of filters over that of all in their layer."""
+    means = {
         name: np.array(
             [np.abs(row).mean() for row in cut(t.detach().double().numpy(), granularity)]
         )
         for name, t in tensors.items()
     }
+    relative = granularity == "filter"
+    return {name: v / v.mean() if relative else v for name, v in means.items()}
 
 
 def whole(masks, granularity):
