@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The leaderboard: statistics against scipy, its cells, its launcher and what it writes."""
+"""What the leaderboard trains: cells, searches, and a launcher that goes on where it was killed."""
 
 import io
 import json
@@ -10,73 +10,19 @@ import sys
 import time
 from collections import Counter
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from scripts.experiments import programs
 from scripts.experiments.jobs import Job
 from scripts.experiments.leaderboard import __main__ as launcher
-from scripts.experiments.leaderboard import again, overall, results, tables, write
+from scripts.experiments.leaderboard import overall, results
 from scripts.experiments.leaderboard.cells import FIXED, MAIN, SETTINGS, Cell, cells, searches
 from scripts.experiments.leaderboard.protocol import PROTOCOLS, chosen, protocol
-from scripts.experiments.leaderboard.statistics import paired, spread
 from scripts.experiments.quickstart import plan as quickstart
 from solo.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.unit
 GMP = Cell("gmp", "element", 0.9, 0)
-
-
-def record(method, seed, linear, granularity="element", sparsity=0.9, **more):
-    return {
-        **results.identity(Cell(method, granularity, sparsity, seed)),
-        **{"linear_acc1": linear, "knn_acc1": linear - 5, "measured_sparsity": sparsity},
-        **{"macs_effective": 2_500_000, "bytes": 400_000, "seconds": 60.0, "setting": None},
-        **{"machine": "m", "torch": "2.14", "date": "2026-11-28", "training_cost_A": 0.5},
-        **more,
-    }
-
-
-BOARD = [
-    record("dense", 0, 80.0, "none", 0.0),
-    record("dense", 1, 84.0, "none", 0.0),
-    record("dense", 2, 82.0, "none", 0.0),
-    record("gmp", 0, 79.0, setting="short"),
-    record("gmp", 1, 80.0, setting="short"),
-    record("gmp", 2, 81.0, setting="short"),
-    record("snip", 1, 70.0),
-    {**record("gmp", 100, 99.0), "purpose": "search"},
-]
-
-
-def test_interval_of_paired_differences_is_scipys():
-    rng = np.random.default_rng(0)
-    for n in (2, 3, 5, 9):
-        a, b = rng.normal(80, 3, n), rng.normal(78, 3, n)
-        found = paired(dict(enumerate(a)), dict(enumerate(b)))
-        interval = stats.ttest_rel(a, b).confidence_interval(0.95)
-        assert found.n == n
-        assert found.mean == pytest.approx((a - b).mean())
-        assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-        assert spread(a).sd == pytest.approx(np.std(a, ddof=1))
-
-
-def test_interval_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    draws = rng.normal(1.5, 2.0, (4000, 3))
-    zero = dict.fromkeys(range(3), 0.0)
-    found = [paired(dict(enumerate(row)), zero, 0.8) for row in draws]
-    share = np.mean([one.low <= 1.5 <= one.high for one in found])
-    assert share == pytest.approx(0.8, abs=4 * np.sqrt(0.16 / 4000))
-
-
-def test_only_seeds_of_both_are_compared_and_one_pair_has_no_interval():
-    assert paired({0: 5.0, 1: 1.0}, {1: 4.0, 2: 9.0}) == (paired({1: 1.0}, {1: 4.0}))
-    one = paired({1: 1.0}, {1: 4.0})
-    assert (one.n, one.mean, one.low, one.high) == (1, -3.0, None, None)
-    assert paired({0: 1.0}, {1: 1.0}) is None
-    assert spread([3.0]).sd is None
 
 
 def test_cells_are_those_that_are_promised_in_an_order_that_is_balanced():
@@ -230,103 +176,6 @@ def test_time_left_is_the_mean_of_what_is_done():
     show(jobs)
     assert len(seen) == 1
     assert "2 of 6 cells" in stream.getvalue()
-
-
-def test_results_are_a_list_in_the_order_of_the_cells(tmp_path):
-    for cell in ("gmp-90-seed1", "dense-seed0", "gmp-90-short-seed100"):
-        folder = tmp_path / "runs" / cell
-        folder.mkdir(parents=True)
-        (folder / "cell.json").write_text(
-            json.dumps(results.identity(results.named("digits", cell)))
-        )
-    (tmp_path / "runs" / "gmp-90-seed2").mkdir()  # unfinished
-    results.write("digits", tmp_path, tmp_path / "board.json")
-    found = json.loads((tmp_path / "board.json").read_text())
-    assert [(c["method"], c["seed"], c["purpose"]) for c in found] == [
-        ("dense", 0, "result"),
-        ("gmp", 100, "search"),
-        ("gmp", 1, "result"),
-    ]
-
-
-def test_table_says_mean_spread_and_difference():
-    lines = tables.table(BOARD).splitlines()
-    assert len(lines) == 5
-    assert lines[2].startswith("| dense | – | 0% | 82.0 ± 2.0 (3) | – |")
-    # differences -1, -4, -1: mean -2, sd sqrt(3), half-width 4.3027 * sqrt(3) / sqrt(3)
-    assert "| `gmp` | element | 90% | 80.0 ± 1.0 (3) | -2.0 [-6.3, +2.3] |" in lines[3]
-    assert lines[3].endswith("| 75.0 ± 1.0 (3) | -2.0 | 2.50 | 400 | 0.50 | 60 | short |")
-    assert "| `snip` | element | 90% | 70.0 (1) | -14.0 [–] |" in lines[4]
-    assert "99.0" not in "".join(lines)
-
-
-def test_documents_are_written_between_their_markers(tmp_path):
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "benchmarks/results").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"does not exist: run scripts/experiments/leaderboard.sh"):
-        write.write("digits", tmp_path)
-    (tmp_path / "benchmarks/results/digits_leaderboard.json").write_text(json.dumps(BOARD[-1:]))
-    with pytest.raises(DataError, match="no finished cell of the table yet"):
-        write.write("digits", tmp_path)
-    (tmp_path / "benchmarks/results/digits_leaderboard.json").write_text(json.dumps(BOARD))
-    marks = "<!-- leaderboard:digits:begin -->\nold\n<!-- leaderboard:digits:end -->"
-    (tmp_path / "README.md").write_text(f"before\n{marks}\nafter\n")
-    (tmp_path / "docs/results.md").write_text("no markers")
-    with pytest.raises(DataError, match=r"results\.md needs the lines"):
-        write.write("digits", tmp_path)
-    (tmp_path / "docs/results.md").write_text(marks)
-    write.write("digits", tmp_path)
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("before\n<!--")
-    assert readme.endswith("-->\nafter\n")
-    assert "old" not in readme
-    assert "snip" not in readme
-    assert "7 runs, seeds 0, 1, 2; m, one thread a run, torch 2.14, 2026-11-28" in readme
-    assert "snip" in (tmp_path / "docs/results.md").read_text()
-    first = (tmp_path / "docs/digits_leaderboard.svg").read_bytes()
-    write.write("digits", tmp_path)
-    assert (tmp_path / "docs/digits_leaderboard.svg").read_bytes() == first
-
-
-def test_figure_shows_means_and_spread():
-    drawn = write.figure(BOARD)
-    axes = drawn.axes[0]
-    bars = {c.get_label(): c for c in axes.containers}
-    assert set(bars) == {"gmp", "snip"}
-    line, _, (ends,) = bars["gmp"]
-    assert line.get_ydata().tolist() == [80.0]
-    low, high = ends.get_segments()[0][:, 1]
-    assert (low, high) == pytest.approx((79.0, 81.0))
-
-
-def test_a_repetition_names_what_differs(tmp_path, monkeypatch):
-    first = record("gmp", 0, 80.0, setting="short", overrides=["++seed=0", "precision=32"])
-    asked = {}
-
-    def run_cell(plan, cell, folder, more, data, setting):
-        asked.update(cell=cell, more=more, setting=setting)
-        again_folder = folder / "runs" / cell.name
-        again_folder.mkdir(parents=True, exist_ok=True)
-        (again_folder / "encoder.safetensors").write_bytes(b"a")
-        return {**first, "knn_acc1": 75.1}
-
-    monkeypatch.setattr(again, "run_cell", run_cell)
-    own = tmp_path / "runs" / "gmp-90-seed0"
-    own.mkdir(parents=True)
-    (own / "encoder.safetensors").write_bytes(b"b")
-    found = list(again.repeat("digits", tmp_path, "gmp-90-seed0", first))
-    assert found == [
-        "gmp-90-seed0: knn_acc1 was 75.0 and is 75.1",
-        "gmp-90-seed0: the encoders differ",
-    ]
-    assert asked == {"cell": GMP, "more": ["precision=32"], "setting": "short"}
-    (own / "encoder.safetensors").write_bytes(b"a")
-    first["knn_acc1"] = 75.1
-    assert list(again.repeat("digits", tmp_path, "gmp-90-seed0", first)) == []
-    done = {"asp-2of4-50-seed0": record("asp", 0, 1.0), "gmp-90-seed0": first}
-    assert again.choose(done, 1) == ["gmp-90-seed0"]
-    with pytest.raises(DataError, match="Only 1 cells have finished"):
-        again.choose(done, 2)
 
 
 TINY = ("--set", "max_epochs=6", "++limit_train_batches=3", "++limit_val_batches=1")
