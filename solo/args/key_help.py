@@ -31,6 +31,7 @@ SENTENCES = {
     "data.num_large_crops": "derived: views of the largest size",
     "data.num_small_crops": "derived: smaller views",
     "data.augmentations.crop_size": "side of the images; None: as the encoder was trained",
+    "data.augmentations.crop_min_scale": "smallest share of a training image that a crop may show",
     "data.augmentations.mean": "of each channel; None: as the encoder was trained",
     "data.augmentations.std": "of each channel; None: as the encoder was trained",
     "augmentations": "a list of pipelines, each with crop_size and num_crops; see docs/data.md",

@@ -95,12 +95,13 @@ class Data:
 
 @dataclass(frozen=True)
 class LinearAugmentations:
-    """`data.augmentations` of an evaluation: size and normalisation of its images.
+    """`data.augmentations` of an evaluation: size, normalisation and crops of its images.
 
     None = as the encoder was trained; the values in effect stand there after parsing.
     """
 
     crop_size: int | None = number(None, least=1)
+    crop_min_scale: float = number(0.08, least=0, most=1)
     mean: list | None = None
     std: list | None = None
 

@@ -41,10 +41,14 @@ from solo.data.datasets.unreadable import without_unreadable
 from solo.data.loading import make_loader, seeded, with_seeds
 from solo.data.shown import Shown, shown
 from solo.data.views.device_normalise import left_as_bytes
-from solo.errors import DataError
+from solo.errors import ConfigError, DataError
+
+CROP_MIN_SCALE = 0.08  # as everyone trains on ImageNet
 
 
-def _pipeline(info: DatasetInfo, shown: Shown) -> dict[str, T.Compose]:
+def _pipeline(
+    info: DatasetInfo, shown: Shown, crop_min_scale: float = CROP_MIN_SCALE
+) -> dict[str, T.Compose]:
     """Transforms of a data set, under T_train and T_val."""
     side, mean, std = shown.size, shown.mean, shown.std
     # images of other channels than three are tensors already
@@ -55,10 +59,16 @@ def _pipeline(info: DatasetInfo, shown: Shown) -> dict[str, T.Compose]:
     else:
         fit = [T.Resize((side, side))]  # leaves an image of that size as it is
     if info.shift and info.side:
+        if crop_min_scale != CROP_MIN_SCALE:
+            raise ConfigError(
+                f"data.augmentations.crop_min_scale={crop_min_scale:g}: images of {info.name} are "
+                f"shifted and not cropped. Leave it out."
+            )
         shift = T.RandomCrop(info.side, padding=info.shift, padding_mode="reflect")
         train = [shift, *fit]
     else:
-        train = [T.RandomResizedCrop(size=side, scale=(0.08, 1.0)), T.RandomHorizontalFlip()]
+        crop = T.RandomResizedCrop(size=side, scale=(crop_min_scale, 1.0))
+        train = [crop, T.RandomHorizontalFlip()]
     return {"T_train": T.Compose([*train, *ending]), "T_val": T.Compose([*fit, *ending])}
 
 
@@ -68,7 +78,10 @@ def build_custom_pipeline(size: int = 224) -> dict[str, T.Compose]:
 
 
 def prepare_transforms(
-    dataset: str, size: int | None = None, images: Shown | None = None
+    dataset: str,
+    size: int | None = None,
+    images: Shown | None = None,
+    crop_min_scale: float = CROP_MIN_SCALE,
 ) -> tuple[nn.Module, nn.Module]:
     """Training and validation transforms, from PIL images to tensors.
 
@@ -77,12 +90,14 @@ def prepare_transforms(
         size: side of the images; None = the data set's own. An encoder that is transferred to
             another data set may want the size that it was trained on.
         images: size and statistics together, instead of `size`; see `solo.data.shown`.
+        crop_min_scale: smallest share of a training image's area that a random crop shows; with 1
+            images are whole, and only mirrored.
 
     Raises:
-        ConfigError: the dataset is unknown.
+        ConfigError: the dataset is unknown, or its images are not cropped and a share is given.
     """
     info = info_of(dataset)
-    pipeline = _pipeline(info, images or shown(info, None, size))
+    pipeline = _pipeline(info, images or shown(info, None, size), crop_min_scale)
     return pipeline["T_train"], pipeline["T_val"]
 
 
@@ -221,6 +236,7 @@ def prepare_data(
     image_size: int | None = None,
     images: Shown | None = None,
     as_bytes: bool = False,
+    crop_min_scale: float = CROP_MIN_SCALE,
     **source: Any,
 ) -> tuple[DataLoader, DataLoader]:
     """Transforms, datasets and loaders in one call.
@@ -230,6 +246,7 @@ def prepare_data(
         image_size: see `prepare_transforms`.
         images: see `prepare_transforms`.
         as_bytes: training images stay uint8, to be normalised on the device.
+        crop_min_scale: see `prepare_transforms`.
         source: further arguments of `prepare_datasets`.
         others: see `prepare_datasets` and `prepare_dataloaders`.
 
@@ -238,9 +255,9 @@ def prepare_data(
         DataError: the data is missing or unreadable, or the two splits have other classes.
     """
     images = images or shown(info_of(dataset), None, image_size)
-    T_train, T_val = prepare_transforms(dataset, images=images)
+    T_train, T_val = prepare_transforms(dataset, images=images, crop_min_scale=crop_min_scale)
     if auto_augment:
-        T_train = _auto_augment(images)
+        T_train = _auto_augment(images, crop_min_scale)
     if as_bytes:
         T_train = left_as_bytes(T_train)
     train, val = prepare_datasets(
@@ -286,12 +303,13 @@ def prepare_val_data(
     return prepare_val_dataloader(val, batch_size, num_workers)
 
 
-def _auto_augment(images: Shown) -> Callable:
+def _auto_augment(images: Shown, crop_min_scale: float) -> Callable:
     from timm.data import create_transform
 
     return create_transform(
         input_size=images.size,
         is_training=True,
+        scale=(crop_min_scale, 1.0),
         color_jitter=None,
         auto_augment="rand-m9-mstd0.5-inc1",
         interpolation="bicubic",

@@ -307,6 +307,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
         images: size and statistics, see `solo.data.shown`; None: those of the pipeline's class.
         fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
         skip_unreadable: broken files are counted and left out of both sets.
+        crop_min_scale: smallest share of a training image's area that a random crop shows.
 
     Raises:
         ConfigError: another dataset or device.
@@ -326,8 +327,10 @@ class ClassificationDALIDataModule(_DALIDataModule):
         images: Shown | None = None,
         fraction_of: str = "images",
         skip_unreadable: bool = False,
+        crop_min_scale: float = 0.08,
     ):
         super().__init__(dataset, batch_size, num_workers, dali_device, exif)
+        self.crop_min_scale = crop_min_scale
         self.images, self.fraction_of, self.skip_unreadable = images, fraction_of, skip_unreadable
         self.train_data_path, self.val_data_path = Path(train_data_path), Path(val_data_path)
         self.data_fraction, self.split = data_fraction, split
@@ -351,6 +354,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
             split=self.split,
             images=self.images,
             skip_unreadable=self.skip_unreadable,
+            crop_min_scale=self.crop_min_scale,
             **part,
             **self._placement(),
         )

@@ -190,6 +190,7 @@ def build_data(cfg: DictConfig, split: Split | None = None, holdout: Holdout | N
     look = data.augmentations
     images = Shown(look.crop_size, tuple(look.mean), tuple(look.std))
     part = {name: data[name] for name in ("fraction_of", "skip_unreadable")}
+    part["crop_min_scale"] = look.crop_min_scale
     on_device = data.augment == "device"
     if cfg.auto_augment and on_device:
         raise ConfigError(

@@ -184,6 +184,7 @@ def test_linear_defaults():
     paths = {"data__train_path": ".", "data__val_path": ".", "data__dataset": "imagenet100"}
     assert parsed(LINEAR, **paths).data.augmentations == {
         "crop_size": 224,
+        "crop_min_scale": 0.08,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     }

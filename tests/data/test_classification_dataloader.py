@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch.utils.data import RandomSampler, SequentialSampler
 from torchvision import transforms as T
@@ -108,6 +109,25 @@ def test_auto_augment_is_timm_randaugment(folder, val_folder):
     assert "RandAugment" in text
     assert "RandomErasing" in text
     assert train.dataset[0][0].shape == (3, 224, 224)
+
+
+def test_the_share_that_crops_show_at_least(folder, val_folder):
+    whole, plain = (t.transforms for t in prepare_transforms("cifar10", crop_min_scale=1.0))
+    assert [type(t).__name__ for t in whole[:2]] == ["RandomResizedCrop", "RandomHorizontalFlip"]
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    shown = prepare_transforms("cifar10", crop_min_scale=1.0)[0](image)
+    seen = prepare_transforms("cifar10")[1](image)
+    assert torch.equal(shown, seen) or torch.equal(shown, seen.flip(-1))
+    assert len(plain) == 3
+    train, _ = prepare_data("custom", folder, val_folder, num_workers=0, crop_min_scale=0.5)
+    crop = train.dataset.transform.transforms[0]
+    assert (crop.scale, crop.size) == ((0.5, 1.0), (224, 224))
+    auto = {"auto_augment": True, "crop_min_scale": 0.5}
+    train, _ = prepare_data("custom", folder, val_folder, num_workers=0, **auto)
+    assert train.dataset.transform.transforms[0].scale == (0.5, 1.0)
+    with pytest.raises(ConfigError, match=r"crop_min_scale=0\.5: images of digits are shifted"):
+        prepare_transforms("digits", crop_min_scale=0.5)
 
 
 def test_validation_alone(val_folder):

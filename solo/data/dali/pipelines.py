@@ -168,6 +168,7 @@ class NormalPipelineBuilder(PipelineBuilder):
         images: size and statistics, see `solo.data.shown`; None: those of the class.
         fraction_of: `images` keeps that part of every class, `classes` all of that many classes.
         skip_unreadable: broken files are counted and left out.
+        crop_min_scale: smallest share of a training image's area that a random crop shows.
 
     Raises:
         DataError: the folder is missing or has no images.
@@ -193,6 +194,7 @@ class NormalPipelineBuilder(PipelineBuilder):
         images: Shown | None = None,
         fraction_of: str = "images",
         skip_unreadable: bool = False,
+        crop_min_scale: float = 0.08,
     ):
         if images is not None:
             self.size, self.mean, self.std = images.size, images.mean, images.std
@@ -203,6 +205,7 @@ class NormalPipelineBuilder(PipelineBuilder):
                          fraction_of=fraction_of,
                          unreadable=(data_path, key) if skip_unreadable else None)  # fmt: skip
         self.validation = validation
+        self.crop_scale = (crop_min_scale, 1.0)
 
     @pipeline_def(enable_conditionals=True)
     def _graph(self):
@@ -216,7 +219,7 @@ class NormalPipelineBuilder(PipelineBuilder):
         else:
             u = geometry.drawn_box()
             images = geometry.resized_crop(
-                images, u, self.size, (0.08, 1.0), "center", interpolation=types.INTERP_LINEAR
+                images, u, self.size, self.crop_scale, "center", interpolation=types.INTERP_LINEAR
             )
             mirror = fn.random.coin_flip(probability=0.5)
         images = fn.crop_mirror_normalize(

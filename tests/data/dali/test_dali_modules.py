@@ -140,6 +140,24 @@ def test_configuration_defaults():
         )
 
 
+@pytest.mark.parametrize("share", [1.0, 0.08])
+def test_crops_show_the_share_that_was_asked_for(tmp_path, share):
+    framed = Image.new("RGB", (64, 64), "white")
+    framed.paste((0, 0, 0), (8, 8, 56, 56))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            framed.save(tmp_path / name / f"{i}.png")
+    module = module_of(
+        ClassificationDALIDataModule, tmp_path, tmp_path, batch_size=8, crop_min_scale=share
+    )
+    images = next(iter(module.train_dataloader()))[0]
+    white = images.amax()
+    edges = images[:, :, [0, -1]].flatten(1), images[..., [0, -1]].flatten(1)
+    framed_ones = torch.cat(edges, 1).amin(1) > white - 1.0
+    assert framed_ones.all() == (share == 1.0)
+
+
 def test_bad_input(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"format=dali does not go with data.dataset='cifar10'"):
         ClassificationDALIDataModule("cifar10", folder, folder, 4)
