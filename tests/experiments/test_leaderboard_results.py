@@ -95,6 +95,19 @@ def test_table_says_mean_spread_and_difference():
     assert "99.0" not in "".join(lines)
 
 
+def test_table_says_what_is_there_and_what_came_before():
+    cells = [
+        record("synccp", 0, 50.0, "filter", 0.8, measured_sparsity=0.97),
+        record("asp", 0, 80.0, "2:4", 0.5),
+        record("vicreg_dual", 0, 70.0, "gate", None, budget=0.3, measured_sparsity=0.0),
+    ]
+    lines = tables.table(cells).splitlines()[2:]
+    assert lines[0].startswith("| `asp` | 2:4 | 50% | ")
+    assert "| 1 + 0.50 | 60 |" in lines[0]
+    assert lines[1].startswith("| `synccp` | filter | 80% (measured 97%) | ")
+    assert lines[2].startswith("| `vicreg_dual` | gates | budget 30% | ")
+
+
 def test_documents_are_written_between_their_markers(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "benchmarks/results").mkdir(parents=True)

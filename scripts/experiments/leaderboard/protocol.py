@@ -26,6 +26,7 @@ class Protocol:
         steps_per_epoch: optimizer steps, which the searched settings count in.
         overrides: further `key=value` for every pretraining.
         evaluation: further `key=value` for every linear evaluation.
+        neighbours: further arguments of `main_knn.py`.
         encoders: which encoders the method has.
         needs_data: the command line names a folder with `train/CLASS/` and `val/CLASS/`.
         workers: processes that read images for kNN.
@@ -39,6 +40,7 @@ class Protocol:
     steps_per_epoch: int
     overrides: tuple[str, ...] = ()
     evaluation: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ("online",)
     needs_data: bool = False
     workers: int = 0
@@ -63,7 +65,7 @@ class Protocol:
         """Of everything that a cell's result depends on but the code and the place of the data."""
         files = [(ROOT / path).read_text("utf-8") for path in (self.pretrain, self.linear)]
         values = (*self.pretraining(cell, cell.setting), *self.evaluation)
-        return fingerprint((*files, self.linear, *values, *KNN))
+        return fingerprint((*files, self.linear, *values, *KNN, *self.neighbours))
 
     def images(self, folder: Path | None) -> tuple[list[str], list[str]]:
         """`key=value` for the training programs, and arguments of `main_knn.py`, for the images.
@@ -110,6 +112,7 @@ PROTOCOLS: dict[str, Protocol] = {
         dataset="cifar10",
         steps_per_epoch=390,
         overrides=("++quality.enabled=False",),
+        neighbours=("--image_size", "32"),
         needs_data=True,
         resumes=True,
     ),

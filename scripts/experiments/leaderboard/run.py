@@ -141,7 +141,7 @@ def evaluate(
         *more,
     ]
     metrics = linear(programs.compose(board.linear, values)).callback_metrics
-    arguments = ["--dataset", board.dataset, *KNN, *images]
+    arguments = ["--dataset", board.dataset, *KNN, *board.neighbours, *images]
     arguments += ["--batch_size", "256", "--num_workers", str(board.workers)]
     arguments += ["--pretrained_checkpoint_dir", str(checkpoint.parent), "--eval_encoder", encoder]
     neighbours = knn(parse_args_knn(arguments))[0]
@@ -164,9 +164,9 @@ def _measured(checkpoint: Path, own: Path, figures: dict[str, Any]) -> dict[str,
     from sparse_ext.cost.of_checkpoint import measure, training_cost
     from sparse_ext.export import save_packed
 
-    table, (backbone, args) = measure(checkpoint), load_run(checkpoint)
+    table, (backbone, _) = measure(checkpoint), load_run(checkpoint)
     file = own / "encoder.safetensors"
-    if args.get("sparse"):
+    if table.prunable.sparsity > 0:  # of methods like SDCLR the dense network is what counts
         save_packed(backbone.state_dict(), file)
     else:
         export_encoder(backbone, file)

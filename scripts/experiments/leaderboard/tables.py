@@ -10,6 +10,7 @@ from typing import Any
 from scripts.experiments.leaderboard.statistics import Difference, Spread, paired, spread
 
 DASH = "–"
+TUNED = ("asp",)  # methods that start from the trained dense encoder: its cost comes on top
 HEAD = (
     *("method", "masks", "sparsity", "linear top-1 (%)", "minus dense [95% interval]"),
     *("kNN top-1 (%)", "minus dense", "MACs (M)", "file (kB)", "training cost", "CPU s", "setting"),
@@ -71,22 +72,33 @@ def _place(row: Row) -> tuple:
 
 def _line(row: Row, dense: Row | None) -> list[str]:
     gate = row.granularity == "gate"
-    level = DASH if row.level is None else f"{row.level:.0%}"
+    before = "1 + " if row.method in TUNED else ""
     other = None if dense is None or dense is row else dense
     return [
         f"`{row.method}`" if row.method != "dense" else "dense",
         "gates" if gate else row.granularity.replace("none", DASH),
-        f"budget {level}" if gate and row.level else level,
+        _level(row),
         _accuracy(row.spread("linear_acc1")),
         _minus(row, other, "linear_acc1", interval=True),
         _accuracy(row.spread("knn_acc1")),
         _minus(row, other, "knn_acc1"),
         _number(row.spread("macs_effective"), 1e-6, 2),
         _number(row.spread("bytes"), 1e-3, 0),
-        _number(row.spread("training_cost_A"), 1, 2) if row.method != "dense" else "1",
+        before + _number(row.spread("training_cost_A"), 1, 2) if row.method != "dense" else "1",
         _number(row.spread("seconds"), 1, 0),
         ", ".join(sorted({c["setting"] for c in row.cells.values() if c["setting"]})) or DASH,
     ]
+
+
+def _level(row: Row) -> str:
+    """What was asked for, and what is there where that is something else."""
+    if row.level is None:
+        return DASH
+    if row.granularity == "gate":
+        return f"budget {row.level:.0%}"
+    found = row.spread("measured_sparsity")
+    differs = found is not None and abs(found.mean - row.level) > 0.005
+    return f"{row.level:.0%} (measured {found.mean:.0%})" if differs else f"{row.level:.0%}"  # type: ignore[union-attr]
 
 
 def _accuracy(found: Spread | None) -> str:
