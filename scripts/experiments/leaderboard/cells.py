@@ -83,6 +83,11 @@ _SWAPS = {
     "short": ("sparse.update_period={epoch}", "sparse.drop_start=0.1", "sparse.update_end=0.75"),
     "early": ("sparse.update_period={epoch}", "sparse.drop_start=0.1", "sparse.update_end=0.5"),
 }
+_GATES = {
+    "default": (),
+    "open": ("gating.gate_bias_init=2.0",),
+    "free": ("gating.gate_bias_init=2.0", "gating.gamma=0"),
+}
 SETTINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "synccp": {
         name: (*values, *(("sparse.regrow_after_ramp=False",) if values else ()))
@@ -95,6 +100,8 @@ SETTINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "rigl_itop": _SWAPS,
     "random": {a: (f"sparse.allocation={a}",) for a in ("erk", "uniform", "global")},
     "oneshot": {f"at{p:g}": (f"sparse.prune_at={p}",) for p in (0.5, 0.25, 0.75)},
+    "vicreg_gating": _GATES,
+    "vicreg_dual": _GATES,
 }
 
 
@@ -142,7 +149,8 @@ def _others(seed: int) -> Iterator[Cell]:
     for granularity, sparsity, methods in STRUCTURES:
         yield from (Cell(method, granularity, sparsity, seed) for method in methods)
     for method in CHANNEL_GATES:
-        yield from (Cell(method, "gate", None, seed, budget) for budget in BUDGETS)
+        gated = (Cell(method, "gate", None, seed, budget) for budget in BUDGETS)
+        yield from (*searches(method), *gated)
     yield from (Cell(method, "gate", None, seed) for method in OTHER_GATES)
     for level in LEVELS[1:]:
         yield from (Cell(method, "element", level, seed) for method in ELEMENT)
@@ -153,6 +161,8 @@ def searches(method: str) -> list[Cell]:
     if method in FIXED:
         return []
     cell = Cell(method, "element", SEARCH_LEVEL, SEARCH_SEED)
+    if method in CHANNEL_GATES:
+        cell = Cell(method, "gate", None, SEARCH_SEED, BUDGETS[0])
     return [replace(cell, setting=name) for name in SETTINGS.get(method, ())]
 
 
