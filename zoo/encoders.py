@@ -118,7 +118,7 @@ def pack_one(name: str, run: Path, record: dict[str, Any], zoo: Path) -> dict[st
     entry = {
         "name": name,
         "checkpoint": {"path": str(file.relative_to(zoo)), "sha256": sha256(file)},
-        "command": command(board_of(name), record),
+        "command": command(name, record),
         "seed": record["seed"],
         "sparsity": record["measured_sparsity"],
         **figures,
@@ -133,10 +133,12 @@ def board_of(name: str) -> Protocol:
     return protocol(ENCODERS[name][0])
 
 
-def command(board: Protocol, record: dict[str, Any]) -> str:
-    """What trains it."""
+def command(name: str, record: dict[str, Any]) -> str:
+    """What trains it: the cell of today's protocol, and what was typed besides."""
+    board, cell = board_of(name), results.named(*ENCODERS[name])
     config = board.pretrain.rpartition("/")
-    words = [w for w in record["overrides"] if not w.startswith("sparse.dense_checkpoint")]
+    words = [*board.pretraining(cell, record["setting"]), *record["overrides"]]
+    words = [w for w in dict.fromkeys(words) if not w.startswith("sparse.dense_checkpoint")]
     return (
         f"python3 main_pretrain.py --config-path {config[0]} --config-name {config[2]} "
         + " ".join(words)

@@ -123,7 +123,7 @@ def figure(cells: Sequence[Mapping[str, Any]]) -> Figure:
                 label=method,
                 color=f"C{index % 10}",
                 linestyle="--" if index >= 10 else "-",
-                marker="o",
+                marker="s" if index >= 10 else "o",
                 markersize=3,
                 linewidth=1.3,
                 capsize=2,
