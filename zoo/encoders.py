@@ -137,7 +137,7 @@ def command(name: str, record: dict[str, Any]) -> str:
     """What trains it: the cell of today's protocol, and what was typed besides."""
     board, cell = board_of(name), results.named(*ENCODERS[name])
     config = board.pretrain.rpartition("/")
-    words = [*board.pretraining(cell, record["setting"]), *record["overrides"]]
+    words = [*board.pretraining(cell, record.get("setting")), *record["overrides"]]
     words = [w for w in dict.fromkeys(words) if not w.startswith("sparse.dense_checkpoint")]
     return (
         f"python3 main_pretrain.py --config-path {config[0]} --config-name {config[2]} "
