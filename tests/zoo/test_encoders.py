@@ -77,7 +77,7 @@ def test_packed_it_opens_by_its_name_with_rounded_weights(zoo, runs, monkeypatch
     assert manifest["models"] == before["models"]
     (entry,) = manifest["encoders"]
     assert entry["linear_acc1"] == 79.9
-    assert entry["command"].endswith("--config-name lejepa.yaml ++seed=0")
+    assert entry["command"].endswith("lejepa.yaml ++quality.enabled=False ++seed=0")
     opened = solo.load_pretrained("digits-lejepa-dense").state_dict()
     for key, value in net.state_dict().items():
         expected = value.half().float() if value.is_floating_point() else value
