@@ -38,7 +38,8 @@ def test_the_ratio_is_that_of_all_seeds_together(benchmark):
         return {"cpu": cpu, "wall": wall, "linear": linear} | epochs
 
     runs = {"dense": [run(50, 60, 70), run(70, 90, 72)], "auto": [run(30, 50, 71), run(30, 50, 69)]}
-    found = benchmark.compared(runs)
+    found = benchmark.compared(runs, [run(100, 120, 70), run(110, 130, 70)])
     assert (found["ratio"], found["ratio_wall"]) == (2.0, 1.5)
+    assert (found["ratio_float32"], found["ratio_float32_wall"]) == (3.5, 2.5)
     assert found["linear"] == {"dense": [70, 72], "auto": [71, 69]}
     assert "knn" not in found

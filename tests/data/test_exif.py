@@ -153,7 +153,8 @@ def test_evaluation_sees_what_training_saw(turned, tmp_path, trained, asked, exp
             "data": {"dataset": "custom", "train_path": str(turned), "val_path": str(turned),
                      "format": "image_folder", "num_workers": 0, "fraction": -1, "exif": asked,
                      "fraction_of": "images", "skip_unreadable": False, "augment": "workers",
-                     "augmentations": {"crop_size": 224, "mean": MEAN, "std": STD}},
+                     "augmentations": {"crop_size": 224, "crop_min_scale": 0.08, "mean": MEAN,
+                                       "std": STD}},
             "optimizer": {"batch_size": 4}, "auto_augment": False,
             "pretrained_feature_extractor": str(run),
         }

@@ -121,7 +121,7 @@ def test_a_run_on_small_images_of_ones_own(folders, backbone, tmp_path):
     for loader in (trainer.train_dataloader, trainer.val_dataloaders):
         check(next(iter(loader))[0])
     args = json.loads((tmp_path / "trained_models" / "linear" / "0" / "args.json").read_text())
-    look = {"crop_size": 24, "mean": list(OWN[0]), "std": list(OWN[1])}
+    look = {"crop_size": 24, "crop_min_scale": 0.08, "mean": list(OWN[0]), "std": list(OWN[1])}
     assert args["data"]["augmentations"] == look
     arguments = Namespace(
         dataset="custom", train_data_path=folders["train_path"], val_data_path=folders["val_path"],
