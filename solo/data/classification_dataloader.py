@@ -39,11 +39,9 @@ from solo.data.datasets.images import readers
 from solo.data.datasets.splits import Split
 from solo.data.datasets.unreadable import without_unreadable
 from solo.data.loading import make_loader, seeded, with_seeds
-from solo.data.shown import Shown, shown
+from solo.data.shown import CROP_MIN_SCALE, Shown, shown
 from solo.data.views.device_normalise import left_as_bytes
 from solo.errors import ConfigError, DataError
-
-CROP_MIN_SCALE = 0.08  # as everyone trains on ImageNet
 
 
 def _pipeline(

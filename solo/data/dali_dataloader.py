@@ -35,7 +35,7 @@ from solo.data.dali.pipelines import (
 )
 from solo.data.datasets.images import require_exif
 from solo.data.datasets.splits import Split
-from solo.data.shown import Shown
+from solo.data.shown import CROP_MIN_SCALE, Shown
 from solo.data.temp_dali_fix import TempDALIGenericIterator
 from solo.data.views.long_images import file_sizes, warn_of_long_images
 from solo.errors import ConfigError, did_you_mean
@@ -327,7 +327,7 @@ class ClassificationDALIDataModule(_DALIDataModule):
         images: Shown | None = None,
         fraction_of: str = "images",
         skip_unreadable: bool = False,
-        crop_min_scale: float = 0.08,
+        crop_min_scale: float = CROP_MIN_SCALE,
     ):
         super().__init__(dataset, batch_size, num_workers, dali_device, exif)
         self.crop_min_scale = crop_min_scale

@@ -16,6 +16,8 @@ from solo.data.catalogue import (
     pretrain_statistics,
 )
 
+CROP_MIN_SCALE = 0.08  # of random crops in evaluation's training, as everyone trains on ImageNet
+
 
 @dataclass(frozen=True)
 class Shown:

@@ -27,7 +27,7 @@ from solo.data.datasets.images import require_exif
 from solo.data.datasets.splits import Split, draw
 from solo.data.datasets.unreadable import readable_positions
 from solo.data.pretrain_dataloader import FullTransformPipeline
-from solo.data.shown import Shown
+from solo.data.shown import CROP_MIN_SCALE, Shown
 from solo.errors import ConfigError, DataError, did_you_mean
 from solo.seeding import mix
 
@@ -194,7 +194,7 @@ class NormalPipelineBuilder(PipelineBuilder):
         images: Shown | None = None,
         fraction_of: str = "images",
         skip_unreadable: bool = False,
-        crop_min_scale: float = 0.08,
+        crop_min_scale: float = CROP_MIN_SCALE,
     ):
         if images is not None:
             self.size, self.mean, self.std = images.size, images.mean, images.std
