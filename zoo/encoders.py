@@ -4,6 +4,7 @@
 python zoo/encoders.py pack BOARD RUNS   pack what a leaderboard's folder has of the list below
 python zoo/encoders.py evaluate          evaluate every shipped encoder and compare with its card
 
+Boards whose images are not part of scikit-learn need `--data FOLDER`, with `train/` and `val/`.
 Each lies in a folder of its own: `encoder.safetensors` (packed, float16), `args.json`, `card.md`.
 The figures are those of the shipped file, measured by `main_linear.py` and `main_knn.py`.
 """
@@ -17,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -40,14 +41,39 @@ ENCODERS = {
     "digits-lejepa-synccp-filter-80": ("digits", "synccp-filter-80-seed0"),
     "digits-lejepa-vicreg_dual-30": ("digits", "vicreg_dual-30-seed0"),
     "digits-lejepa-cdg": ("digits", "cdg-seed0"),
-    "digits-mocov3-dense": ("digits-mocov3", "dense-seed0"),
     "digits-mocov3-synccp-90": ("digits-mocov3", "synccp-90-short-seed0"),
+    "cifar10-lejepa-dense": ("cifar", "dense-seed0"),
+    "cifar10-lejepa-synccp-90": ("cifar", "synccp-90-short-seed0"),
 }
-LICENCE = (
-    "Images: drawn anew from the Optical Recognition of Handwritten Digits data of the UCI "
-    "repository (E. Alpaydin and C. Kaynak, 1998; CC BY 4.0), as scikit-learn ships it. "
-    "Weights: MIT, as this repository."
-)
+
+
+class Images(NamedTuple):
+    """What a card says of a data set.
+
+    Attributes:
+        size: pixels along an edge of the images that the encoder is evaluated on.
+        held_out: how many images the accuracy is of.
+        licence: of the images, in a sentence.
+    """
+
+    size: int
+    held_out: int
+    licence: str
+
+
+IMAGES = {
+    "digits": Images(
+        24,
+        720,
+        "drawn anew from the Optical Recognition of Handwritten Digits data of the UCI repository "
+        "(E. Alpaydin and C. Kaynak, 1998; CC BY 4.0), as scikit-learn ships it.",
+    ),
+    "cifar10": Images(
+        32,
+        10_000,
+        "CIFAR-10 (A. Krizhevsky, 2009), photographs from the web, published without a licence.",
+    ),
+}
 TOLERANCE = 0.1  # percentage points between a card and a new evaluation
 
 
@@ -59,22 +85,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     packing.add_argument("board", choices=sorted({board for board, _ in ENCODERS.values()}))
     packing.add_argument("runs", type=Path)
     packing.add_argument("--zoo", type=Path, default=ROOT / "zoo")
-    commands.add_parser("evaluate", help="compare with the cards")
+    evaluation = commands.add_parser("evaluate", help="compare with the cards")
+    for command in (packing, evaluation):
+        command.add_argument("--data", type=Path, help="folder of the images, where not embedded")
     args = parser.parse_args(argv)
     if args.command == "pack":
-        pack(args.board, args.runs, args.zoo)
+        pack(args.board, args.runs, args.zoo, args.data)
         return 0
-    found = list(differences(read_manifest()["encoders"], ROOT / "zoo"))
+    found = list(differences(read_manifest()["encoders"], ROOT / "zoo", args.data))
     print("\n".join(found) or "zoo: every encoder is as good as its card says")
     return bool(found)
 
 
-def pack(board: str, runs: Path, zoo: Path) -> list[str]:
+def pack(board: str, runs: Path, zoo: Path, data: Path | None = None) -> list[str]:
     """Pack the finished cells of the list and enter them into the manifest; returns their names.
 
     Raises:
-        DataError: `runs` has none of them.
+        ConfigError: the board needs a folder of images and none is given, or the other way round.
+        DataError: `runs` has none of them, or `data` is not a folder of images.
     """
+    protocol(board).images(data)  # refused before anything is written
     done = results.read(runs)
     names = [name for name, (of, cell) in ENCODERS.items() if of == board and cell in done]
     if not names:
@@ -84,7 +114,7 @@ def pack(board: str, runs: Path, zoo: Path) -> list[str]:
     entries = {entry["name"]: entry for entry in manifest.get("encoders", [])}
     for name in names:
         cell = ENCODERS[name][1]
-        entries[name] = pack_one(name, runs / "runs" / cell, done[cell], zoo)
+        entries[name] = pack_one(name, runs / "runs" / cell, done[cell], zoo, data)
     text = manifest_file.read_text("utf-8")
     manifest_file.write_text(with_encoders(text, [entries[n] for n in sorted(entries)]), "utf-8")
     return names
@@ -97,14 +127,16 @@ def with_encoders(text: str, entries: list[dict[str, Any]]) -> str:
     return f'{head},\n  "encoders": [\n{lines}\n  ]\n}}\n'
 
 
-def pack_one(name: str, run: Path, record: dict[str, Any], zoo: Path) -> dict[str, Any]:
+def pack_one(
+    name: str, run: Path, record: dict[str, Any], zoo: Path, data: Path | None = None
+) -> dict[str, Any]:
     """Write one encoder's folder and return its entry in the manifest."""
     from solo.checkpoints import load_run
     from solo.checkpoints.exporting import export_encoder
     from sparse_ext.export import save_packed
 
     checkpoint = max(run.glob("*/*/*.ckpt"), key=lambda path: path.stat().st_mtime)
-    folder = zoo / "digits" / name
+    folder = zoo / board_of(name).dataset / name
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "encoder.safetensors"
     backbone, args = load_run(checkpoint)
@@ -114,7 +146,7 @@ def pack_one(name: str, run: Path, record: dict[str, Any], zoo: Path) -> dict[st
         export_encoder(backbone.half(), file)
     file.chmod(0o644)
     shutil.copyfile(checkpoint.parent / "args.json", folder / "args.json")
-    figures = measured(board_of(name), folder)
+    figures = measured(board_of(name), folder, data)
     entry = {
         "name": name,
         "checkpoint": {"path": str(file.relative_to(zoo)), "sha256": sha256(file)},
@@ -145,24 +177,42 @@ def command(name: str, record: dict[str, Any]) -> str:
     )
 
 
-def measured(board: Protocol, folder: Path) -> dict[str, float]:
-    """Linear and kNN accuracy of a shipped file."""
+def measured(board: Protocol, folder: Path, data: Path | None = None) -> dict[str, float]:
+    """Linear and kNN accuracy of a shipped file.
+
+    Args:
+        board: recipes.
+        folder: of the encoder.
+        data: folder of the images, where the board needs one.
+    """
+    values, arguments = board.images(data)
     with tempfile.TemporaryDirectory() as scratch:  # evaluations leave files beside what they read
         copy = Path(scratch) / "encoder"
         copy.mkdir()
         for file in ("encoder.safetensors", "args.json"):
             shutil.copyfile(folder / file, copy / file)
         path = copy / "encoder.safetensors"
-        found = evaluate(board, path, Path(scratch), "online", [], [])
+        found = evaluate(
+            board, path, Path(scratch), "online", [*board.evaluation, *values], arguments
+        )
     return {key: found[key] for key in ("linear_acc1", "knn_acc1")}
 
 
-def differences(entries: Sequence[dict[str, Any]], zoo: Path) -> list[str]:
-    """Figures that a new evaluation does not confirm, one sentence each."""
+def differences(
+    entries: Sequence[dict[str, Any]], zoo: Path, data: Path | None = None
+) -> list[str]:
+    """Figures that a new evaluation does not confirm, one sentence each.
+
+    Encoders of photographs are left out, with a line that says so, without a folder of them.
+    """
     found = []
     for entry in entries:
+        board = board_of(entry["name"])
+        if board.needs_data and data is None:
+            print(f"{entry['name']:32}not evaluated: --data FOLDER ({board.title}) is missing")
+            continue
         folder = (zoo / entry["checkpoint"]["path"]).parent
-        again = measured(board_of(entry["name"]), folder)
+        again = measured(board, folder, data if board.needs_data else None)
         for key, value in again.items():
             print(f"{entry['name']:32}{key:12}{entry[key]:8.2f}{value:8.2f}", flush=True)
             if abs(value - entry[key]) > TOLERANCE:
@@ -173,26 +223,28 @@ def differences(entries: Sequence[dict[str, Any]], zoo: Path) -> list[str]:
 def card(entry: dict[str, Any], record: dict[str, Any], size: int) -> str:
     """What a user has to know, in Markdown."""
     board = board_of(entry["name"])
+    images = IMAGES[board.dataset]
+    shape = f"(N, 3, {images.size}, {images.size})"
     linear, knn = (f"{record[key]:.2f}" for key in ("linear_acc1", "knn_acc1"))
     return f"""# {entry["name"]}
 
 ```python
 import solo
 
-encoder = solo.load_pretrained("{entry["name"]}")  # images: (N, 3, 24, 24), normalised
+encoder = solo.load_pretrained("{entry["name"]}")  # images: {shape}, normalised
 ```
 
 - **Recipe**: `{board.pretrain}`; ResNet-18 of width 16, trained without labels.
 - **Command**: `{entry["command"]}`
 - **Seed**: {entry["seed"]}. One encoder: see docs/results.md for what other seeds do.
 - **Accuracy of this file**: linear {entry["linear_acc1"]:.2f} %, kNN
-  {entry["knn_acc1"]:.2f} % (top-1, 720 held-out images; `{board.linear}`,
+  {entry["knn_acc1"]:.2f} % (top-1, {images.held_out:,} held-out images; `{board.linear}`,
   and k = 20, cosine). Before its weights were rounded to float16: {linear} % and {knn} %.
 - **Sparsity**: {entry["sparsity"]:.4f} of the prunable weights are zero. MACs per image, counted:
   {record["macs_effective"]:,} of {int(record["macs_dense"]):,}.
 - **File**: {size:,} bytes, float16; of masked layers only the weights that are not pruned.
 - **Trained** {record["date"]}, {record["machine"]}, one thread, torch {record["torch"]}.
-- **Licence**: {LICENCE}
+- **Licence**: weights MIT, as this repository. Images: {images.licence}
 """
 
 

@@ -244,6 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--write", action="store_true", help="write the tables")
     parser.add_argument("--evaluate", action="store_true", help="evaluate shipped encoders again")
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-10, to evaluate its encoders")
     args = parser.parse_args(arguments)
     manifest = read_manifest()
     found = list(problems(manifest))
@@ -251,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.evaluate and not found:
         from encoders import differences
 
-        found += differences(manifest.get("encoders", []), ROOT / "zoo")
+        found += differences(manifest.get("encoders", []), ROOT / "zoo", args.data)
     for text in found:
         print(f"zoo: {text}", file=sys.stderr)
     if not found:

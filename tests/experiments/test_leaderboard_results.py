@@ -108,6 +108,19 @@ def test_table_says_what_is_there_and_what_came_before():
     assert lines[2].startswith("| `vicreg_dual` | gates | budget 30% | ")
 
 
+def test_a_training_of_two_networks_has_two_rows():
+    branch = {"dense_branch_linear_acc1": 81.0, "dense_branch_knn_acc1": 77.0}
+    gates = {"budget": 0.3, "macs_dense": 9_000_000}
+    dual = record("vicreg_dual", 0, 70.0, "gate", None, **gates, **branch)
+    lines = tables.table([BOARD[0], dual]).splitlines()[3:]
+    assert [line.split(" | ")[3:7] for line in lines] == [
+        ["81.0 (1)", "+1.0 [–]", "77.0 (1)", "+2.0"],
+        ["70.0 (1)", "-10.0 [–]", "65.0 (1)", "-10.0"],
+    ]
+    assert lines[0].startswith("| `vicreg_dual`, dense branch | gates | budget 30% |")
+    assert [line.split(" | ")[7] for line in lines] == ["9.00", "2.50"]
+
+
 def test_documents_are_written_between_their_markers(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "benchmarks/results").mkdir(parents=True)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 import solo
 from solo.backbones import build_encoder
-from solo.errors import CheckpointError, DataError
+from solo.errors import CheckpointError, ConfigError, DataError
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ def runs(tmp_path):
 def test_packed_it_opens_by_its_name_with_rounded_weights(zoo, runs, monkeypatch):
     folder, net = runs
     figures = {"linear_acc1": 79.9, "knn_acc1": 75.1}
-    monkeypatch.setattr(encoders, "measured", lambda board, where: figures)
+    monkeypatch.setattr(encoders, "measured", lambda *_: figures)
     before = json.loads((zoo / "manifest.json").read_text())
     assert encoders.pack("digits", folder, zoo) == ["digits-lejepa-dense"]
     manifest = json.loads((zoo / "manifest.json").read_text())
@@ -122,6 +122,47 @@ def test_figures_that_are_not_confirmed_are_named(zoo, monkeypatch, capsys):
     assert found == ["digits-lejepa-cdg: knn_acc1 is 70.2, its card says 70.0"]
 
 
+@pytest.fixture
+def photographs(tmp_path):
+    """An empty folder where the images of CIFAR-10 would be."""
+    for part in ("train", "val"):
+        (tmp_path / "images" / part).mkdir(parents=True)
+    return tmp_path / "images"
+
+
+def test_encoders_of_photographs_have_a_folder_and_a_licence_of_their_own(
+    zoo, runs, photographs, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(
+        encoders,
+        "evaluate",
+        lambda board, path, own, encoder, values, arguments: (
+            asked.append((board.title, values, arguments))
+            or {"linear_acc1": 60.0, "knn_acc1": 55.0}
+        ),
+    )
+    assert encoders.pack("cifar", runs[0], zoo, photographs) == ["cifar10-lejepa-dense"]
+    ((title, values, arguments),) = asked
+    assert title == "CIFAR-10"
+    assert f"data.train_path='{photographs / 'train'}'" in values
+    assert arguments[-2:] == ["--val_data_path", str(photographs / "val")]
+    card = (zoo / "cifar10/cifar10-lejepa-dense/card.md").read_text()
+    for text in ("(N, 3, 32, 32)", "10,000 held-out images", "Krizhevsky", "60.00 %"):
+        assert text in card
+    assert "Kaynak" not in card
+
+
+def test_without_a_folder_photographs_are_refused_or_left_out(zoo, runs, capsys):
+    before = (zoo / "manifest.json").read_text()
+    with pytest.raises(ConfigError, match="needs --data FOLDER"):
+        encoders.pack("cifar", runs[0], zoo)
+    assert (zoo / "manifest.json").read_text() == before
+    entry = {"name": "cifar10-lejepa-dense", "checkpoint": {"path": "e/encoder.safetensors"}}
+    assert encoders.differences([entry], zoo) == []
+    assert "not evaluated: --data FOLDER (CIFAR-10) is missing" in capsys.readouterr().out
+
+
 def test_a_folder_without_such_cells_is_refused(zoo, tmp_path):
     with pytest.raises(DataError, match="none of its finished cells is in the list"):
         encoders.pack("digits", tmp_path, zoo)
@@ -130,8 +171,9 @@ def test_a_folder_without_such_cells_is_refused(zoo, tmp_path):
 def test_every_name_stands_for_a_cell_of_the_leaderboard():
     from scripts.experiments.leaderboard import results
 
-    for board, cell in encoders.ENCODERS.values():
+    for name, (board, cell) in encoders.ENCODERS.items():
         assert results.named(board, cell).name == cell
+        assert encoders.board_of(name).dataset in encoders.IMAGES
 
 
 @pytest.mark.slow

@@ -83,11 +83,13 @@ _SWAPS = {
     "short": ("sparse.update_period={epoch}", "sparse.drop_start=0.1", "sparse.update_end=0.75"),
     "early": ("sparse.update_period={epoch}", "sparse.drop_start=0.1", "sparse.update_end=0.5"),
 }
-_GATES = {
+_GATES: dict[str, tuple[str, ...]] = {
     "default": (),
     "open": ("gating.gate_bias_init=2.0",),
-    "free": ("gating.gate_bias_init=2.0", "gating.gamma=0"),
 }
+# the gates' losses are weighed for VICReg, whose own loss is much larger than LeJEPA's
+_WEAK = ("gating.lamb=0.5", "gating.gamma=0", "gating.gate_bias_init=2.0")
+_WARM_UP = ("gating.warmup_gate=True", "gating.warmup_epochs=8", "gating.gate_bias_init=2.0")
 SETTINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "synccp": {
         name: (*values, *(("sparse.regrow_after_ramp=False",) if values else ()))
@@ -100,8 +102,8 @@ SETTINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "rigl_itop": _SWAPS,
     "random": {a: (f"sparse.allocation={a}",) for a in ("erk", "uniform", "global")},
     "oneshot": {f"at{p:g}": (f"sparse.prune_at={p}",) for p in (0.5, 0.25, 0.75)},
-    "vicreg_gating": _GATES,
-    "vicreg_dual": _GATES,
+    "vicreg_gating": {**_GATES, "weak": _WEAK},
+    "vicreg_dual": {**_GATES, "warm": _WARM_UP},
 }
 
 

@@ -25,6 +25,9 @@ from scripts.experiments.leaderboard.protocol import KNN, Protocol, chosen, prot
 from solo.files.whole import write_json
 from solo.programs.app import run_program
 
+ACCURACIES = ("linear_acc1", "knn_acc1")
+TWO_BRANCHES = ("vicreg_dual",)  # one training makes a gated and a dense network
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one cell."""
@@ -84,6 +87,9 @@ def run_cell(
         prefix = "" if encoder == "online" else f"{encoder}_"
         found = evaluate(board, checkpoint, own, encoder, linear, arguments)
         figures |= {f"{prefix}{name}": value for name, value in found.items()}
+    if cell.method in TWO_BRANCHES:
+        found = evaluate(board, checkpoint, own, "online", linear, arguments, "dense")
+        figures |= {f"dense_branch_{name}": found[name] for name in ACCURACIES}
     record = {
         **results.identity(cell),
         **figures,
@@ -128,22 +134,36 @@ def evaluate(
     encoder: str,
     more: Sequence[str],
     images: Sequence[str],
+    branch: str | None = None,
 ) -> dict[str, Any]:
-    """Linear and kNN accuracy, and what gates have saved on the validation images."""
+    """Linear and kNN accuracy, and what gates have saved on the validation images.
+
+    Args:
+        board: recipes.
+        checkpoint: what to evaluate.
+        own: folder that the evaluation leaves its run in.
+        encoder: `online` or `momentum`.
+        more: further `key=value` for the linear evaluation.
+        images: further arguments of `main_knn.py`.
+        branch: of an encoder with two; None = the one that its configuration names.
+    """
     from solo.args.knn import parse_args_knn
     from solo.programs.knn import knn
     from solo.programs.linear import linear
 
+    which = encoder if branch is None else f"{encoder}-{branch}"
     values = [
-        f"checkpoint.dir='{own / f'linear-{encoder}'}'",
+        f"checkpoint.dir='{own / f'linear-{which}'}'",
         f"pretrained_feature_extractor='{checkpoint}'",
         f"++eval_encoder={encoder}",
+        *([] if branch is None else [f"+gating.eval={branch}"]),
         *more,
     ]
     metrics = linear(programs.compose(board.linear, values)).callback_metrics
     arguments = ["--dataset", board.dataset, *KNN, *board.neighbours, *images]
     arguments += ["--batch_size", "256", "--num_workers", str(board.workers)]
     arguments += ["--pretrained_checkpoint_dir", str(checkpoint.parent), "--eval_encoder", encoder]
+    arguments += [] if branch is None else ["--gating_eval", branch]
     neighbours = knn(parse_args_knn(arguments))[0]
     gates = {
         key.removeprefix("encoder/"): float(value)

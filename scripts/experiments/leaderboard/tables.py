@@ -51,7 +51,23 @@ def rows(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
             continue
         level = cell["sparsity"] if cell["sparsity"] is not None else cell.get("budget")
         found.setdefault((cell["method"], cell["granularity"], level), {})[cell["seed"]] = cell
-    return [Row(*key, by_seed) for key, by_seed in found.items()]  # type: ignore[arg-type]
+    every = [Row(*key, by_seed) for key, by_seed in found.items()]  # type: ignore[arg-type]
+    return [one for row in every for one in (row, _dense_branch(row)) if one is not None]
+
+
+def _dense_branch(row: Row) -> Row | None:
+    """The other network of a training that makes two; None where there is none."""
+    prefix = "dense_branch_"
+    cells = {
+        seed: {
+            **cell,
+            **{k.removeprefix(prefix): v for k, v in cell.items() if k.startswith(prefix)},
+            "macs_effective": cell["macs_dense"],
+        }
+        for seed, cell in row.cells.items()
+        if f"{prefix}linear_acc1" in cell
+    }
+    return Row(f"{row.method}, dense branch", row.granularity, row.level, cells) if cells else None
 
 
 def table(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -75,7 +91,7 @@ def _line(row: Row, dense: Row | None) -> list[str]:
     before = "1 + " if row.method in TUNED else ""
     other = None if dense is None or dense is row else dense
     return [
-        f"`{row.method}`" if row.method != "dense" else "dense",
+        _title(row.method),
         "gates" if gate else row.granularity.replace("none", DASH),
         _level(row),
         _accuracy(row.spread("linear_acc1")),
@@ -88,6 +104,11 @@ def _line(row: Row, dense: Row | None) -> list[str]:
         _number(row.spread("seconds"), 1, 0),
         ", ".join(sorted({c["setting"] for c in row.cells.values() if c["setting"]})) or DASH,
     ]
+
+
+def _title(method: str) -> str:
+    name, comma, rest = method.partition(",")
+    return method if name == "dense" else f"`{name}`{comma}{rest}"
 
 
 def _level(row: Row) -> str:
