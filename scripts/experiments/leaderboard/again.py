@@ -17,12 +17,14 @@ from typing import Any
 
 from scripts.experiments import programs
 from scripts.experiments.leaderboard import results
+from scripts.experiments.leaderboard.cells import cells
 from scripts.experiments.leaderboard.protocol import PROTOCOLS, protocol, run_folder
 from scripts.experiments.leaderboard.run import run_cell
 from solo.errors import DataError, did_you_mean
 from solo.programs.app import long_program
 
 SAME = ("linear_acc1", "knn_acc1", "measured_sparsity", "macs_effective", "bytes", "overrides")
+SAME = (*SAME, "dense_branch_linear_acc1", "dense_branch_knn_acc1")  # where there is one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _repeat(args: argparse.Namespace) -> int:
-    done = results.read(args.folder)
+    known = {cell.name for cell in cells(args.board)}  # not what an older list of cells has left
+    done = {name: one for name, one in results.read(args.folder).items() if name in known}
     names = args.cells or choose(done, args.count)
     other = 0
     for name in names:
@@ -73,8 +76,8 @@ def repeat(
     more = [word for word in record["overrides"] if word not in own | images]
     second = run_cell(plan, cell, again, more, data=data, setting=record["setting"])
     for key in SAME:
-        if second[key] != record[key]:
-            yield f"{name}: {key} was {record[key]} and is {second[key]}"
+        if second.get(key) != record.get(key):
+            yield f"{name}: {key} was {record.get(key)} and is {second.get(key)}"
     files = [run_folder(place, cell) / "encoder.safetensors" for place in (folder, again)]
     if files[0].read_bytes() != files[1].read_bytes():
         yield f"{name}: the encoders differ"

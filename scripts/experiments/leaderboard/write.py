@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.experiments.leaderboard.protocol import PROTOCOLS, protocol
-from scripts.experiments.leaderboard.tables import rows, table
+from scripts.experiments.leaderboard.tables import Row, rows, table
 from scripts.experiments.programs import ROOT
 from solo.errors import DataError
 from solo.files.whole import write_text
@@ -111,7 +111,7 @@ def figure(cells: Sequence[Mapping[str, Any]]) -> Figure:
     lines: dict[str, list] = {}
     for row in every:
         if row.granularity == "element":
-            lines.setdefault(row.method, []).append((row.level, row.spread("linear_acc1")))
+            lines.setdefault(_label(row), []).append((row.level, row.spread("linear_acc1")))
     with plots.drawing(7.2, 4.2) as (drawn, axes):
         for index, (method, points) in enumerate(lines.items()):
             points = sorted(points)
@@ -133,9 +133,16 @@ def figure(cells: Sequence[Mapping[str, Any]]) -> Figure:
                 axes.axhline(found.mean, color=plots.GREY, linewidth=1.1, label="dense")
                 width = found.sd or 0
                 axes.axhspan(found.mean - width, found.mean + width, color=plots.GRID)
+        axes.set_xticks(sorted({100 * level for line in lines.values() for level, _ in line}))
         axes.set(xlabel="sparsity (% of the prunable weights)", ylabel="linear top-1 (%)")
         drawn.legend(loc="outside right upper")
     return drawn
+
+
+def _label(row: Row) -> str:
+    """A method's name; of one like SDCLR, which prunes to train a dense encoder, it says so."""
+    found = row.spread("measured_sparsity")
+    return row.method if found is None or found.mean > 0 else f"{row.method} (dense encoder)"
 
 
 if __name__ == "__main__":
