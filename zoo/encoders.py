@@ -225,6 +225,7 @@ def card(entry: dict[str, Any], record: dict[str, Any], size: int) -> str:
     board = board_of(entry["name"])
     images = IMAGES[board.dataset]
     shape = f"(N, 3, {images.size}, {images.size})"
+    two = _branches(record)
     linear, knn = (f"{record[key]:.2f}" for key in ("linear_acc1", "knn_acc1"))
     return f"""# {entry["name"]}
 
@@ -242,10 +243,21 @@ encoder = solo.load_pretrained("{entry["name"]}")  # images: {shape}, normalised
   and k = 20, cosine). Before its weights were rounded to float16: {linear} % and {knn} %.
 - **Sparsity**: {entry["sparsity"]:.4f} of the prunable weights are zero. MACs per image, counted:
   {record["macs_effective"]:,} of {int(record["macs_dense"]):,}.
-- **File**: {size:,} bytes, float16; of masked layers only the weights that are not pruned.
+{two}- **File**: {size:,} bytes, float16; of masked layers only the weights that are not pruned.
 - **Trained** {record["date"]}, {record["machine"]}, one thread, torch {record["torch"]}.
 - **Licence**: weights MIT, as this repository. Images: {images.licence}
 """
+
+
+def _branches(record: dict[str, Any]) -> str:
+    """A line for encoders that are two networks, else nothing."""
+    if "dense_branch_linear_acc1" not in record:
+        return ""
+    linear, knn = (f"{record[f'dense_branch_{key}']:.2f}" for key in ("linear_acc1", "knn_acc1"))
+    return (
+        "- **Two networks**: the accuracy above is that of the gated one. The dense one "
+        f"(`+gating.eval=dense`) had {linear} % and {knn} %, before rounding.\n"
+    )
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ def test_packed_it_opens_by_its_name_with_rounded_weights(zoo, runs, monkeypatch
     for text in ("79.90 %", "80.00 %", "CC BY 4.0", entry["command"], "**Seed**: 0"):
         assert text in card
     assert list(verify._encoders(manifest, zoo, set())) == []
+    assert "Two networks" not in card
     encoders.pack("digits", folder, zoo)  # again: replaced, not added
     assert json.loads((zoo / "manifest.json").read_text())["encoders"] == [entry]
 
@@ -120,6 +121,17 @@ def test_figures_that_are_not_confirmed_are_named(zoo, monkeypatch, capsys):
     monkeypatch.setattr(encoders, "measured", lambda *_: {"linear_acc1": 80.09, "knn_acc1": 70.2})
     found = encoders.differences([entry], zoo)
     assert found == ["digits-lejepa-cdg: knn_acc1 is 70.2, its card says 70.0"]
+
+
+def test_the_card_of_two_networks_has_the_figures_of_both(zoo, runs, monkeypatch):
+    folder, _ = runs
+    file = folder / "runs/dense-seed0/cell.json"
+    branch = {"dense_branch_linear_acc1": 76.667, "dense_branch_knn_acc1": 65.972}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **branch}))
+    monkeypatch.setattr(encoders, "measured", lambda *_: {"linear_acc1": 60.0, "knn_acc1": 5.0})
+    encoders.pack("digits", folder, zoo)
+    card = (zoo / "digits/digits-lejepa-dense/card.md").read_text()
+    assert "(`+gating.eval=dense`) had 76.67 % and 65.97 %, before rounding.\n- **File" in card
 
 
 @pytest.fixture
@@ -174,6 +186,18 @@ def test_every_name_stands_for_a_cell_of_the_leaderboard():
     for name, (board, cell) in encoders.ENCODERS.items():
         assert results.named(board, cell).name == cell
         assert encoders.board_of(name).dataset in encoders.IMAGES
+
+
+def test_shipped_cards_say_what_the_manifest_says():
+    from solo.checkpoints.zoo import read_manifest
+
+    for entry in read_manifest()["encoders"]:
+        file = ROOT / "zoo" / entry["checkpoint"]["path"]
+        figures = json.loads((file.parent / "figures.json").read_text())
+        record = figures.pop("of_the_run")
+        assert figures == entry
+        card = encoders.card(entry, record, file.stat().st_size)
+        assert (file.parent / "card.md").read_text("utf-8") == card
 
 
 @pytest.mark.slow
