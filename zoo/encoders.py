@@ -232,7 +232,8 @@ def card(entry: dict[str, Any], record: dict[str, Any], size: int) -> str:
 ```python
 import solo
 
-encoder = solo.load_pretrained("{entry["name"]}")  # images: {shape}, normalised
+# for images of shape {shape}, normalised
+encoder = solo.load_pretrained("{entry["name"]}")
 ```
 
 - **Recipe**: `{board.pretrain}`; ResNet-18 of width 16, trained without labels.
