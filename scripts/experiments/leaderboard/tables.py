@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scripts.experiments.leaderboard.statistics import Difference, Spread, paired, spread
@@ -26,12 +26,20 @@ class Row:
         granularity: of its masks.
         level: sparsity, or the budget of channel gates, or None.
         cells: by seed.
+        branch: of a training that makes two networks; empty for the one that it is about.
     """
 
     method: str
     granularity: str
     level: float | None
     cells: Mapping[int, Mapping[str, Any]]
+    branch: str = ""
+
+    @property
+    def title(self) -> str:
+        """In Markdown."""
+        name = self.method if self.method == "dense" else f"`{self.method}`"
+        return f"{name}, {self.branch} branch" if self.branch else name
 
     def values(self, key: str) -> dict[int, float]:
         """A figure by seed; seeds without it are left out."""
@@ -67,7 +75,7 @@ def _dense_branch(row: Row) -> Row | None:
         for seed, cell in row.cells.items()
         if f"{prefix}linear_acc1" in cell
     }
-    return Row(f"{row.method}, dense branch", row.granularity, row.level, cells) if cells else None
+    return replace(row, cells=cells, branch="dense") if cells else None
 
 
 def table(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -91,7 +99,7 @@ def _line(row: Row, dense: Row | None) -> list[str]:
     before = "1 + " if row.method in TUNED else ""
     other = None if dense is None or dense is row else dense
     return [
-        _title(row.method),
+        row.title,
         "gates" if gate else row.granularity.replace("none", DASH),
         _level(row),
         _accuracy(row.spread("linear_acc1")),
@@ -104,11 +112,6 @@ def _line(row: Row, dense: Row | None) -> list[str]:
         _number(row.spread("seconds"), 1, 0),
         ", ".join(sorted({c["setting"] for c in row.cells.values() if c["setting"]})) or DASH,
     ]
-
-
-def _title(method: str) -> str:
-    name, comma, rest = method.partition(",")
-    return method if name == "dense" else f"`{name}`{comma}{rest}"
 
 
 def _level(row: Row) -> str:
