@@ -2,13 +2,15 @@
 """What the leaderboard writes: statistics against scipy, tables, the figure, and repeated cells."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from scripts.experiments.leaderboard import again, results, tables, write
+from scripts.experiments.leaderboard import again, results, run, tables, write
 from scripts.experiments.leaderboard.cells import Cell
+from scripts.experiments.leaderboard.protocol import protocol
 from scripts.experiments.leaderboard.statistics import paired, spread
 from solo.errors import DataError
 
@@ -119,6 +121,28 @@ def test_a_training_of_two_networks_has_two_rows():
     ]
     assert lines[0].startswith("| `vicreg_dual`, dense branch | gates | budget 30% |")
     assert [line.split(" | ")[7] for line in lines] == ["9.00", "2.50"]
+
+
+@pytest.mark.parametrize("branch", [None, "dense"])
+def test_both_evaluations_are_told_the_branch(tmp_path, monkeypatch, branch):
+    asked = {}
+
+    def linear(cfg):
+        asked["linear"] = cfg.get("gating", {}).get("eval")
+        metrics = {"val_acc1": 60.0, "encoder/macs_effective": 3.0}
+        return SimpleNamespace(callback_metrics=metrics)
+
+    def knn(args):
+        asked["knn"] = args.gating_eval
+        return [{"acc1": 50.0}]
+
+    monkeypatch.setattr("solo.programs.linear.linear", linear)
+    monkeypatch.setattr("solo.programs.knn.knn", knn)
+    found = run.evaluate(
+        protocol("digits"), tmp_path / "a.ckpt", tmp_path, "online", [], [], branch
+    )
+    assert asked == {"linear": branch, "knn": branch}
+    assert found == {"linear_acc1": 60.0, "knn_acc1": 50.0, "macs_effective": 3.0}
 
 
 def test_documents_are_written_between_their_markers(tmp_path):
