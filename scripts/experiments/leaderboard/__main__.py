@@ -42,6 +42,8 @@ def _run(args: argparse.Namespace) -> int:
     slots = args.processes or programs.cores()
     env = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with FolderLock(folder):
+        taken = set() if args.known is None else results.take(args.board, args.known, folder)
+        jobs = _without(jobs, taken)
         print(f"{len(jobs)} cells on {board.title}, {slots} at a time. Folder: {folder}")
         _forget_what_is_gone(folder, wanted)
         show = Overall(slots, lambda: results.write(args.board, folder, file))
@@ -116,6 +118,14 @@ def _job(
     )
 
 
+def _without(jobs: Sequence[Job], taken: set[str]) -> list[Job]:
+    """The jobs that are left when some cells' figures come from elsewhere."""
+    left = [job for job in jobs if job.name not in taken]
+    for job in left:
+        job.after = tuple(name for name in job.after if name not in taken)
+    return left
+
+
 def _forget_what_is_gone(folder: Path, wanted: Sequence[Cell]) -> None:
     """A cell whose figures somebody has deleted is run again."""
     for cell in wanted:
@@ -136,6 +146,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("board", help=f"which: {', '.join(PROTOCOLS)}")
     parser.add_argument("--output", type=Path, help="folder of the runs (runs/leaderboard/BOARD)")
     parser.add_argument("--json", type=Path, help="file of the figures (in benchmarks/results/)")
+    parser.add_argument("--known", type=Path, help="such a file: its cells are not run again")
     parser.add_argument("--data", type=Path, help="folder of the images, where they are needed")
     parser.add_argument("--processes", type=int, help="cells at a time (as many as cores)")
     parser.add_argument("--only", nargs="*", default=[], metavar="PATTERN", help="names of cells")
