@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from scripts.experiments.leaderboard import __main__ as launcher
 from scripts.experiments.leaderboard import again, results, run, tables, write
 from scripts.experiments.leaderboard.cells import Cell
 from scripts.experiments.leaderboard.protocol import protocol
@@ -84,6 +85,55 @@ def test_results_are_a_list_in_the_order_of_the_cells(tmp_path):
         ("gmp", 100, "search"),
         ("gmp", 1, "result"),
     ]
+
+
+def published(path, *names, seconds=1.0):
+    """A list as the launcher writes it, of cells that were trained as the board says."""
+    records = []
+    for cell in (results.named("digits", name) for name in names):
+        setting = cell.setting or ("short" if cell.method == "gmp" else None)
+        values = [*protocol("digits").pretraining(cell, setting), "precision=32"]
+        record = {**results.identity(cell), "setting": setting, "overrides": values}
+        records.append({**record, "seconds": seconds})
+    path.write_text(json.dumps(records))
+    return records
+
+
+def test_cells_of_a_published_list_are_taken_over_once(tmp_path):
+    names = ("dense-seed0", "gmp-90-early-seed100", "gmp-90-seed1")
+    records = published(tmp_path / "list.json", *names)
+    for _ in range(2):  # the second start finds what the first has taken
+        assert results.take("digits", tmp_path / "list.json", tmp_path) == set(names)
+    assert results.read(tmp_path) == dict(zip(names, records, strict=True))
+    published(tmp_path / "list.json", *names, seconds=2.0)
+    assert results.take("digits", tmp_path / "list.json", tmp_path) == set()
+    assert results.read(tmp_path)["dense-seed0"]["seconds"] == 1.0  # its own figures stay
+
+
+def test_cells_trained_in_another_way_are_not_taken_over(tmp_path):
+    published(tmp_path / "list.json", "dense-seed0", "gmp-90-seed1")
+    found = json.loads((tmp_path / "list.json").read_text())
+    found[1]["overrides"].remove("sparse.kernel=dense")
+    (tmp_path / "list.json").write_text(json.dumps(found))
+    assert results.take("digits", tmp_path / "list.json", tmp_path) == {"dense-seed0"}
+    assert set(results.read(tmp_path)) == {"dense-seed0"}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"method": "dense"}]', '{"a": 1}'])
+def test_what_is_no_list_of_cells_is_refused(tmp_path, text):
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(DataError, match=r"list\.json is no list of finished cells.*Give a file"):
+        results.take("digits", tmp_path / "list.json", tmp_path)
+    with pytest.raises(DataError, match=r"none\.json is no list of finished cells"):
+        results.take("digits", tmp_path / "none.json", tmp_path)
+
+
+def test_jobs_do_not_wait_for_cells_that_were_taken_over(tmp_path):
+    gmp = results.named("digits", "gmp-90-seed1")
+    jobs = launcher.plan("digits", protocol("digits"), tmp_path, [gmp])
+    left = launcher._without(jobs, {"gmp-90-short-seed100", "gmp-90-default-seed100"})
+    assert [job.name for job in left] == ["gmp-90-early-seed100", "gmp-90-seed1"]
+    assert left[-1].after == ("gmp-90-early-seed100",)
 
 
 def test_table_says_mean_spread_and_difference():
