@@ -25,6 +25,10 @@ MULTIPLE = 16  # widths of slim networks: what AVX-512 takes at once
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
+class Unreachable(ValueError):
+    """A network cannot be made that small."""
+
+
 @dataclass
 class Route:
     """One way of making use of zeros.
@@ -84,7 +88,11 @@ def pruned(net: nn.Module, sparsity: float, granularity: str, allocation: str) -
 def _share_of_channels(
     net: nn.Module, units: CoupledUnits, encoder: Encoder, sparsity: float
 ) -> float:
-    """The share of channels that takes that share of the parameters with it, by bisection."""
+    """The share of channels that takes that share of the parameters with it, by bisection.
+
+    Raises:
+        Unreachable: no share does, since widths stay multiples and no layer loses all.
+    """
     values = units.pool({name: weight.abs() for name, weight in encoder.weights.items()})
     room, low, high, enough = (1 - sparsity) * parameters(net), 0.0, 1.0, 0.0
     for _ in range(8):
@@ -100,6 +108,11 @@ def _share_of_channels(
             low = middle
         else:
             high = enough = middle
+    if enough == 0.0:
+        raise Unreachable(
+            f"no removal of channels takes {sparsity:.0%} of the parameters when widths stay "
+            f"multiples of {MULTIPLE}"
+        )
     return enough
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[1:1] = [str(ROOT), str(ROOT / "benchmarks")]  # for scripts that are started by their path
 
 
 class Results:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from results import ROOT, Results
-from routes import MULTIPLE, pruned
+from routes import MULTIPLE, Unreachable, pruned
 from torch import Tensor, nn
 
 from sparse_ext.export import semi_structured
@@ -73,7 +73,11 @@ def routes(network: Network) -> dict[str, nn.Module]:
         found[f"masked {share}"] = pruned(net, sparsity, "element", "uniform")
         found[f"8x8 blocks, masked {share}"] = pruned(net, sparsity, "block8", "uniform")
         if network.slims:
-            small = pruned(net, sparsity, "filter", "uniform")
+            try:
+                small = pruned(net, sparsity, "filter", "uniform")
+            except Unreachable as why:
+                print(f"slim {share} is left out: {why}")
+                continue
             shrink_([small], multiple=MULTIPLE)
             found[f"slim {share}"] = small
     return found

@@ -24,6 +24,13 @@ def benchmark(monkeypatch):
         sys.modules.pop(name, None)
 
 
+def test_a_network_that_cannot_be_made_that_small_is_not_called_slim(benchmark):
+    _, routes = benchmark
+    net = routes.network("resnet18", 16)  # its first layers have 16 channels
+    with pytest.raises(routes.Unreachable, match=r"takes 95% of the parameters.*multiples of 16"):
+        routes.pruned(net, 0.95, "filter", "uniform")
+
+
 def test_routes_and_their_table(benchmark, tmp_path, monkeypatch):
     real_speed, routes = benchmark
     monkeypatch.setattr(routes, "use_block_kernel", lambda net: net)  # needs a compiler
