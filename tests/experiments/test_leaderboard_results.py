@@ -195,6 +195,22 @@ def test_both_evaluations_are_told_the_branch(tmp_path, monkeypatch, branch):
     assert found == {"linear_acc1": 60.0, "knn_acc1": 50.0, "macs_effective": 3.0}
 
 
+@pytest.mark.parametrize(("board", "known"), [("digits", True), ("cifar", False)])
+def test_the_time_of_a_resumed_cell_is_unknown(tmp_path, monkeypatch, board, known):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    left = tmp_path / "runs" / GMP.name / "lejepa" / "0" / "a.ckpt"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    monkeypatch.setattr(run, "_pretrain", lambda *args: (left, ("a=1",)))
+    monkeypatch.setattr(run, "evaluate", lambda *args: {"linear_acc1": 60.0, "knn_acc1": 50.0})
+    monkeypatch.setattr(run, "_measured", lambda *args: {})
+    data = tmp_path if board == "cifar" else None
+    found = run.run_cell(protocol(board), GMP, tmp_path, data=data, setting="short")
+    assert (found["seconds"] is not None, found["wall_seconds"] is not None) == (known, known)
+    assert left.exists() is not known  # begun again, or gone on with
+
+
 def test_documents_are_written_between_their_markers(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "benchmarks/results").mkdir(parents=True)

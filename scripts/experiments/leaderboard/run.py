@@ -59,7 +59,7 @@ def run_cell(
     """Train and evaluate a cell.
 
     What an interrupted try has left of it is removed first, or gone on with where the board
-    resumes; `seconds` then are those since the last start.
+    resumes; nobody knows then how long it took, and the times are None.
 
     Args:
         board: recipes.
@@ -74,6 +74,7 @@ def run_cell(
     if not board.resumes:
         shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True, exist_ok=True)
+    resumed = any(own.glob("*/*/*.ckpt"))
     values, arguments = board.images(data)
     more, linear = (*values, *more), (*board.evaluation, *values, *linear)
     setting = setting or cell.setting or FIXED.get(cell.method)
@@ -96,9 +97,9 @@ def run_cell(
         **_measured(checkpoint, own, figures),
         "setting": setting,
         "overrides": list(overrides),
-        "seconds": round(middle - began[0], 1),
+        "seconds": None if resumed else round(middle - began[0], 1),
         "evaluation_seconds": round(time.process_time() - middle, 1),
-        "wall_seconds": round(time.monotonic() - began[1], 1),
+        "wall_seconds": None if resumed else round(time.monotonic() - began[1], 1),
         **circumstances(),
     }
     write_json(own / "cell.json", record)
