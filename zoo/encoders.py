@@ -42,8 +42,7 @@ ENCODERS = {
     "digits-lejepa-vicreg_dual-30": ("digits", "vicreg_dual-30-seed0"),
     "digits-lejepa-cdg": ("digits", "cdg-seed0"),
     "digits-mocov3-synccp-90": ("digits-mocov3", "synccp-90-short-seed0"),
-    "cifar10-lejepa-dense": ("cifar", "dense-seed0"),
-    "cifar10-lejepa-synccp-90": ("cifar", "synccp-90-short-seed0"),
+    "cifar10-simclr-synccp-90": ("cifar", "synccp-90-short-seed0"),
 }
 
 
