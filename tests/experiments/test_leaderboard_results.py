@@ -240,7 +240,7 @@ def test_documents_are_written_between_their_markers(tmp_path):
 
 
 def test_figure_shows_means_and_spread():
-    drawn = write.figure(BOARD)
+    drawn = write.levels_figure(BOARD)
     axes = drawn.axes[0]
     bars = {c.get_label(): c for c in axes.containers}
     assert set(bars) == {"gmp", "snip"}
@@ -248,6 +248,19 @@ def test_figure_shows_means_and_spread():
     assert line.get_ydata().tolist() == [80.0]
     low, high = ends.get_segments()[0][:, 1]
     assert (low, high) == pytest.approx((79.0, 81.0))
+
+
+def test_figure_of_one_sparsity_has_every_seed_and_the_best_method_on_top():
+    axes = write.methods_figure(BOARD).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["snip 90%", "gmp 90%", "dense"]
+    dots = {int(line.get_ydata()[0]): line for line in axes.lines if line.get_marker() == "o"}
+    assert dots[1].get_xdata().tolist() == [79.0, 80.0, 81.0]
+    assert [text.get_text() for text in axes.texts] == ["1", "0", "1", "2", "0", "1", "2"]
+    centers = {round(bar[0].get_ydata()[0]): bar for bar in axes.containers}
+    assert centers[2][0].get_xdata().tolist() == [82.0]
+    (ends,) = centers[2][2]
+    assert ends.get_segments()[0][:, 0] == pytest.approx([80.0, 84.0])
 
 
 def test_a_repetition_names_what_differs(tmp_path, monkeypatch):

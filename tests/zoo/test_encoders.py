@@ -146,6 +146,7 @@ def test_encoders_of_photographs_have_a_folder_and_a_licence_of_their_own(
     zoo, runs, photographs, monkeypatch
 ):
     asked = []
+    monkeypatch.setitem(encoders.ENCODERS, "cifar10-simclr-dense", ("cifar", "dense-seed0"))
     monkeypatch.setattr(
         encoders,
         "evaluate",
@@ -154,12 +155,12 @@ def test_encoders_of_photographs_have_a_folder_and_a_licence_of_their_own(
             or {"linear_acc1": 60.0, "knn_acc1": 55.0}
         ),
     )
-    assert encoders.pack("cifar", runs[0], zoo, photographs) == ["cifar10-lejepa-dense"]
+    assert encoders.pack("cifar", runs[0], zoo, photographs) == ["cifar10-simclr-dense"]
     ((title, values, arguments),) = asked
     assert title == "CIFAR-10"
     assert f"data.train_path='{photographs / 'train'}'" in values
     assert arguments[-2:] == ["--val_data_path", str(photographs / "val")]
-    card = (zoo / "cifar10/cifar10-lejepa-dense/card.md").read_text()
+    card = (zoo / "cifar10/cifar10-simclr-dense/card.md").read_text()
     for text in ("(N, 3, 32, 32)", "10,000 held-out images", "Krizhevsky", "60.00 %"):
         assert text in card
     assert "Kaynak" not in card
@@ -170,7 +171,7 @@ def test_without_a_folder_photographs_are_refused_or_left_out(zoo, runs, capsys)
     with pytest.raises(ConfigError, match="needs --data FOLDER"):
         encoders.pack("cifar", runs[0], zoo)
     assert (zoo / "manifest.json").read_text() == before
-    entry = {"name": "cifar10-lejepa-dense", "checkpoint": {"path": "e/encoder.safetensors"}}
+    entry = {"name": "cifar10-simclr-synccp-90", "checkpoint": {"path": "e/encoder.safetensors"}}
     assert encoders.differences([entry], zoo) == []
     assert "not evaluated: --data FOLDER (CIFAR-10) is missing" in capsys.readouterr().out
 

@@ -2,7 +2,7 @@
 """python -m scripts.experiments.leaderboard.write BOARD: table and figure into the documents.
 
 Reads `benchmarks/results/BOARD_leaderboard.json`; writes between the markers of docs/results.md
-and, for the board of the digits, of README.md, and `docs/BOARD_leaderboard.svg`.
+and, for the boards in `FIGURES`, of README.md, and draws `docs/BOARD_leaderboard.svg`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from scripts.experiments.leaderboard.protocol import PROTOCOLS, protocol
@@ -23,7 +24,6 @@ from solo.programs.app import run_program
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IN_README = ("digits",)  # with a figure; the other boards have a table in docs/results.md
 #: rows that README shows; docs/results.md has all
 SHORT = (("dense", "none"), ("synccp", "element"), ("gmp", "element"), ("granet_ssl", "element"))
 SHORT = (*SHORT, ("granet", "element"), ("sd", "element"), ("vicreg_dual", "gate"))
@@ -52,10 +52,11 @@ def write(board: str, root: Path = ROOT) -> None:
         raise DataError(f"{file} has no finished cell of the table yet.")
     about = circumstances(cells)
     text = f"{about}\n\n{table(cells)}"
-    if board in IN_README:
+    if board in FIGURES:
         name = f"{board}_leaderboard.svg"
-        draw(cells, root / "docs" / name)
-        title = f"Linear accuracy against sparsity on {protocol(board).title}"
+        title, figure = FIGURES[board]
+        draw(figure(cells), root / "docs" / name)
+        title = f"{title} on {protocol(board).title}"
         few = [cell for cell in cells if (cell["method"], cell["granularity"]) in SHORT]
         shown = f"![{title}](docs/{name})\n\n{about}\n\n{table(few)}"
         replace(root / "README.md", board, shown)
@@ -92,15 +93,15 @@ def replace(path: Path, board: str, text: str) -> None:
     write_text(path, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
-def draw(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the figure as SVG."""
+def draw(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG, with the same bytes every time."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "solo-learn-sparse"}):
-        figure(cells).savefig(path, format="svg", metadata={"Date": None})
+        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
-def figure(cells: Sequence[Mapping[str, Any]]) -> Figure:
+def levels_figure(cells: Sequence[Mapping[str, Any]]) -> Figure:
     """Linear accuracy against sparsity of single weights, a line per method with error bars.
 
     The error bars are one standard deviation over seeds; the band is that of the dense encoder.
@@ -137,6 +138,42 @@ def figure(cells: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set(xlabel="sparsity (% of the prunable weights)", ylabel="linear top-1 (%)")
         drawn.legend(loc="outside right upper")
     return drawn
+
+
+def methods_figure(cells: Sequence[Mapping[str, Any]]) -> Figure:
+    """Linear accuracy of every row, the best on top, for boards of one sparsity.
+
+    Each seed is a dot with its number; below them their mean and, as error bar, one standard
+    deviation. The line is the mean of the dense encoder.
+    """
+    from sparse_ext.report import plots
+
+    found = [(row, row.values("linear_acc1")) for row in rows(cells)]
+    found.sort(key=lambda pair: mean(pair[1].values()))
+    with plots.drawing(7.2, 0.8 + 0.45 * len(found)) as (drawn, axes):
+        for place, (row, by_seed) in enumerate(found):
+            dense = row.method == "dense"
+            color = plots.GREY if dense else "C0"
+            center, every = mean(by_seed.values()), list(by_seed.values())
+            sd = stdev(every) if len(every) > 1 else 0
+            axes.errorbar(center, place - 0.15, xerr=sd, color=color, marker="D", capsize=3)
+            axes.plot(every, [place + 0.1] * len(every), "o", color=color, markersize=3.5)
+            for seed, accuracy in by_seed.items():
+                text = {"textcoords": "offset points", "ha": "center", "fontsize": 7}
+                axes.annotate(str(seed), (accuracy, place + 0.1), (0, 4), **text)
+            if dense:
+                axes.axvline(center, color=plots.GREY, linewidth=1.1, zorder=0)
+        names = [f"{_label(row)} {row.level:.0%}" if row.level else row.method for row, _ in found]
+        axes.set_yticks(range(len(found)), names)
+        axes.set(xlabel="linear top-1 (%); small numbers: seeds", ylim=(-0.6, len(found) - 0.4))
+    return drawn
+
+
+#: what is drawn of a board, and its title; the other boards have a table in docs/results.md alone
+FIGURES = {
+    "digits": ("Linear accuracy against sparsity", levels_figure),
+    "cifar": ("Linear accuracy of dense and sparse encoders", methods_figure),
+}
 
 
 def _label(row: Row) -> str:
