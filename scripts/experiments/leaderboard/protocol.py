@@ -110,7 +110,7 @@ PROTOCOLS: dict[str, Protocol] = {
         pretrain="scripts/sparse/cifar10/leaderboard/pretrain.yaml",
         linear="scripts/sparse/cifar10/leaderboard/linear.yaml",
         dataset="cifar10",
-        steps_per_epoch=195,
+        steps_per_epoch=390,
         overrides=("++quality.enabled=False",),
         neighbours=("--image_size", "32"),
         needs_data=True,
