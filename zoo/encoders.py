@@ -170,6 +170,8 @@ def command(name: str, record: dict[str, Any]) -> str:
     config = board.pretrain.rpartition("/")
     words = [*board.pretraining(cell, record.get("setting")), *record["overrides"]]
     words = [w for w in dict.fromkeys(words) if not w.startswith("sparse.dense_checkpoint")]
+    if board.needs_data:
+        words += [f"data.{part}_path=FOLDER/{part}" for part in ("train", "val")]
     return (
         f"python3 main_pretrain.py --config-path {config[0]} --config-name {config[2]} "
         + " ".join(words)

@@ -119,6 +119,15 @@ def test_cells_trained_in_another_way_are_not_taken_over(tmp_path):
     assert set(results.read(tmp_path)) == {"dense-seed0"}
 
 
+def test_cells_of_another_recipe_are_not_taken_over(tmp_path):
+    published(tmp_path / "list.json", "dense-seed0", "dense-seed1")
+    found = json.loads((tmp_path / "list.json").read_text())
+    found[0]["recipe"] = protocol("digits").fingerprint(results.named("digits", "dense-seed0"))
+    found[1]["recipe"] = "of an earlier length"
+    (tmp_path / "list.json").write_text(json.dumps(found))
+    assert results.take("digits", tmp_path / "list.json", tmp_path) == {"dense-seed0"}
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '[{"method": "dense"}]', '{"a": 1}'])
 def test_what_is_no_list_of_cells_is_refused(tmp_path, text):
     (tmp_path / "list.json").write_text(text)
@@ -202,13 +211,15 @@ def test_the_time_of_a_resumed_cell_is_unknown(tmp_path, monkeypatch, board, kno
     left = tmp_path / "runs" / GMP.name / "lejepa" / "0" / "a.ckpt"
     left.parent.mkdir(parents=True)
     left.touch()
-    monkeypatch.setattr(run, "_pretrain", lambda *args: (left, ("a=1",)))
+    monkeypatch.setattr(run, "_pretrain", lambda *args: (left, ("a=1", *args[-1])))
     monkeypatch.setattr(run, "evaluate", lambda *args: {"linear_acc1": 60.0, "knn_acc1": 50.0})
     monkeypatch.setattr(run, "_measured", lambda *args: {})
     data = tmp_path if board == "cifar" else None
-    found = run.run_cell(protocol(board), GMP, tmp_path, data=data, setting="short")
+    found = run.run_cell(protocol(board), GMP, tmp_path, ("b=2",), data=data, setting="short")
     assert (found["seconds"] is not None, found["wall_seconds"] is not None) == (known, known)
     assert left.exists() is not known  # begun again, or gone on with
+    assert found["overrides"] == ["a=1", "b=2"]  # and not the folder of the images
+    assert found["recipe"] == protocol(board).fingerprint(GMP)
 
 
 def test_documents_are_written_between_their_markers(tmp_path):

@@ -161,7 +161,8 @@ def test_encoders_of_photographs_have_a_folder_and_a_licence_of_their_own(
     assert f"data.train_path='{photographs / 'train'}'" in values
     assert arguments[-2:] == ["--val_data_path", str(photographs / "val")]
     card = (zoo / "cifar10/cifar10-simclr-dense/card.md").read_text()
-    for text in ("(N, 3, 32, 32)", "10,000 held-out images", "Krizhevsky", "60.00 %"):
+    own = "data.train_path=FOLDER/train data.val_path=FOLDER/val"
+    for text in ("(N, 3, 32, 32)", "10,000 held-out images", "Krizhevsky", "60.00 %", own):
         assert text in card
     assert "Kaynak" not in card
 

@@ -63,7 +63,9 @@ class Protocol:
 
     def fingerprint(self, cell: Cell) -> str:
         """Of everything that a cell's result depends on but the code and the place of the data."""
-        files = [(ROOT / path).read_text("utf-8") for path in (self.pretrain, self.linear)]
+        views = (ROOT / self.pretrain).parent.glob("augmentations/*.yaml")
+        paths = (ROOT / self.pretrain, ROOT / self.linear, *sorted(views))
+        files = [path.read_text("utf-8") for path in paths]
         values = (*self.pretraining(cell, cell.setting), *self.evaluation)
         return fingerprint((*files, self.linear, *values, *KNN, *self.neighbours))
 

@@ -57,7 +57,8 @@ def write(board: str, folder: Path, path: Path) -> list[dict[str, Any]]:
 def take(board: str, path: Path, folder: Path) -> set[str]:
     """Take over finished cells from a list that `write` has made, perhaps on another machine.
 
-    A cell that was trained with other values than the board has today is not taken.
+    A cell that was trained with other values than the board has today is not taken, nor one whose
+    recipe has changed since (older lists do not say the recipe; their values decide).
 
     Args:
         board: whose list it is.
@@ -96,5 +97,8 @@ def _is_of(record: dict[str, Any], cell: Cell, board: str) -> bool:
         return False
     setting = record["setting"]
     if cell.setting not in (None, setting):
+        return False
+    recipe = protocol(board).fingerprint(cell)
+    if record.get("recipe", recipe) != recipe:
         return False
     return set(protocol(board).pretraining(cell, setting)) <= set(record["overrides"])

@@ -96,7 +96,8 @@ def run_cell(
         **figures,
         **_measured(checkpoint, own, figures),
         "setting": setting,
-        "overrides": list(overrides),
+        "overrides": [word for word in overrides if word not in values],  # not where images lie
+        "recipe": board.fingerprint(cell),
         "seconds": None if resumed else round(middle - began[0], 1),
         "evaluation_seconds": round(time.process_time() - middle, 1),
         "wall_seconds": None if resumed else round(time.monotonic() - began[1], 1),
