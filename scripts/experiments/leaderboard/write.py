@@ -159,8 +159,7 @@ def methods_figure(cells: Sequence[Mapping[str, Any]]) -> Figure:
             axes.errorbar(center, place - 0.15, xerr=sd, color=color, marker="D", capsize=3)
             axes.plot(every, [place + 0.1] * len(every), "o", color=color, markersize=3.5)
             for seed, accuracy in by_seed.items():
-                text = {"textcoords": "offset points", "ha": "center", "fontsize": 7}
-                axes.annotate(str(seed), (accuracy, place + 0.1), (0, 4), **text)
+                axes.text(accuracy, place + 0.2, str(seed), ha="center", fontsize=7)
             if dense:
                 axes.axvline(center, color=plots.GREY, linewidth=1.1, zorder=0)
         names = [f"{_label(row)} {row.level:.0%}" if row.level else row.method for row, _ in found]
