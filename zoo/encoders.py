@@ -144,7 +144,8 @@ def pack_one(
     else:
         export_encoder(backbone.half(), file)
     file.chmod(0o644)
-    shutil.copyfile(checkpoint.parent / "args.json", folder / "args.json")
+    text = (checkpoint.parent / "args.json").read_text("utf-8")
+    write_json(folder / "args.json", without_places(json.loads(text)), indent=2)
     figures = measured(board_of(name), folder, data)
     entry = {
         "name": name,
@@ -157,6 +158,15 @@ def pack_one(
     write_json(folder / "figures.json", {**entry, "of_the_run": record})
     write_text(folder / "card.md", card(entry, record, file.stat().st_size))
     return entry
+
+
+def without_places(args: dict[str, Any]) -> dict[str, Any]:
+    """A run's arguments without the folders of the machine that it ran on."""
+    args["checkpoint"]["dir"] = "trained_models"
+    for key in ("train_path", "val_path"):
+        if args["data"].get(key) is not None:
+            args["data"][key] = f"FOLDER/{key.removesuffix('_path')}"
+    return args
 
 
 def board_of(name: str) -> Protocol:

@@ -28,7 +28,8 @@ encoders, verify = script("encoders"), script("verify")
 ARGS = {
     "method": "lejepa",
     "backbone": {"name": "resnet18", "kwargs": {"width": 8}},
-    "data": {"dataset": "digits"},
+    "data": {"dataset": "digits", "train_path": "/home/me/images/train", "val_path": None},
+    "checkpoint": {"dir": "/home/me/runs"},
 }
 
 
@@ -73,6 +74,9 @@ def test_packed_it_opens_by_its_name_with_rounded_weights(zoo, runs, monkeypatch
     monkeypatch.setattr(encoders, "measured", lambda *_: figures)
     before = json.loads((zoo / "manifest.json").read_text())
     assert encoders.pack("digits", folder, zoo) == ["digits-lejepa-dense"]
+    shipped = json.loads((zoo / "digits/digits-lejepa-dense/args.json").read_text())
+    assert shipped["data"] == {**ARGS["data"], "train_path": "FOLDER/train"}
+    assert shipped["checkpoint"]["dir"] == "trained_models"
     manifest = json.loads((zoo / "manifest.json").read_text())
     assert manifest["models"] == before["models"]
     (entry,) = manifest["encoders"]
